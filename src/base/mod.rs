@@ -1,0 +1,13 @@
+//! Numbers, names and limits that every layer shares. No I/O, no state.
+
+mod checksum;
+mod id;
+mod limits;
+mod lsn;
+mod op;
+
+pub use checksum::{crc32c, crc32c_append};
+pub use id::{BlockSeq, FileId, LogId, TabletId};
+pub use limits::*;
+pub use lsn::{EntryIndex, Lsn};
+pub use op::{Entry, Op, OpDecodeError, OpIter, OpKind};

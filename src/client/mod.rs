@@ -1,0 +1,1 @@
+//! The blocking, pipelined, shard-aware client library.

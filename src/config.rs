@@ -1,0 +1,1 @@
+//! Flags and defaults, validated once, then immutable.

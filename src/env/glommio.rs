@@ -1,0 +1,1 @@
+//! The glommio implementation of `env`.

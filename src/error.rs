@@ -1,0 +1,1 @@
+//! The codes and sentences that a client sees.

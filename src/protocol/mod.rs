@@ -1,0 +1,1 @@
+//! Bytes ↔ requests and replies. No I/O.

@@ -1,0 +1,1 @@
+//! Sockets, acceptor, signals, start and stop.

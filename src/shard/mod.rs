@@ -1,0 +1,1 @@
+//! One executor: executes requests, knows who waits for which block, speaks to the mesh.
