@@ -1,0 +1,121 @@
+//! Who waits for which block: replies that must not leave before a block of the log is durable.
+//!
+//! Invariants: a reply is released exactly once, and never before [`Held::release`] was told that its
+//! block is durable. Blocks are released in order.
+
+use std::collections::VecDeque;
+
+use super::Origin;
+use crate::base::BlockSeq;
+
+/// Replies of one origin that wait for one block.
+#[derive(Debug)]
+pub struct HeldReplies {
+    /// Where they go.
+    pub origin: Origin,
+    /// How many they are.
+    pub count: u32,
+    /// Encoded, back to back.
+    pub bytes: Vec<u8>,
+}
+
+/// All replies of a shard that wait. Bounded by what connections may have in flight.
+#[derive(Default)]
+pub struct Held {
+    /// `blocks[i]` waits for block `first + i`.
+    first: u64,
+    blocks: VecDeque<Vec<HeldReplies>>,
+    replies: u64,
+}
+
+impl Held {
+    /// Holds `replies` until `block` is durable.
+    ///
+    /// # Panics
+    /// If `block` was released already: the caller looked before it held.
+    pub fn hold(&mut self, block: BlockSeq, replies: HeldReplies) {
+        if self.blocks.is_empty() {
+            self.first = block.0;
+        }
+        while block.0 < self.first {
+            // An earlier block than any held so far: a read of what an earlier, still open commit wrote.
+            self.blocks.push_front(Vec::new());
+            self.first -= 1;
+        }
+        let place = (block.0 - self.first) as usize;
+        while self.blocks.len() <= place {
+            self.blocks.push_back(Vec::new());
+        }
+        self.replies += u64::from(replies.count);
+        let waiting = &mut self.blocks[place];
+        match waiting.last_mut() {
+            Some(last) if last.origin == replies.origin => {
+                last.count += replies.count;
+                last.bytes.extend_from_slice(&replies.bytes);
+            }
+            _ => waiting.push(replies),
+        }
+    }
+
+    /// Takes what waited for blocks up to `durable`.
+    pub fn release(&mut self, durable: BlockSeq) -> Vec<HeldReplies> {
+        let mut out = Vec::new();
+        while !self.blocks.is_empty() && self.first <= durable.0 {
+            if let Some(mut block) = self.blocks.pop_front() {
+                if out.is_empty() { out = block } else { out.append(&mut block) }
+            }
+            self.first += 1;
+        }
+        let released: u64 = out.iter().map(|held| u64::from(held.count)).sum();
+        assert!(released <= self.replies, "no reply is released twice");
+        self.replies -= released;
+        out
+    }
+
+    /// Takes everything: the log failed, and none of it will become durable.
+    pub fn fail(&mut self) -> Vec<HeldReplies> {
+        self.replies = 0;
+        std::mem::take(&mut self.blocks).into_iter().flatten().collect()
+    }
+
+    /// How many replies wait.
+    pub fn len(&self) -> u64 {
+        self.replies
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.replies == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(token: u64, byte: u8) -> HeldReplies {
+        HeldReplies { origin: Origin { peer: 0, token }, count: 1, bytes: vec![byte] }
+    }
+
+    #[test]
+    fn replies_leave_with_their_block_and_not_before() {
+        let mut held = Held::default();
+        held.hold(BlockSeq(7), reply(1, b'a'));
+        held.hold(BlockSeq(9), reply(2, b'c'));
+        held.hold(BlockSeq(7), reply(1, b'b'));
+        held.hold(BlockSeq(6), reply(3, b'z'));
+        assert_eq!(held.len(), 4);
+        let first = held.release(BlockSeq(6));
+        assert_eq!(first.len(), 1);
+        assert_eq!(first[0].bytes, b"z");
+        let second = held.release(BlockSeq(8));
+        assert_eq!(second.len(), 1, "two replies of one origin travel together");
+        assert_eq!((second[0].count, &second[0].bytes[..]), (2, &b"ab"[..]));
+        assert!(held.release(BlockSeq(8)).is_empty());
+        assert_eq!(held.release(BlockSeq(20))[0].origin.token, 2);
+        assert!(held.is_empty());
+        held.hold(BlockSeq(21), reply(4, b'd'));
+        assert_eq!(held.fail().len(), 1);
+        assert!(held.is_empty());
+    }
+}
