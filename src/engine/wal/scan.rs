@@ -1,0 +1,385 @@
+//! Phase one of a replay: reads every block of a log, finds its end, tells torn from rotten.
+//!
+//! The rule. Let `s` be the number of the first block that should stand somewhere and does not.
+//! - If a valid later block says `durable_seq ≥ s`, or one beyond `s + WINDOW_MAX` is valid, then `s` was
+//!   on disk once: **rot**. Rot that concerns only entries that tables hold already is logged and passed
+//!   over; other rot refuses the log, naming what was lost.
+//! - Otherwise `s` was in flight and never acknowledged: **torn** (or simply the end). It and the later
+//!   blocks of the same window are cut; the caller fixes the end in the manifest.
+
+use std::collections::BTreeMap;
+
+use super::format::{
+    BLOCK_HEADER_BYTES, BlockInfo, RecordError, RecordInfo, Records, SEGMENT_HEADER_BYTES, SegmentHeader,
+    parse_segment_name, segment_path,
+};
+use super::plan::{Place, RunBuilder};
+use super::{WINDOW_MAX, WalError};
+use crate::base::{BlockSeq, EntryIndex, LogId, PAGE_SIZE, TabletId};
+use crate::disk::{Disk, File, OpenMode, OpenOptions};
+use crate::env::Env;
+
+/// Bytes of a segment read at once.
+const READ_BYTES: usize = 1 << 20;
+/// Identities that an error names; the rest is counted.
+const LOST_NAMED_MAX: usize = 8;
+
+/// A segment found on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentFile {
+    /// Number in its log.
+    pub number: u64,
+    /// Path below the data directory.
+    pub path: String,
+    /// Size.
+    pub bytes: u64,
+}
+
+/// A tail that was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub path: String,
+    /// Where the first cut block stands.
+    pub offset: u64,
+}
+
+/// What a log holds.
+#[derive(Clone, Debug)]
+pub struct LogScan {
+    /// Which log.
+    pub log: LogId,
+    /// Its segments.
+    pub segments: Vec<SegmentFile>,
+    /// Its last block.
+    pub end: BlockSeq,
+    /// Where its valid blocks stand: place in `segments`, offset.
+    pub blocks: Vec<(u32, u32)>,
+    /// Its entries.
+    pub runs: RunBuilder,
+    /// A tail that was cut, if one was.
+    pub torn: Option<TornTail>,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// The segments of every log on disk.
+pub async fn list_logs<E: Env>(env: &E) -> Result<BTreeMap<LogId, Vec<SegmentFile>>, WalError> {
+    let mut logs: BTreeMap<LogId, Vec<SegmentFile>> = BTreeMap::new();
+    for entry in env.disk().list("wal").await? {
+        let Some((log, number)) = parse_segment_name(&entry.name) else { continue };
+        let file = SegmentFile { number, path: segment_path(log, number), bytes: entry.bytes };
+        logs.entry(log).or_default().push(file);
+    }
+    for segments in logs.values_mut() {
+        segments.sort_by_key(|segment| segment.number);
+    }
+    Ok(logs)
+}
+
+/// Removes the segments of a log that nobody needs.
+pub async fn remove_log<E: Env>(env: &E, segments: &[SegmentFile]) -> Result<(), WalError> {
+    for segment in segments {
+        match env.disk().remove(&segment.path).await {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(env.disk().sync_dir("wal").await?)
+}
+
+/// Reads a whole segment. Its size bounds the memory this takes.
+pub(super) async fn read_segment<E: Env>(env: &E, segment: &SegmentFile) -> Result<Vec<u8>, WalError> {
+    let file = env.disk().open(&segment.path, OpenOptions { mode: OpenMode::Read, dsync: false }).await?;
+    // A segment that was being filled when the machine stopped may end anywhere.
+    let len = file.len() - file.len() % PAGE_SIZE as u64;
+    let mut bytes = Vec::with_capacity(len as usize);
+    let mut result = Ok(());
+    while result.is_ok() && (bytes.len() as u64) < len {
+        // Two requests in flight keep the disk busy while the first is copied.
+        let at = bytes.len() as u64;
+        let first = (len - at).min(READ_BYTES as u64);
+        let second = (len - at - first).min(READ_BYTES as u64);
+        if second == 0 {
+            result = file.read_at(at, first as usize).await.map(|piece| bytes.extend_from_slice(&piece));
+            continue;
+        }
+        let both = futures_lite::future::zip(
+            file.read_at(at, first as usize),
+            file.read_at(at + first, second as usize),
+        );
+        result = match both.await {
+            (Ok(a), Ok(b)) => {
+                bytes.extend_from_slice(&a);
+                bytes.extend_from_slice(&b);
+                Ok(())
+            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+    }
+    file.close().await?;
+    Ok(result.map(|()| bytes)?)
+}
+
+/// The identity of a record, as phase one keeps it.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
+    tablet: TabletId,
+    ordinal: u32,
+    index: EntryIndex,
+    term: u64,
+}
+
+/// A block header found on disk, with what its records say.
+#[derive(Clone, Debug)]
+struct Found {
+    segment: u32,
+    offset: u32,
+    info: BlockInfo,
+    is_intact: bool,
+    records: Vec<Identity>,
+    /// Whether `records` is all of them, or the damage hides some.
+    knows_all: bool,
+}
+
+/// Finds the blocks of one segment: those that fit (log, segment, header crc), whatever their payload.
+fn walk_segment(
+    bytes: &[u8],
+    log: LogId,
+    number: u64,
+    place: u32,
+    path: &str,
+    found: &mut Vec<Found>,
+) -> Result<(), WalError> {
+    let mut offset = SEGMENT_HEADER_BYTES;
+    while offset + PAGE_SIZE <= bytes.len() {
+        let info = BlockInfo::decode(&bytes[offset..]);
+        let Some(info) = info.filter(|info| info.log == log && info.segment == number) else {
+            offset += PAGE_SIZE;
+            continue;
+        };
+        let is_intact = info.payload(&bytes[offset..]).is_some();
+        let end = (offset + BLOCK_HEADER_BYTES + info.payload_len).min(bytes.len());
+        let payload = &bytes[offset + BLOCK_HEADER_BYTES..end];
+        let (records, at) = identities(payload, path)?;
+        let knows_all = at == info.payload_len;
+        found.push(Found { segment: place, offset: offset as u32, info, is_intact, records, knows_all });
+        // The length of a damaged block is trusted: its header is whole.
+        offset += info.padded_len();
+    }
+    Ok(())
+}
+
+/// Entries whose record headers are readable, and how far they reach.
+fn identities(payload: &[u8], path: &str) -> Result<(Vec<Identity>, usize), WalError> {
+    let mut records = Records::new(payload);
+    let mut identities = Vec::new();
+    let mut ordinal = 0;
+    while let Some(record) = records.next() {
+        match record {
+            Ok(record) if record.info.kind.is_some_and(|kind| kind.is_entry()) => identities.push(Identity {
+                tablet: record.info.tablet,
+                ordinal,
+                index: record.info.index,
+                term: record.info.term,
+            }),
+            Ok(_) => {}
+            Err(RecordError::UnknownKind(kind)) => {
+                return Err(WalError::Newer { path: path.to_owned(), version: u32::from(kind) });
+            }
+            Err(RecordError::Damaged(_)) => break,
+        }
+        ordinal += 1;
+    }
+    Ok((identities, records.at()))
+}
+
+/// Scans `log`. `known_end`: where an earlier recovery cut it. `flushed`: what tables hold.
+pub async fn scan_log<E: Env>(
+    env: &E,
+    log: LogId,
+    segments: Vec<SegmentFile>,
+    known_end: Option<BlockSeq>,
+    flushed: &dyn Fn(TabletId) -> EntryIndex,
+) -> Result<LogScan, WalError> {
+    let mut found = Vec::new();
+    let mut bytes_read = 0;
+    for (place, segment) in segments.iter().enumerate() {
+        let bytes = read_segment(env, segment).await?;
+        bytes_read += bytes.len() as u64;
+        if let Err(version) = SegmentHeader::decode(&bytes) {
+            return Err(WalError::Newer { path: segment.path.clone(), version });
+        }
+        walk_segment(&bytes, log, segment.number, place as u32, &segment.path, &mut found)?;
+        env.yield_now().await;
+    }
+    judge(log, segments, found, known_end, flushed, bytes_read)
+}
+
+/// Decides what of `found` counts. Pure.
+fn judge(
+    log: LogId,
+    segments: Vec<SegmentFile>,
+    mut found: Vec<Found>,
+    known_end: Option<BlockSeq>,
+    flushed: &dyn Fn(TabletId) -> EntryIndex,
+    bytes: u64,
+) -> Result<LogScan, WalError> {
+    if let Some(end) = known_end {
+        found.retain(|block| block.info.seq <= end);
+    }
+    let mut scan = LogScan {
+        log,
+        end: before_first(&segments, &found),
+        segments,
+        blocks: Vec::new(),
+        runs: RunBuilder::default(),
+        torn: None,
+        bytes,
+    };
+    let valid: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_intact).collect();
+    let last_valid = valid.last().map(|&at| found[at].info);
+    let mut before: Option<usize> = None;
+    for &at in &valid {
+        let info = found[at].info;
+        let is_next =
+            info.seq == scan.end.next() && before.is_none_or(|b| info.prev_crc == found[b].info.crc);
+        if !is_next {
+            // A hole: blocks from `expected` to the one before this are missing or damaged.
+            let expected = scan.end.next();
+            let last = last_valid.map_or(info, |last| last);
+            let was_durable = known_end.is_some()
+                || last.durable_seq >= expected
+                || last.seq.0 > expected.0 + WINDOW_MAX as u64;
+            if !was_durable || info.seq <= scan.end {
+                break;
+            }
+            pass_over(&scan, &found, before, at, expected, info.seq, flushed)?;
+        }
+        let block = &found[at];
+        scan.blocks.push((block.segment, block.offset));
+        scan.end = info.seq;
+        for record in &block.records {
+            let place = Place { log, block: info.seq, ordinal: record.ordinal };
+            scan.runs.add(record.tablet, place, record.index, record.index, record.term);
+        }
+        before = Some(at);
+    }
+    let cut = match before {
+        None => found.first(),
+        Some(before) => found.get(before + 1),
+    };
+    if let Some(cut) = cut {
+        if known_end.is_some_and(|end| scan.end < end) {
+            return Err(rot(&scan, cut, "blocks that an earlier start had read".to_owned()));
+        }
+        let path = scan.segments[cut.segment as usize].path.clone();
+        tracing::warn!(
+            file = path,
+            offset = cut.offset,
+            "cut a torn tail: its writes were never acknowledged"
+        );
+        scan.torn = Some(TornTail { path, offset: u64::from(cut.offset) });
+    }
+    if known_end.is_some_and(|end| scan.end < end) {
+        let path = scan.segments.last().map_or_else(|| segment_path(log, 0), |s| s.path.clone());
+        let lost = format!("blocks {} and later, which an earlier start had read", scan.end.next());
+        return Err(WalError::Rot { path, offset: 0, lost });
+    }
+    Ok(scan)
+}
+
+/// The block before the first that should be there. Freed segments are gone from the front, so the first
+/// block of the first segment says where the log begins now; if it says nothing, so does the first found,
+/// and the density of entry indexes shows what is missing.
+fn before_first(segments: &[SegmentFile], found: &[Found]) -> BlockSeq {
+    if segments.first().is_none_or(|segment| segment.number == 0) {
+        return BlockSeq::ZERO;
+    }
+    found.first().map_or(BlockSeq::ZERO, |block| BlockSeq(block.info.seq.0.saturating_sub(1)))
+}
+
+fn rot(scan: &LogScan, at: &Found, lost: String) -> WalError {
+    let path = scan.segments[at.segment as usize].path.clone();
+    WalError::Rot { path, offset: u64::from(at.offset), lost }
+}
+
+/// Accepts a hole that was durable once, if tables hold everything that was in it.
+fn pass_over(
+    scan: &LogScan,
+    found: &[Found],
+    before: Option<usize>,
+    next: usize,
+    expected: BlockSeq,
+    until: BlockSeq,
+    flushed: &dyn Fn(TabletId) -> EntryIndex,
+) -> Result<(), WalError> {
+    let damaged = &found[before.map_or(0, |b| b + 1)..next];
+    let place = damaged.first().unwrap_or(&found[next]);
+    let known = damaged.iter().filter(|block| block.knows_all).count() as u64;
+    let missing: Vec<Identity> = damaged
+        .iter()
+        .flat_map(|block| &block.records)
+        .filter(|record| record.index > flushed(record.tablet))
+        .copied()
+        .collect();
+    let hidden = until.0 - expected.0 - known;
+    if missing.is_empty() && hidden == 0 {
+        tracing::warn!(
+            file = scan.segments[place.segment as usize].path,
+            offset = place.offset,
+            "damaged, but tables hold all that was written there"
+        );
+        return Ok(());
+    }
+    let mut lost: Vec<String> = missing
+        .iter()
+        .take(LOST_NAMED_MAX)
+        .map(|record| format!("entry {} of tablet {}", record.index, record.tablet))
+        .collect();
+    if missing.len() > LOST_NAMED_MAX {
+        lost.push(format!("{} more entries", missing.len() - LOST_NAMED_MAX));
+    }
+    if hidden > 0 {
+        lost.push(format!("what {hidden} unreadable block(s) from number {expected} held"));
+    }
+    Err(rot(scan, place, lost.join(", ")))
+}
+
+/// One block as a tool shows it.
+#[derive(Clone, Debug)]
+pub struct InspectedBlock {
+    /// Where it stands in the file.
+    pub offset: u64,
+    /// Its header.
+    pub info: BlockInfo,
+    /// Whether its payload fits its checksum.
+    pub is_intact: bool,
+    /// Its records, as far as readable: identity, and whether the body is intact.
+    pub records: Vec<(RecordInfo, bool)>,
+}
+
+/// All that stands in one segment file, for tools.
+pub fn inspect_segment(bytes: &[u8]) -> Result<(SegmentHeader, Vec<InspectedBlock>), String> {
+    let header = match SegmentHeader::decode(bytes) {
+        Ok(Some(header)) => header,
+        Ok(None) => return Err("no segment header stands at its start".to_owned()),
+        Err(version) => return Err(format!("format version {version} is newer than this build reads")),
+    };
+    let mut found = Vec::new();
+    walk_segment(bytes, header.log, header.segment, 0, "segment", &mut found).map_err(|e| e.to_string())?;
+    let blocks = found
+        .into_iter()
+        .map(|block| {
+            let start = block.offset as usize + BLOCK_HEADER_BYTES;
+            let end = (start + block.info.payload_len).min(bytes.len());
+            let records = Records::new(&bytes[start..end])
+                .map_while(Result::ok)
+                .map(|record| (record.info, record.is_intact))
+                .collect();
+            let offset = u64::from(block.offset);
+            InspectedBlock { offset, info: block.info, is_intact: block.is_intact, records }
+        })
+        .collect();
+    Ok((header, blocks))
+}

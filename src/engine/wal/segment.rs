@@ -1,0 +1,111 @@
+//! Segment files: prepared ahead of need, recycled when free.
+
+use std::cell::{Cell, RefCell};
+
+use super::format::{SegmentHeader, segment_path};
+use crate::base::{BlockSeq, EntryIndex, LogId, PAGE_SIZE};
+use crate::disk::{Disk, File, OpenMode, OpenOptions, Result};
+use crate::env::Env;
+
+/// Writes of this size fill a new segment. Larger ones gain nothing, and delay others.
+const FILL_BYTES: usize = 1 << 20;
+
+/// A segment that is open for writing.
+pub struct Segment<E: Env> {
+    /// Number in its log.
+    pub number: u64,
+    /// Its file, whose own idea of its path may be that before it was recycled.
+    pub file: <E::Disk as Disk>::File,
+    /// Where it is now.
+    pub path: String,
+    /// Per tablet (by handle), the last entry in here.
+    pub last: RefCell<Vec<(usize, EntryIndex)>>,
+    /// The last block in here.
+    pub last_block: Cell<BlockSeq>,
+}
+
+impl<E: Env> Segment<E> {
+    fn new(number: u64, file: <E::Disk as Disk>::File, path: String) -> Segment<E> {
+        Segment { number, file, path, last: RefCell::default(), last_block: Cell::new(BlockSeq::ZERO) }
+    }
+
+    /// Notes that `tablet` has entries up to `index` in here.
+    pub fn note(&self, tablet: usize, index: EntryIndex) {
+        let mut last = self.last.borrow_mut();
+        match last.iter_mut().find(|(t, _)| *t == tablet) {
+            Some((_, known)) => *known = (*known).max(index),
+            None => last.push((tablet, index)),
+        }
+    }
+
+    /// Creates a segment of `bytes`, every byte written once: a sync into written space takes a third of
+    /// the time of one into fresh space. Durable, name and all, on return.
+    pub async fn create(env: &E, header: SegmentHeader, bytes: u64) -> Result<Segment<E>> {
+        let path = segment_path(header.log, header.segment);
+        match Self::fill(env, &path, bytes).await {
+            Ok(()) => {}
+            Err(error) => {
+                // What was allocated would otherwise be missing elsewhere. Best effort: a full disk is
+                // no reason for remove to fail, and the next start removes it anyway.
+                let _ = env.disk().remove(&path).await;
+                return Err(error);
+            }
+        }
+        let file = env.disk().open(&path, OpenOptions { mode: OpenMode::Write, dsync: true }).await?;
+        write_header(env, &file, header).await?;
+        env.disk().sync_dir("wal").await?;
+        Ok(Segment::new(header.segment, file, path))
+    }
+
+    async fn fill(env: &E, path: &str, bytes: u64) -> Result<()> {
+        let disk = env.disk();
+        let file = disk.open(path, OpenOptions { mode: OpenMode::CreateNew, dsync: false }).await?;
+        let mut result = Ok(());
+        let mut at = 0;
+        while result.is_ok() && at < bytes {
+            let len = (bytes - at).min(FILL_BYTES as u64);
+            let mut zeros = disk.alloc(len as usize);
+            zeros.fill(0);
+            result = file.write_at(at, zeros).await;
+            at += len;
+        }
+        if result.is_ok() {
+            result = file.sync().await;
+        }
+        let closed = file.close().await;
+        result.and(closed)
+    }
+
+    /// Makes this free segment another one, of the same or a later log.
+    pub async fn recycle(mut self, env: &E, header: SegmentHeader) -> Result<Segment<E>> {
+        let path = segment_path(header.log, header.segment);
+        env.disk().rename(&self.path, &path).await?;
+        self.path = path;
+        // The header names the new identity, and it is durable before the first block: nothing that
+        // stands in here from before fits it.
+        write_header(env, &self.file, header).await?;
+        env.disk().sync_dir("wal").await?;
+        Ok(Segment::new(header.segment, self.file, self.path))
+    }
+
+    /// Closes the file and removes it.
+    pub async fn remove(self, env: &E) -> Result<()> {
+        self.file.close().await?;
+        env.disk().remove(&self.path).await
+    }
+}
+
+async fn write_header<D: File>(
+    env: &impl Env<Disk: Disk<File = D>>,
+    file: &D,
+    header: SegmentHeader,
+) -> Result<()> {
+    let mut page = env.disk().alloc(PAGE_SIZE);
+    header.encode(&mut page);
+    file.write_at(0, page).await
+}
+
+/// The identity of segment `number` of `log`.
+pub fn header<E: Env>(env: &E, cluster: u128, log: LogId, number: u64) -> SegmentHeader {
+    SegmentHeader { cluster, log, segment: number, created_ms: env.wall_ms() }
+}

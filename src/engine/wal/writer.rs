@@ -1,0 +1,691 @@
+//! The writing end: a synchronous append into the open block, and a loop that commits blocks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::format::{
+    BLOCK_HEADER_BYTES, BlockInfo, NO_TABLET, RECORD_HEADER_BYTES, RecordInfo, RecordKind,
+    SEGMENT_HEADER_BYTES, encode_record,
+};
+use super::segment::{self, Segment};
+use super::{WINDOW_MAX, WalError};
+use crate::base::{
+    BlockSeq, ENTRY_BYTES_MAX, ENTRY_OPS_MAX, EntryIndex, LogId, Lsn, Op, TabletId, crc32c, page_align,
+};
+use crate::disk::{Disk, File};
+use crate::env::{Env, Gate, Notify, Queue};
+
+/// Bytes of records after which a block is closed though the window has no room for it.
+const BLOCK_BYTES_MAX: usize = 1 << 20;
+/// Bytes of records after which a lazy log writes without waiting for its interval.
+const LAZY_BYTES: usize = 256 << 10;
+/// Free segments kept for reuse; others are removed.
+const FREE_MAX: usize = 2;
+/// A failed preparation of a segment (a full disk) is tried again after this.
+const RETRY: Duration = Duration::from_millis(200);
+/// Idle for this long, the log writes a seal, so that the next start knows its last blocks to be durable.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// How a log is written.
+#[derive(Clone, Debug)]
+pub struct WalOptions {
+    /// Size of a segment, whole pages.
+    pub segment_bytes: u64,
+    /// Blocks in flight, 1 to [`WINDOW_MAX`].
+    pub window: usize,
+    /// How long bytes may wait to be written; `None`: not at all.
+    pub lazy: Option<Duration>,
+    /// Of the whole store.
+    pub cluster: u128,
+}
+
+/// Handle of a tablet in its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalTablet(usize);
+
+/// Where an append went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Of its first operation; the others follow.
+    pub lsn: Lsn,
+    /// Durable when this block is.
+    pub block: BlockSeq,
+}
+
+/// Whether the log can take an append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WalRoom {
+    /// Yes.
+    Yes,
+    /// The next segment is being prepared; [`Wal::durable_changed`] tells when it is ready.
+    Wait,
+    /// It can't be prepared since the disk is full; tried again in the background.
+    Full(String),
+}
+
+/// An entry of the open block.
+struct OpenEntry {
+    tablet: usize,
+    index: EntryIndex,
+    ops: u32,
+    body: Vec<u8>,
+}
+
+#[derive(Default)]
+struct OpenBlock {
+    entries: Vec<OpenEntry>,
+    bytes: usize,
+    since: Duration,
+}
+
+/// A closed block on its way to its place.
+struct SealedBlock<E: Env> {
+    seq: BlockSeq,
+    segment: Rc<Segment<E>>,
+    offset: u64,
+    payload_len: usize,
+    entries: Vec<OpenEntry>,
+    is_seal: bool,
+}
+
+struct TabletLog {
+    id: TabletId,
+    term: u64,
+    last: EntryIndex,
+    durable: EntryIndex,
+    flushed: EntryIndex,
+    /// Its open entry in the open block, by place in `entries`.
+    open: Option<usize>,
+    /// Entries not yet durable, with their block.
+    in_flight: VecDeque<(EntryIndex, BlockSeq)>,
+}
+
+struct State<E: Env> {
+    tablets: Vec<TabletLog>,
+    open: OpenBlock,
+    next_seq: BlockSeq,
+    queue: VecDeque<SealedBlock<E>>,
+    /// Live segments, oldest first; the last one is where the next block goes.
+    live: VecDeque<Rc<Segment<E>>>,
+    standby: Option<Segment<E>>,
+    free: Vec<Segment<E>>,
+    /// Where the next block goes in the last live segment.
+    cursor: u64,
+    next_segment: u64,
+    prev_crc: u32,
+    completed: Vec<(BlockSeq, Vec<(usize, EntryIndex)>)>,
+    spare: Vec<Vec<u8>>,
+}
+
+/// A shard's log.
+pub struct Wal<E: Env> {
+    env: E,
+    log: LogId,
+    options: WalOptions,
+    state: RefCell<State<E>>,
+    durable: Cell<BlockSeq>,
+    in_flight: Cell<usize>,
+    wanted: Cell<BlockSeq>,
+    closing: Cell<bool>,
+    has_unsealed: Cell<bool>,
+    failed: RefCell<Option<Rc<WalError>>>,
+    full: RefCell<Option<String>>,
+    work: Notify,
+    changed: Notify,
+    running: Gate,
+    /// Blocks written, bytes written with padding.
+    written: Cell<(u64, u64)>,
+}
+
+impl<E: Env> Wal<E> {
+    /// Opens log `log`, which must be new. Its first segment is durable on return.
+    pub async fn create(env: &E, log: LogId, options: WalOptions) -> Result<Rc<Wal<E>>, WalError> {
+        assert!((1..=WINDOW_MAX).contains(&options.window), "a window of 1 to {WINDOW_MAX} blocks");
+        assert!(options.segment_bytes > 2 * SEGMENT_HEADER_BYTES as u64, "room for a block");
+        let first =
+            Segment::create(env, segment::header(env, options.cluster, log, 0), options.segment_bytes)
+                .await?;
+        Ok(Rc::new(Wal {
+            env: env.clone(),
+            log,
+            options,
+            state: RefCell::new(State {
+                tablets: Vec::new(),
+                open: OpenBlock::default(),
+                next_seq: BlockSeq(1),
+                queue: VecDeque::new(),
+                live: VecDeque::from([Rc::new(first)]),
+                standby: None,
+                free: Vec::new(),
+                cursor: SEGMENT_HEADER_BYTES as u64,
+                next_segment: 1,
+                prev_crc: 0,
+                completed: Vec::new(),
+                spare: Vec::new(),
+            }),
+            durable: Cell::new(BlockSeq::ZERO),
+            in_flight: Cell::new(0),
+            wanted: Cell::new(BlockSeq::ZERO),
+            closing: Cell::new(false),
+            has_unsealed: Cell::new(false),
+            failed: RefCell::new(None),
+            full: RefCell::new(None),
+            work: Notify::new(),
+            changed: Notify::new(),
+            running: Gate::new(),
+            written: Cell::new((0, 0)),
+        }))
+    }
+
+    /// Starts the tasks that commit blocks and prepare segments.
+    pub fn start(self: &Rc<Self>) {
+        let (wal, guard) = (self.clone(), self.running.enter());
+        self.env.spawn(Queue::Foreground, async move {
+            wal.commit_loop().await;
+            drop(guard);
+        });
+        let (wal, guard) = (self.clone(), self.running.enter());
+        self.env.spawn(Queue::Flush, async move {
+            wal.prepare_loop().await;
+            drop(guard);
+        });
+    }
+
+    /// Which log this is.
+    pub fn log(&self) -> LogId {
+        self.log
+    }
+
+    /// Registers a tablet whose last entry, all durable elsewhere, is `last`, flushed up to `flushed`.
+    pub fn add_tablet(&self, id: TabletId, term: u64, last: EntryIndex, flushed: EntryIndex) -> WalTablet {
+        assert!(flushed <= last, "what was flushed was logged");
+        let mut state = self.state.borrow_mut();
+        state.tablets.push(TabletLog {
+            id,
+            term,
+            last,
+            durable: last,
+            flushed,
+            open: None,
+            in_flight: VecDeque::new(),
+        });
+        WalTablet(state.tablets.len() - 1)
+    }
+
+    /// Whether an append of `bytes` of encoded operations would find its place.
+    pub fn room(&self, bytes: usize) -> WalRoom {
+        let state = self.state.borrow();
+        let blocks = if self.splits(&state.open, bytes) {
+            [state.open.bytes, RECORD_HEADER_BYTES + bytes]
+        } else {
+            [0, state.open.bytes + RECORD_HEADER_BYTES + bytes]
+        };
+        let (mut cursor, mut spare) = (state.cursor, state.standby.is_some());
+        let mut fits = true;
+        for payload in blocks.into_iter().filter(|payload| *payload > 0) {
+            let len = page_align(BLOCK_HEADER_BYTES + payload) as u64;
+            if cursor + len > self.options.segment_bytes {
+                fits &= spare && SEGMENT_HEADER_BYTES as u64 + len <= self.options.segment_bytes;
+                spare = false;
+                cursor = SEGMENT_HEADER_BYTES as u64;
+            }
+            cursor += len;
+        }
+        if fits {
+            return WalRoom::Yes;
+        }
+        match self.full.borrow().as_ref() {
+            Some(cause) => WalRoom::Full(cause.clone()),
+            None => WalRoom::Wait,
+        }
+    }
+
+    /// Whether an append of `bytes` closes the open block first.
+    fn splits(&self, open: &OpenBlock, bytes: usize) -> bool {
+        let payload = open.bytes + RECORD_HEADER_BYTES + bytes;
+        let room = self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES;
+        open.bytes > 0 && (payload > BLOCK_BYTES_MAX || page_align(BLOCK_HEADER_BYTES + payload) > room)
+    }
+
+    /// Largest encoded size of one operation's entry that a segment can hold.
+    pub fn op_bytes_max(&self) -> usize {
+        self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES - BLOCK_HEADER_BYTES - RECORD_HEADER_BYTES
+    }
+
+    /// Appends `ops` of one tablet to the open block, all in one entry. The caller has asked
+    /// [`Wal::room`] in the same turn.
+    pub fn append(&self, tablet: WalTablet, ops: &[Op<'_>]) -> Result<Appended, WalError> {
+        assert!(self.failed.borrow().is_none(), "the caller checked that the log has not failed");
+        assert!(!self.closing.get(), "nothing is appended to a closing log");
+        let bytes: usize = ops.iter().map(Op::encoded_len).sum();
+        let is_too_large = ops.len() > 1 && bytes > ENTRY_BYTES_MAX;
+        if ops.is_empty() || ops.len() > ENTRY_OPS_MAX || is_too_large || bytes > self.op_bytes_max() {
+            return Err(WalError::TooLarge { ops: ops.len(), bytes });
+        }
+        let mut state = self.state.borrow_mut();
+        if self.splits(&state.open, bytes) {
+            self.seal(&mut state, false);
+        }
+        let state = &mut *state;
+        if state.open.bytes == 0 {
+            state.open.since = self.env.now();
+            self.work.notify();
+        }
+        let block = state.next_seq;
+        let log = &mut state.tablets[tablet.0];
+        if let Some(open) = log.open {
+            let entry = &state.open.entries[open];
+            if entry.body.len() + bytes > ENTRY_BYTES_MAX || entry.ops as usize + ops.len() > ENTRY_OPS_MAX {
+                log.open = None;
+            }
+        }
+        let place = match log.open {
+            Some(open) => open,
+            None => {
+                log.last = log.last.next();
+                log.in_flight.push_back((log.last, block));
+                let body = state.spare.pop().unwrap_or_default();
+                state.open.entries.push(OpenEntry { tablet: tablet.0, index: log.last, ops: 0, body });
+                state.open.bytes += RECORD_HEADER_BYTES;
+                log.open = Some(state.open.entries.len() - 1);
+                state.open.entries.len() - 1
+            }
+        };
+        let entry = &mut state.open.entries[place];
+        let ordinal = u16::try_from(entry.ops).expect("an entry is closed before its ordinals run out");
+        for op in ops {
+            op.encode(&mut entry.body);
+        }
+        entry.ops += ops.len() as u32;
+        state.open.bytes += bytes;
+        if self.options.lazy.is_some() && state.open.bytes >= LAZY_BYTES {
+            self.work.notify();
+        }
+        Ok(Appended { lsn: Lsn::new(entry.index, ordinal), block })
+    }
+
+    /// Closes the open block, if it holds anything: what is appended next is in a later one.
+    pub fn seal_open(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.open.bytes > 0 {
+            self.seal(&mut state, false);
+            self.work.notify();
+        }
+    }
+
+    /// Gives the open block (or an empty seal block) its place and moves it to the queue.
+    fn seal(&self, state: &mut State<E>, is_seal: bool) {
+        let payload_len = state.open.bytes + if is_seal { RECORD_HEADER_BYTES } else { 0 };
+        let len = page_align(BLOCK_HEADER_BYTES + payload_len) as u64;
+        if state.cursor + len > self.options.segment_bytes {
+            let next = state.standby.take().expect("room was asked for before the append");
+            state.live.push_back(Rc::new(next));
+            state.cursor = SEGMENT_HEADER_BYTES as u64;
+            self.work.notify();
+        }
+        let segment = state.live.back().expect("a log always has a segment").clone();
+        let entries = std::mem::take(&mut state.open.entries);
+        for entry in &entries {
+            segment.note(entry.tablet, entry.index);
+            state.tablets[entry.tablet].open = None;
+        }
+        let seq = state.next_seq;
+        segment.last_block.set(seq);
+        state.open.bytes = 0;
+        state.queue.push_back(SealedBlock {
+            seq,
+            segment,
+            offset: state.cursor,
+            payload_len,
+            entries,
+            is_seal,
+        });
+        state.cursor += len;
+        state.next_seq = seq.next();
+    }
+
+    /// The last block that holds, or may still take, what was appended.
+    pub fn appended(&self) -> BlockSeq {
+        let state = self.state.borrow();
+        if state.open.bytes > 0 { state.next_seq } else { BlockSeq(state.next_seq.0 - 1) }
+    }
+
+    /// Everything up to this block is on disk.
+    pub fn durable(&self) -> BlockSeq {
+        self.durable.get()
+    }
+
+    /// Notified when `durable` grew, a segment became ready, or the log failed.
+    pub fn durable_changed(&self) -> Notify {
+        self.changed.clone()
+    }
+
+    /// The block that must become durable before entry `index` of `tablet` is; `None` if it is.
+    pub fn block_of(&self, tablet: WalTablet, index: EntryIndex) -> Option<BlockSeq> {
+        let state = self.state.borrow();
+        let log = &state.tablets[tablet.0];
+        if index <= log.durable {
+            return None;
+        }
+        log.in_flight.iter().find(|(i, _)| *i >= index).map(|(_, block)| *block)
+    }
+
+    /// Someone waits for `block`: a lazy log writes it now.
+    pub fn request_sync(&self, block: BlockSeq) {
+        if block > self.wanted.get() {
+            self.wanted.set(block);
+            if self.options.lazy.is_some() {
+                self.work.notify();
+            }
+        }
+    }
+
+    /// The last entry of a tablet.
+    pub fn last_index(&self, tablet: WalTablet) -> EntryIndex {
+        self.state.borrow().tablets[tablet.0].last
+    }
+
+    /// The first cause, once the log has failed.
+    pub fn failed(&self) -> Option<Rc<WalError>> {
+        self.failed.borrow().clone()
+    }
+
+    /// Blocks and bytes written since the start.
+    pub fn written(&self) -> (u64, u64) {
+        self.written.get()
+    }
+
+    /// Bytes of segments that hold what is not flushed everywhere.
+    pub fn live_bytes(&self) -> u64 {
+        self.state.borrow().live.len() as u64 * self.options.segment_bytes
+    }
+
+    /// Notes that `tablet` was flushed up to `index`, and frees segments that nobody needs any more.
+    pub fn set_flushed(&self, tablet: WalTablet, index: EntryIndex) {
+        let mut state = self.state.borrow_mut();
+        let log = &mut state.tablets[tablet.0];
+        assert!(index <= log.durable, "only what is durable is flushed");
+        log.flushed = log.flushed.max(index);
+        while state.live.len() > 1 {
+            let oldest = &state.live[0];
+            let is_needed = oldest.last_block.get() > self.durable.get()
+                || oldest.last.borrow().iter().any(|(t, last)| state.tablets[*t].flushed < *last);
+            if is_needed {
+                break;
+            }
+            let oldest = state.live.pop_front().expect("there are two");
+            match Rc::try_unwrap(oldest) {
+                Ok(segment) => state.free.push(segment),
+                // A write task still holds it for a moment: look again at the next flush.
+                Err(oldest) => {
+                    state.live.push_front(oldest);
+                    break;
+                }
+            }
+        }
+        self.work.notify();
+    }
+
+    /// Commits blocks until the log is closed or fails.
+    async fn commit_loop(self: Rc<Self>) {
+        loop {
+            let next = self.work.notified();
+            if self.failed.borrow().is_some() {
+                return;
+            }
+            if self.in_flight.get() < self.options.window && self.take_open() {
+                let block = self.state.borrow_mut().queue.pop_front();
+                let Some(block) = block else { continue };
+                self.issue(block);
+                continue;
+            }
+            let state = self.state.borrow();
+            let is_idle = self.in_flight.get() == 0 && state.queue.is_empty() && state.open.bytes == 0;
+            let open_since = (state.open.bytes > 0).then_some(state.open.since);
+            drop(state);
+            if is_idle && self.closing.get() && !self.has_unsealed.get() {
+                return;
+            }
+            if is_idle && self.has_unsealed.get() {
+                if !self.closing.get() {
+                    let mut is_timer = false;
+                    let timer = async {
+                        self.env.sleep(IDLE).await;
+                        is_timer = true;
+                    };
+                    futures_lite::future::or(next, timer).await;
+                    if !is_timer {
+                        continue;
+                    }
+                }
+                self.seal_idle();
+                continue;
+            }
+            match (self.options.lazy, open_since) {
+                (Some(interval), Some(since)) if self.in_flight.get() < self.options.window => {
+                    let left = (since + interval).saturating_sub(self.env.now());
+                    futures_lite::future::or(next, self.env.sleep(left)).await;
+                }
+                _ => next.await,
+            }
+        }
+    }
+
+    /// Makes sure that a block is queued, if one is due.
+    fn take_open(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        if !state.queue.is_empty() {
+            return true;
+        }
+        if state.open.bytes == 0 {
+            return false;
+        }
+        let is_due = match self.options.lazy {
+            None => true,
+            Some(interval) => {
+                self.closing.get()
+                    || self.wanted.get() >= state.next_seq
+                    || state.open.bytes >= LAZY_BYTES
+                    || self.env.now() >= state.open.since + interval
+            }
+        };
+        if is_due {
+            self.seal(&mut state, false);
+        }
+        is_due
+    }
+
+    /// Queues an empty block with a seal, if there is a place for it: it carries `durable_seq` to disk.
+    fn seal_idle(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.open.bytes > 0 {
+            return;
+        }
+        self.has_unsealed.set(false);
+        let len = page_align(BLOCK_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
+        if state.cursor + len <= self.options.segment_bytes || state.standby.is_some() {
+            self.seal(&mut state, true);
+        }
+    }
+
+    /// Builds a block's bytes and starts its write.
+    fn issue(self: &Rc<Self>, block: SealedBlock<E>) {
+        let mut buffer = self.env.disk().alloc(page_align(BLOCK_HEADER_BYTES + block.payload_len));
+        let mut state = self.state.borrow_mut();
+        let mut at = BLOCK_HEADER_BYTES;
+        for entry in &block.entries {
+            let log = &state.tablets[entry.tablet];
+            let info = RecordInfo {
+                kind: Some(RecordKind::Data),
+                tablet: log.id,
+                term: log.term,
+                index: entry.index,
+                ops: entry.ops,
+            };
+            encode_record(RecordKind::Data, &info, &entry.body, &mut buffer[at..]);
+            at += RECORD_HEADER_BYTES + entry.body.len();
+        }
+        if block.is_seal {
+            let info = RecordInfo { kind: None, tablet: NO_TABLET, term: 0, index: EntryIndex::ZERO, ops: 0 };
+            encode_record(RecordKind::Seal, &info, &[], &mut buffer[at..]);
+            at += RECORD_HEADER_BYTES;
+        }
+        assert_eq!(at, BLOCK_HEADER_BYTES + block.payload_len, "every byte was accounted for");
+        buffer[at..].fill(0);
+        let info = BlockInfo {
+            log: self.log,
+            segment: block.segment.number,
+            seq: block.seq,
+            durable_seq: self.durable.get(),
+            wall_ms: self.env.wall_ms(),
+            payload_len: block.payload_len,
+            record_count: (block.entries.len() + usize::from(block.is_seal)) as u32,
+            prev_crc: state.prev_crc,
+            payload_crc: crc32c(&buffer[BLOCK_HEADER_BYTES..at]),
+            crc: 0,
+        };
+        assert!(info.durable_seq < info.seq, "a block is durable after it was written");
+        state.prev_crc = info.encode(&mut buffer);
+        let entries = block.entries.iter().map(|entry| (entry.tablet, entry.index)).collect();
+        for mut entry in block.entries {
+            if state.spare.len() < 64 && entry.body.capacity() <= ENTRY_BYTES_MAX {
+                entry.body.clear();
+                state.spare.push(entry.body);
+            }
+        }
+        drop(state);
+        if !block.is_seal {
+            self.has_unsealed.set(true);
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        let (wal, guard) = (self.clone(), self.running.enter());
+        let (segment, offset, seq) = (block.segment, block.offset, block.seq);
+        self.env.spawn(Queue::Foreground, async move {
+            let len = buffer.len() as u64;
+            let result = segment.file.write_at(offset, buffer).await;
+            drop(segment);
+            wal.in_flight.set(wal.in_flight.get() - 1);
+            match result {
+                Ok(()) => wal.completed(seq, entries, len),
+                Err(error) => wal.fail(error.into()),
+            }
+            wal.work.notify();
+            drop(guard);
+        });
+    }
+
+    fn completed(&self, seq: BlockSeq, entries: Vec<(usize, EntryIndex)>, len: u64) {
+        let (blocks, bytes) = self.written.get();
+        self.written.set((blocks + 1, bytes + len));
+        if self.failed.borrow().is_some() {
+            return; // an earlier block did not make it: this one must not count
+        }
+        let mut state = self.state.borrow_mut();
+        state.completed.push((seq, entries));
+        let mut durable = self.durable.get();
+        while let Some(at) = state.completed.iter().position(|(s, _)| *s == durable.next()) {
+            let (seq, entries) = state.completed.swap_remove(at);
+            durable = seq;
+            for (tablet, index) in entries {
+                let log = &mut state.tablets[tablet];
+                assert!(index > log.durable && index <= log.last, "durable grows, up to what was appended");
+                log.durable = index;
+                while log.in_flight.front().is_some_and(|(i, _)| *i <= index) {
+                    log.in_flight.pop_front();
+                }
+            }
+        }
+        assert!(durable < state.next_seq, "only what was sealed becomes durable");
+        if durable > self.durable.get() {
+            self.durable.set(durable);
+            drop(state);
+            self.changed.notify();
+        }
+    }
+
+    fn fail(&self, error: WalError) {
+        if self.failed.borrow().is_none() {
+            tracing::error!(log = self.log.0, "the log failed, this shard takes no more writes: {error}");
+            self.failed.replace(Some(Rc::new(error)));
+        }
+        self.changed.notify();
+    }
+
+    /// Keeps one segment ready ahead of need, and removes free ones beyond a few.
+    async fn prepare_loop(self: Rc<Self>) {
+        loop {
+            let next = self.work.notified();
+            if self.closing.get() || self.failed.borrow().is_some() {
+                return;
+            }
+            let surplus = {
+                let mut state = self.state.borrow_mut();
+                if state.free.len() > FREE_MAX { state.free.pop() } else { None }
+            };
+            if let Some(segment) = surplus {
+                if let Err(error) = segment.remove(&self.env).await {
+                    tracing::warn!("a free log segment could not be removed: {error}");
+                }
+                continue;
+            }
+            if self.state.borrow().standby.is_some() {
+                next.await;
+                continue;
+            }
+            match self.prepare().await {
+                Ok(segment) => {
+                    self.state.borrow_mut().standby = Some(segment);
+                    self.full.replace(None);
+                    self.changed.notify();
+                }
+                Err(error) => {
+                    tracing::error!("no new log segment: {error}; trying again");
+                    self.full.replace(Some(error.to_string()));
+                    self.changed.notify();
+                    futures_lite::future::or(self.env.sleep(RETRY), async {
+                        self.work.until(|| self.closing.get()).await;
+                    })
+                    .await;
+                }
+            }
+        }
+    }
+
+    async fn prepare(&self) -> crate::disk::Result<Segment<E>> {
+        let (number, free) = {
+            let mut state = self.state.borrow_mut();
+            let number = state.next_segment;
+            state.next_segment += 1;
+            (number, state.free.pop())
+        };
+        let header = segment::header(&self.env, self.options.cluster, self.log, number);
+        match free {
+            Some(free) => free.recycle(&self.env, header).await,
+            None => Segment::create(&self.env, header, self.options.segment_bytes).await,
+        }
+    }
+
+    /// Commits what is open, writes a seal, ends the tasks and closes the files.
+    pub async fn close(&self) -> Result<(), WalError> {
+        self.closing.set(true);
+        self.work.notify();
+        self.running.empty().await;
+        let segments: Vec<Segment<E>> = {
+            let mut state = self.state.borrow_mut();
+            let live = std::mem::take(&mut state.live);
+            let others = std::mem::take(&mut state.free).into_iter().chain(state.standby.take());
+            live.into_iter().filter_map(|segment| Rc::try_unwrap(segment).ok()).chain(others).collect()
+        };
+        let mut result = Ok(());
+        for segment in segments {
+            let closed = segment.file.close().await;
+            result = result.and(closed.map_err(WalError::from));
+        }
+        match self.failed.borrow().as_ref() {
+            Some(_) => Ok(()), // reported when it happened; every waiter was told
+            None => result,
+        }
+    }
+}
