@@ -1,0 +1,171 @@
+//! Writes a table: entries in order, in a steady stream of large writes, one sync at the end.
+
+use zerocopy::IntoBytes;
+
+use super::block::BlockBuilder;
+use super::filter::Filter;
+use super::format::{Footer, MAGIC, VERSION};
+use super::index::Index;
+use super::{TableError, TableMeta};
+use crate::base::{Entry, FileId, Lsn, OpKind, PAGE_SIZE, TabletId, crc32c, page_align};
+use crate::disk::{Disk, File, OpenMode, OpenOptions};
+use crate::env::Env;
+use crate::slot::SlotRange;
+
+/// Bytes collected before they are written.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// A table that is being written.
+pub struct TableBuilder<E: Env> {
+    env: E,
+    file: <E::Disk as Disk>::File,
+    block: BlockBuilder,
+    index: Index,
+    filter: Filter,
+    pending: Vec<u8>,
+    written: u64,
+    last_key: Vec<u8>,
+    meta: TableMeta,
+}
+
+impl<E: Env> TableBuilder<E> {
+    /// Creates the file. `keys` is an upper bound, by which the filter is sized. Whoever drops a builder
+    /// removes the file; what is left behind by a crash is an orphan for the next start.
+    pub async fn create(
+        env: &E,
+        file: FileId,
+        tablet: TabletId,
+        slots: SlotRange,
+        keys: u64,
+    ) -> Result<TableBuilder<E>, TableError> {
+        let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
+        Ok(TableBuilder {
+            env: env.clone(),
+            file: env.disk().open(&file.table_path(), options).await?,
+            block: BlockBuilder::default(),
+            index: Index::default(),
+            filter: Filter::with_capacity(keys),
+            pending: Vec::with_capacity(WRITE_BYTES + PAGE_SIZE),
+            written: 0,
+            last_key: Vec::new(),
+            meta: TableMeta {
+                file,
+                tablet,
+                slots,
+                bytes: 0,
+                entries: 0,
+                tombstones: 0,
+                expiring: 0,
+                min_lsn: Lsn(u64::MAX),
+                max_lsn: Lsn::ZERO,
+                smallest: Box::default(),
+                largest: Box::default(),
+            },
+        })
+    }
+
+    /// Adds an entry; keys ascend. Suspends when enough is collected to be written.
+    pub async fn add(&mut self, key: &[u8], hash: u64, entry: &Entry<'_>) -> Result<(), TableError> {
+        assert!(self.meta.entries == 0 || key > &self.last_key[..], "entries are added in the order of keys");
+        if !self.block.fits(key, entry) {
+            self.finish_block();
+            if self.pending.len() >= WRITE_BYTES {
+                self.write_pending().await?;
+            }
+        }
+        self.block.add(key, hash, entry);
+        self.filter.insert(hash);
+        if self.meta.entries == 0 {
+            self.meta.smallest = key.into();
+        }
+        self.last_key.clear();
+        self.last_key.extend_from_slice(key);
+        self.meta.entries += 1;
+        self.meta.tombstones += u64::from(entry.kind == OpKind::Delete);
+        self.meta.expiring += u64::from(entry.expiry_ms != 0);
+        self.meta.min_lsn = self.meta.min_lsn.min(entry.lsn);
+        self.meta.max_lsn = self.meta.max_lsn.max(entry.lsn);
+        Ok(())
+    }
+
+    /// Entries so far.
+    pub fn entries(&self) -> u64 {
+        self.meta.entries
+    }
+
+    fn finish_block(&mut self) {
+        let offset = self.written + self.pending.len() as u64;
+        let len = self.block.finish(self.meta.file, offset, &mut self.pending);
+        self.index.push(offset, len, &self.last_key);
+    }
+
+    async fn write_pending(&mut self) -> Result<(), TableError> {
+        let mut at = 0;
+        while at < self.pending.len() {
+            // A block of one large value is larger than any single write should be.
+            let len = (self.pending.len() - at).min(4 * WRITE_BYTES);
+            let mut buffer = self.env.disk().alloc(len);
+            buffer.copy_from_slice(&self.pending[at..at + len]);
+            self.file.write_at(self.written, buffer).await?;
+            self.written += len as u64;
+            at += len;
+        }
+        self.pending.clear();
+        self.pending.shrink_to(WRITE_BYTES + PAGE_SIZE);
+        Ok(())
+    }
+
+    /// Writes what is left, index, filter and footer; syncs and closes. The caller syncs the directory.
+    pub async fn finish(mut self) -> Result<TableMeta, TableError> {
+        assert!(self.meta.entries > 0, "a table holds something");
+        if !self.block.is_empty() {
+            self.finish_block();
+        }
+        self.meta.largest = self.last_key.as_slice().into();
+        self.write_pending().await?;
+        let index_offset = self.written;
+        self.pending =
+            self.index.encode(self.meta.file, index_offset, &self.meta.smallest, &self.meta.largest);
+        let index_bytes = self.pending.len() as u64;
+        let filter_offset = index_offset + index_bytes;
+        let filter = self.filter.bytes();
+        let filter_bytes = filter.len() as u64;
+        let filter_crc = crc32c(filter);
+        self.pending.extend_from_slice(filter);
+        self.pending.resize(page_align(self.pending.len()), 0);
+        let mut footer = Footer {
+            magic: MAGIC,
+            version: VERSION.into(),
+            tablet: self.meta.tablet.0.into(),
+            file: self.meta.file.0.into(),
+            entries: self.meta.entries.into(),
+            tombstones: self.meta.tombstones.into(),
+            expiring: self.meta.expiring.into(),
+            min_lsn: self.meta.min_lsn.0.into(),
+            max_lsn: self.meta.max_lsn.0.into(),
+            index_offset: index_offset.into(),
+            index_bytes: index_bytes.into(),
+            filter_offset: filter_offset.into(),
+            filter_bytes: filter_bytes.into(),
+            filter_crc: filter_crc.into(),
+            first_slot: self.meta.slots.first().into(),
+            last_slot: self.meta.slots.last().into(),
+            zero: [0; 3988],
+            crc: 0.into(),
+        };
+        footer.crc = crc32c(&footer.as_bytes()[..PAGE_SIZE - 4]).into();
+        self.pending.extend_from_slice(footer.as_bytes());
+        self.write_pending().await?;
+        self.meta.bytes = self.written;
+        self.file.sync().await?;
+        self.file.close().await?;
+        Ok(self.meta)
+    }
+
+    /// Gives up: closes and removes the file. An orphan that stays is removed by the next start.
+    pub async fn abandon(self) {
+        let path = self.meta.file.table_path();
+        let _ = self.file.close().await;
+        let _ = self.env.disk().remove(&path).await;
+    }
+}

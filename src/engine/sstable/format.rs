@@ -1,0 +1,149 @@
+//! Format of tables, version 1. Integers are little-endian; every part starts on a page.
+//!
+//! ```text
+//! file     blocks, index, filter, footer (one page)
+//!
+//! block, whole pages, aimed at one
+//!  0  4  crc32c of bytes 4.. to the end of its last page, seeded with file id and offset
+//!  4  1  codec: 0 none; others are of later versions
+//!  5  1  zero
+//!  6  2  number of records n
+//!  8  4  bytes of records
+//! 12  4  zero
+//! 16  n  one byte of each record's key hash (bits 48 to 55)
+//!     2n where each record starts, from the first
+//!        records, then zeros
+//!
+//! record
+//!  0  2  key length            8  8  LSN
+//!  2  1  kind (1 put, 2 tombstone)
+//!  3  1  flags: 1 = expiry     16 8  expiry, absolute ms (only with flag 1)
+//!  4  4  value length             …  key, value
+//!
+//! index, sealed with a crc like a block's (bytes 0..4, over the rest of its pages)
+//!  4  4  number of blocks n    8  8  bytes used, header included
+//! 16  …  smallest key, then largest key: each u16 length, bytes
+//!     …  n × (u32 first page, u32 pages, u16 key length, last key of the block)
+//!
+//! filter: split-block Bloom filter in the layout of Apache Parquet, 32-byte buckets; crc in the footer
+//!
+//! footer, the last page
+//!  0  8  magic "AKVSST\0\1"   56  8  max LSN
+//!  8  4  format version (1)   64  8  index offset      96  4  filter crc32c
+//! 12  4  tablet               72  8  index bytes       100 2  first slot
+//! 16  8  file id              80  8  filter offset     102 2  last slot
+//! 24  8  entries              88  8  filter bytes      104 …  zero
+//! 32  8  tombstones                                    4092 4 crc32c of bytes 0..4092
+//! 40  8  expiring
+//! 48  8  min LSN
+//! ```
+//!
+//! Entries stand in ascending order of keys; versions of one key, newest first, never straddle a block.
+//! A table is written once and synced before the manifest names it, so nothing in it is ever torn: what
+//! fails its checksum is damage.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::base::{FileId, PAGE_SIZE, crc32c, crc32c_append};
+
+/// Version of the format.
+pub const VERSION: u32 = 1;
+/// First bytes of the footer.
+pub const MAGIC: [u8; 8] = *b"AKVSST\0\x01";
+/// Size that blocks are filled to.
+pub const BLOCK_BYTES: usize = PAGE_SIZE;
+/// Bytes of a block before its tags.
+pub const BLOCK_HEADER_BYTES: usize = size_of::<BlockHeader>();
+/// Bytes of a record before expiry and key.
+pub const RECORD_HEADER_BYTES: usize = size_of::<RecordHeader>();
+/// Flag of a record with an expiry time.
+pub const HAS_EXPIRY: u8 = 1;
+
+/// Start of a block.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub struct BlockHeader {
+    /// Of everything behind it.
+    pub crc: U32,
+    /// How the records are compressed.
+    pub codec: u8,
+    /// 0.
+    pub zero: u8,
+    /// Number of records.
+    pub count: U16,
+    /// Bytes of records.
+    pub records_len: U32,
+    /// 0.
+    pub zero2: U32,
+}
+
+/// Start of a record.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// Key length.
+    pub key_len: U16,
+    /// Put or tombstone.
+    pub kind: u8,
+    /// [`HAS_EXPIRY`].
+    pub flags: u8,
+    /// Value length.
+    pub value_len: U32,
+    /// Version.
+    pub lsn: U64,
+}
+
+/// The footer page.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+#[allow(missing_docs)] // drawn above
+pub struct Footer {
+    pub magic: [u8; 8],
+    pub version: U32,
+    pub tablet: U32,
+    pub file: U64,
+    pub entries: U64,
+    pub tombstones: U64,
+    pub expiring: U64,
+    pub min_lsn: U64,
+    pub max_lsn: U64,
+    pub index_offset: U64,
+    pub index_bytes: U64,
+    pub filter_offset: U64,
+    pub filter_bytes: U64,
+    pub filter_crc: U32,
+    pub first_slot: U16,
+    pub last_slot: U16,
+    pub zero: [u8; 3988],
+    pub crc: U32,
+}
+
+const _: () = assert!(size_of::<BlockHeader>() == 16);
+const _: () = assert!(size_of::<RecordHeader>() == 16);
+const _: () = assert!(size_of::<Footer>() == PAGE_SIZE);
+
+/// Checksum of a part (without its first four bytes) bound to where it stands.
+pub fn part_crc(file: FileId, offset: u64, part: &[u8]) -> u32 {
+    let place = crc32c_append(crc32c(&file.0.to_le_bytes()), &offset.to_le_bytes());
+    crc32c_append(place, &part[4..])
+}
+
+/// Writes the checksum of a part into its first four bytes.
+pub fn seal_part(file: FileId, offset: u64, part: &mut [u8]) {
+    let crc = part_crc(file, offset, part);
+    part[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The checksum that a part carries, and the one it has.
+pub fn check_part(file: FileId, offset: u64, part: &[u8]) -> (u32, u32) {
+    let mut stored = [0; 4];
+    stored.copy_from_slice(&part[..4]);
+    (u32::from_le_bytes(stored), part_crc(file, offset, part))
+}
+
+/// The byte of a key's hash that a block keeps.
+#[inline]
+pub fn hash_tag(hash: u64) -> u8 {
+    (hash >> 48) as u8
+}
