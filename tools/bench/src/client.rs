@@ -39,7 +39,6 @@ impl Route {
 /// What is sent: the same for all clients, never changed in a run.
 pub struct Workload {
     pub mix: Mix,
-    pub keys: u64,
     pub picker: Picker,
     pub space: KeySpace,
     pub values: Values,
@@ -304,3 +303,6 @@ fn check_value(number: u64, value: Option<&[u8]>, shared: &mut Shared<'_>) {
         None => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

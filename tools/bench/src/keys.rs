@@ -53,10 +53,6 @@ impl KeySpace {
         Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size })
     }
 
-    pub fn key_size(&self) -> usize {
-        self.key_size
-    }
-
     /// Appends the key with this number.
     #[inline]
     pub fn append(&self, family: Family, number: u64, out: &mut Vec<u8>) {

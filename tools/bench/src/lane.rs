@@ -53,10 +53,6 @@ impl InFlight {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
-    }
-
     /// Enters a request and returns its number. `keys` are those of an MGET.
     #[inline]
     pub fn insert(&mut self, flight: Flight, keys: &[u64]) -> u32 {
@@ -196,7 +192,7 @@ mod tests {
             assert_eq!(table.remove(Some(ids[at])).unwrap().0.key, at as u64);
             assert!(table.remove(Some(ids[at])).is_err());
         }
-        assert_eq!(table.len(), 0);
+        assert_eq!(table.waiting().count(), 0);
         let reused = table.insert(flight(7), &[]);
         assert!(!ids.contains(&reused));
         assert!(ids.iter().all(|&id| table.remove(Some(id)).is_err()));

@@ -114,6 +114,7 @@ impl ServerCpu {
 pub struct Report {
     args: Args,
     pipeline: usize,
+    duration: Option<Duration>,
     server: String,
     shards: usize,
     lanes_each: usize,
@@ -139,6 +140,7 @@ impl Report {
         Report {
             args: plan.args.clone(),
             pipeline: plan.pipeline,
+            duration: plan.duration,
             server: topology.server.clone(),
             shards: topology.shards,
             lanes_each: if aware { topology.shards } else { 1 },
@@ -394,7 +396,7 @@ impl Report {
             .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "parameters": parameters(args, self.pipeline),
+            "parameters": parameters(args, self.pipeline, self.duration),
             "server": { "name": self.server, "shards": self.shards, "connections": args.clients * self.lanes_each },
             "load": self.load.as_ref().map(|load| json!({
                 "keys": load.keys,
@@ -469,7 +471,7 @@ fn latency_json(latency: &Histogram<u64>) -> Value {
     Value::Object(figures)
 }
 
-fn parameters(args: &Args, pipeline: usize) -> Value {
+fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value {
     json!({
         "target": args.target.text,
         "clients": args.clients,
@@ -479,7 +481,7 @@ fn parameters(args: &Args, pipeline: usize) -> Value {
         "key_size": args.key_size,
         "key_prefix": args.key_prefix,
         "value_size": args.value_size,
-        "duration_seconds": args.duration.map(|duration| duration.as_secs_f64()),
+        "duration_seconds": duration.map(|duration| duration.as_secs_f64()),
         "requests": args.requests,
         "warmup_seconds": args.warmup.as_secs_f64(),
         "mix": args.mix.to_string(),

@@ -35,7 +35,6 @@ pub fn run<W: Connect>(plan: &Plan, stop: &Arc<AtomicBool>) -> Result<Report> {
     let loads = args.preload || args.preload_only;
     let workload = Arc::new(Workload {
         mix: args.mix.clone(),
-        keys: args.keys,
         picker: plan.picker,
         space: plan.space.clone(),
         values: Values::new(),

@@ -159,6 +159,8 @@ impl<W: Wire> Worker<W> {
             seconds,
             cpu_start: None,
         };
+        // Threads take their time to start; the run begins for all of them at once.
+        std::thread::sleep(Duration::from_nanos(phase.begin.saturating_sub(self.clock.now())));
         let error = self.turns(&mut turn, phase).err();
         let now = self.clock.now();
         let (cpu_start, wall_start) = turn.cpu_start.unwrap_or((cpu::of_this_thread(), now));

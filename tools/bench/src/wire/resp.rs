@@ -117,6 +117,7 @@ fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, WireError> {
         return Ok(None);
     };
     match input.get(end + 1) {
+        _ if end == 0 => Err(WireError("a reply begins with a carriage return".into())),
         None => Ok(None),
         Some(b'\n') => Ok(Some((&input[1..end], end + 2))),
         Some(_) => Err(WireError("a carriage return without a line feed in a reply".into())),
