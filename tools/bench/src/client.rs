@@ -259,7 +259,7 @@ fn judge(flight: Flight, keys: &[u64], body: Body<'_>, now: u64, shared: &mut Sh
         (OpKind::Set, Body::Done) | (OpKind::Incr, Body::Number(_)) => {}
         (OpKind::Del, Body::Number(0) | Body::Missing) => answer.missing = 1,
         (OpKind::Del, Body::Number(_) | Body::Done) => {}
-        (OpKind::MGet, Body::Many(values)) if values.count == keys.len() => {
+        (OpKind::MGet, Body::Many(values)) if values.len() == keys.len() => {
             answer.keys = keys.len() as u32;
             for (&key, value) in keys.iter().zip(values) {
                 answer.missing += u32::from(value.is_none());

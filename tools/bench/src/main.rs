@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use args::{Args, Plan, Protocol};
@@ -62,7 +62,7 @@ fn bench(args: Args) -> Result<bool> {
     }
     let report = match plan.args.target.protocol {
         Protocol::Redis => run::run::<wire::resp::Resp>(&plan, &stop)?,
-        Protocol::AtlasKv => bail!("not yet"),
+        Protocol::AtlasKv => run::run::<wire::atlas::Atlas>(&plan, &stop)?,
     };
     publish(&plan, &report)?;
     Ok(report.is_good())

@@ -1,6 +1,7 @@
 //! What the generator asks of a protocol: requests to bytes, bytes to replies. No I/O here but that of
 //! opening a connection.
 
+pub mod atlas;
 pub mod resp;
 
 use std::borrow::Cow;
@@ -62,21 +63,32 @@ pub enum Body<'a> {
     Refused(Cow<'a, str>),
 }
 
-/// The values of a reply that has several, `None` for a key that is not there.
+/// The values of a reply that has several, `None` for a key that is not there. Checked whole when it was
+/// decoded.
 #[derive(Clone, Debug)]
-pub struct Values<'a> {
-    pub rest: &'a [u8],
-    pub count: usize,
-    /// Takes one value off the front; the whole was checked before.
-    pub take: fn(&mut &'a [u8]) -> Option<&'a [u8]>,
+pub enum Values<'a> {
+    Resp(resp::Bulks<'a>),
+    Atlas(atlaskv::protocol::binary::Values<'a>),
+}
+
+impl Values<'_> {
+    /// How many are left.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::Resp(values) => values.len(),
+            Values::Atlas(values) => values.len(),
+        }
+    }
 }
 
 impl<'a> Iterator for Values<'a> {
     type Item = Option<&'a [u8]>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.count = self.count.checked_sub(1)?;
-        Some((self.take)(&mut self.rest))
+        match self {
+            Values::Resp(values) => values.next(),
+            Values::Atlas(values) => values.next().map(|value| value.map(|value| value.value)),
+        }
     }
 }
 

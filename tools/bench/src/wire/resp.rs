@@ -91,8 +91,31 @@ fn many<'a>(input: &'a [u8], line: &[u8], start: usize) -> Result<Option<Reply<'
             at += len + 2;
         }
     }
-    let values = Values { rest: &input[start..at], count, take: take_bulk };
-    Ok(Some(Reply { len: at, id: None, body: Body::Many(values) }))
+    let bulks = Bulks { rest: &input[start..at], count };
+    Ok(Some(Reply { len: at, id: None, body: Body::Many(Values::Resp(bulks)) }))
+}
+
+/// The strings of an array that [`many`] has checked.
+#[derive(Clone, Debug)]
+pub struct Bulks<'a> {
+    rest: &'a [u8],
+    count: usize,
+}
+
+impl Bulks<'_> {
+    /// How many are left.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+}
+
+impl<'a> Iterator for Bulks<'a> {
+    type Item = Option<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.count = self.count.checked_sub(1)?;
+        Some(take_bulk(&mut self.rest))
+    }
 }
 
 /// One string off the front of the inside of an array that [`many`] has checked.
