@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::support::{bench, serve};
+use crate::support::{bench, serve, start};
 
 type Data = Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>;
 
@@ -182,6 +182,22 @@ fn an_open_loop_offers_what_was_asked_and_achieves_it() {
     let achieved = json["open_loop"]["rate_achieved"].as_f64().unwrap();
     assert!((1_500.0..2_600.0).contains(&achieved), "{achieved}");
     assert!(json["total"]["service_us"]["p50"].as_f64() <= json["total"]["response_us"]["p50"].as_f64());
+}
+
+#[test]
+fn an_interrupt_ends_the_run_early_with_a_summary() {
+    let (address, data) = server(Mischief::None);
+    let running = start(&format!("redis://{address}"), "--clients 2 --duration 600s --mix set");
+    while data.lock().unwrap().len() < 1000 {
+        std::thread::yield_now();
+    }
+    running.signal("INT");
+    let run = running.wait();
+    assert_eq!(run.code(), 0, "{}", run.errors());
+    let json = run.json();
+    assert_eq!(json["interrupted"], true);
+    assert!(json["total"]["ops"].as_u64().unwrap() > 0);
+    assert!(json["seconds"].as_f64().unwrap() < 60.0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -55,12 +55,36 @@ fn converse(mut stream: TcpStream, answer: &Answer) {
 
 /// Runs `atlaskv-bench --target TARGET --json - ARGUMENTS`.
 pub fn bench(target: &str, arguments: &str) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_atlaskv-bench"))
+    start(target, arguments).wait()
+}
+
+/// Starts it.
+pub fn start(target: &str, arguments: &str) -> Running {
+    let child = Command::new(env!("CARGO_BIN_EXE_atlaskv-bench"))
         .args(["--target", target, "--json", "-"])
         .args(arguments.split_whitespace())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
-    Run { output }
+    Running { child }
+}
+
+/// A run under way.
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Sends it a signal by name.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    pub fn wait(self) -> Run {
+        Run { output: self.child.wait_with_output().unwrap() }
+    }
 }
 
 /// A run that has ended.
