@@ -1,1 +1,11 @@
 //! Bytes ↔ requests and replies. No I/O.
+//!
+//! [`Request`] and [`Reply`] are what the rest of the server sees; [`binary`] is how they look on the
+//! wire. Everything here borrows from the bytes it was decoded from.
+
+pub mod binary;
+mod command;
+mod reply;
+
+pub use command::{Condition, Durability, HelloRequest, Limits, OpCode, Request, Route};
+pub use reply::{Hello, Reply, ShardRange};

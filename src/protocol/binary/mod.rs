@@ -1,0 +1,123 @@
+//! The binary protocol, version 1, byte by byte. A client in any language can be written from this page.
+//!
+//! All numbers are little-endian. "Reserved" bytes are sent as 0; in a request anything else is refused,
+//! in a reply a client ignores them. A connection is a TCP stream of frames; client and server each send
+//! frames back to back, and replies may come in another order than their requests (a request id says
+//! which is which). Requests on one connection that are in flight at the same time are not ordered
+//! against each other unless they concern the same key, whose requests take effect in the order sent.
+//!
+//! # Frame
+//! Header (40 bytes), then `key length` bytes of key, then `value length` bytes of value.
+//!
+//! ```text
+//! offset bytes field            request                          reply
+//!      0     2 magic            A7 51                            A7 52
+//!      2     1 version          1                                1
+//!      3     1 operation        see below                        that of the request
+//!      4     2 flags            reserved                         reserved
+//!      6     2 status           reserved                         outcome or refusal, see below
+//!      8     8 request id       the client's choice, not 0       that of the request
+//!     16     4 value length     see below                        see below
+//!     20     2 key length       1..=65535, or 0 without a key    0
+//!     22     1 durability       0 as the server is set up,       reserved
+//!                               1 answer only once on disk
+//!     23     1 condition        0 none, 1 if-absent,             reserved
+//!                               2 if-present, 3 if-version
+//!     24     8 version          that of condition 3, else 0      that of the value read or written, else 0
+//!     32     8 time to live     reserved for milliseconds;       low 32 bits: topology epoch, low half
+//!                               not 0: refused (code 21)         high 32 bits: reserved
+//! ```
+//! The first byte, A7, starts no RESP command and is neither ASCII nor valid UTF-8, so that one port can
+//! tell protocols apart by it. A *version* is 64 bits, grows with every write of a key, and is never 0.
+//! There is no checksum: TCP has one, and what is stored has its own from the server on.
+//!
+//! # Operations
+//! Durability is taken by the writes (SET, DELETE, BATCH, INCR); a condition by SET, and by DELETE except
+//! if-absent. An option where it is not taken is refused (code 20).
+//!
+//! ```text
+//! no. name    key      value in the request        reply with status 0: version, value
+//!   1 HELLO   -        hello request               -         hello reply
+//!   2 PING    -        anything                    -         the same bytes
+//!   3 GET     key      -                           value's   value
+//!   4 SET     key      value                       new       -
+//!   5 DELETE  key      -                           new       -
+//!   6 MGET    -        key list                    -         value list
+//!   7 BATCH   -        operation list              first's   -           operation n has version + n
+//!   8 INCR    key      i64, 8 bytes                new       sum, i64, 8 bytes
+//!   9 STATS   section  -                           -         text, lines of key=value
+//! ```
+//! STATS without a key is about everything. INCR works on decimal text, as Redis does, an absent key
+//! counting as 0.
+//!
+//! # Status
+//! ```text
+//!       0  done
+//!       1  absent: GET or DELETE of a key that has no value; nothing changed
+//!       2  condition failed: nothing changed; version is the key's current one, 0 if it is absent
+//!   3..15  not in use
+//! 16..191  refused: the value is a sentence in UTF-8 (at most 1024 bytes); numbers: [`crate::error::Code`]
+//! ```
+//! A refused request was not carried out, except as that list says. A reply with request id 0 concerns
+//! the connection: its status says why the server closes it, and all requests without a reply fail.
+//!
+//! # Hello
+//! Optional: a client may start with any request in version 1. HELLO itself always has a version 1
+//! header. May be sent again at any time, for instance to learn a newer slot table; asking for another
+//! shard then moves the connection if nothing else is in flight on it, and is otherwise refused.
+//!
+//! ```text
+//! request (8 bytes)                         reply (40 bytes, then 8 a range)
+//!  0  1  oldest version spoken               0  1  version chosen: the newest that both speak
+//!  1  1  newest version spoken               1  1  reserved
+//!  2  2  shard wanted; FFFF: any             2  2  shard count
+//!  4  4  reserved                            4  2  shard that serves this connection
+//!                                            6  2  range count
+//!                                            8  8  topology epoch
+//!                                           16  4  longest key
+//!                                           20  4  longest value, and PING payload
+//!                                           24  4  longest operation list, without its count
+//!                                           28  4  most operations in a BATCH and keys in an MGET
+//!                                           32  4  longest frame with its header, both directions
+//!                                           36  4  pipeline: bytes of requests without a reply that
+//!                                                  the server reads even if no reply is read
+//!                                           40  .. ranges: first slot u16, last slot u16 (included),
+//!                                                  shard u16, reserved u16; ascending, disjoint
+//! ```
+//! Any connection serves any key; one to the owner of the key's slot saves a hop. The slot is CRC16
+//! (XMODEM) of the key, or of its `{tag}`, modulo 16384, as in Redis Cluster. A reply whose epoch differs
+//! from the low half of the last HELLO's tells that the table has changed.
+//!
+//! # Lists
+//! A count (u32), then that many items back to back, and nothing after them.
+//!
+//! ```text
+//! key list           value list                        operation list
+//! 0  2  key length   0  1  0 absent, 1 present         0  1  1 put, 2 delete
+//! 2  .. key          1  3  reserved                    1  1  reserved
+//!                    4  4  value length, 0 if absent   2  2  key length
+//!                    8  8  version, 0 if absent        4  4  value length, 0 if delete
+//!                   16  .. value                       8  .. key, then value
+//! ```
+//! Key and operation lists have at least one item. The keys of an operation list are all of one slot.
+//! An MGET whose values don't fit a frame is refused (code 29).
+//!
+//! # When frames are wrong
+//! As long as the header has the right magic and version and the frame is not longer than the server's
+//! limit, the stream is in step: the frame gets a refusal and the connection goes on with the next.
+//! Otherwise the server sends one refusal (request id 0 for a wrong magic) and closes. A connection that
+//! ends inside a frame was cut; the part is dropped.
+
+mod decode;
+mod encode;
+mod header;
+mod items;
+#[cfg(test)]
+mod tests;
+
+pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
+pub use encode::{KeyList, OpList, ValueListEncoder, encode_refusal, encode_reply, encode_request};
+pub use header::{
+    FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
+};
+pub use items::{Keys, Ops, Value, Values};

@@ -1,0 +1,399 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::base::{Lsn, Op, OpKind};
+use crate::error::{Code, Refusal};
+use crate::protocol::*;
+use crate::slot::{Slot, SlotRange};
+
+fn limits() -> Limits {
+    Limits::for_values(1 << 20)
+}
+
+/// A whole frame that may be refused at any stage.
+fn decode<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(u64, Request<'a>), Refusal> {
+    let header = match decode_header(bytes, limits) {
+        Ok(header) => header.expect("the frame is whole"),
+        Err(FrameError::Refused { refusal, .. } | FrameError::OutOfStep { refusal, .. }) => {
+            return Err(refusal);
+        }
+    };
+    assert_eq!(header.frame_bytes(), bytes.len());
+    Ok((header.request_id, decode_request(&header, &bytes[HEADER_BYTES..], limits)?))
+}
+
+fn decode_one_reply(bytes: &[u8]) -> Result<Option<(ReplyHeader, Reply<'_>)>, ReplyError> {
+    let Some(header) = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT)? else { return Ok(None) };
+    if bytes.len() < header.frame_bytes() {
+        return Ok(None);
+    }
+    Ok(Some((header, decode_reply(&header, &bytes[HEADER_BYTES..header.frame_bytes()])?)))
+}
+
+fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 0..max)
+}
+
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 1..80)
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    prop_oneof![
+        Just(Condition::None),
+        Just(Condition::IfAbsent),
+        Just(Condition::IfPresent),
+        (1..=u64::MAX).prop_map(|version| Condition::IfVersion(Lsn(version))),
+    ]
+}
+
+fn durability() -> impl Strategy<Value = Durability> {
+    prop_oneof![Just(Durability::Default), Just(Durability::Always)]
+}
+
+/// A request whose parts are owned.
+#[derive(Clone, Debug)]
+enum Owned {
+    Hello(HelloRequest),
+    Ping(Vec<u8>),
+    Get(Vec<u8>),
+    Set(Vec<u8>, Vec<u8>, Condition, Durability),
+    Delete(Vec<u8>, Condition, Durability),
+    Mget(KeyList),
+    Batch(OpList, Durability),
+    Incr(Vec<u8>, i64, Durability),
+    Stats(String),
+}
+
+impl Owned {
+    fn request(&self) -> Request<'_> {
+        match self {
+            Owned::Hello(hello) => Request::Hello(*hello),
+            Owned::Ping(payload) => Request::Ping { payload },
+            Owned::Get(key) => Request::Get { key },
+            Owned::Set(key, value, condition, durability) => {
+                Request::Set { key, value, condition: *condition, durability: *durability }
+            }
+            Owned::Delete(key, condition, durability) => {
+                Request::Delete { key, condition: *condition, durability: *durability }
+            }
+            Owned::Mget(list) => Request::Mget { keys: list.keys() },
+            Owned::Batch(list, durability) => Request::Batch { ops: list.ops(), durability: *durability },
+            Owned::Incr(key, amount, durability) => {
+                Request::Incr { key, amount: *amount, durability: *durability }
+            }
+            Owned::Stats(section) => Request::Stats { section },
+        }
+    }
+}
+
+fn request() -> impl Strategy<Value = Owned> {
+    let hello = (0..=1u8, 1..=u8::MAX, proptest::option::of(0..u16::MAX)).prop_map(|(min, max, shard)| {
+        Owned::Hello(HelloRequest { version_min: min, version_max: max, shard })
+    });
+    let mget = proptest::collection::vec(key(), 1..20).prop_map(|keys| {
+        let mut list = KeyList::default();
+        keys.iter().for_each(|key| list.push(key));
+        Owned::Mget(list)
+    });
+    let op = (key(), proptest::option::of(bytes(100)));
+    let batch = (proptest::collection::vec(op, 1..20), durability()).prop_map(|(ops, durability)| {
+        let mut list = OpList::default();
+        for (mut key, value) in ops {
+            key.splice(..0, *b"{tag}");
+            match value {
+                Some(value) => list.put(&key, &value),
+                None => list.delete(&key),
+            }
+        }
+        Owned::Batch(list, durability)
+    });
+    prop_oneof![
+        hello,
+        bytes(200).prop_map(Owned::Ping),
+        key().prop_map(Owned::Get),
+        (key(), bytes(300), condition(), durability()).prop_map(|(k, v, c, d)| Owned::Set(k, v, c, d)),
+        (key(), condition(), durability())
+            .prop_filter("not taken", |(_, condition, _)| *condition != Condition::IfAbsent)
+            .prop_map(|(k, c, d)| Owned::Delete(k, c, d)),
+        mget,
+        batch,
+        (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
+        "[a-z]{0,20}".prop_map(Owned::Stats),
+    ]
+}
+
+/// The bytes of a reply, made by the encoder, and the request's operation.
+fn reply_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let version = (1..=u64::MAX).prop_map(Lsn);
+    let code = proptest::sample::select(Code::ALL);
+    let encode = |opcode, reply: &Reply<'_>| {
+        let mut out = Vec::new();
+        encode_reply(&mut out, opcode, 77, 5 << 32 | 9, reply);
+        out
+    };
+    let values = proptest::collection::vec(proptest::option::of((1..=u64::MAX, bytes(50))), 0..10);
+    prop_oneof![
+        bytes(100).prop_map(move |payload| encode(OpCode::Ping, &Reply::Pong(&payload))),
+        (version.clone(), bytes(100))
+            .prop_map(move |(version, value)| encode(OpCode::Get, &Reply::Value { version, value: &value })),
+        Just(encode(OpCode::Get, &Reply::Absent)),
+        version.clone().prop_map(move |version| encode(OpCode::Batch, &Reply::Written { version })),
+        proptest::option::of(version.clone())
+            .prop_map(move |current| encode(OpCode::Set, &Reply::ConditionFailed { current })),
+        (version, any::<i64>())
+            .prop_map(move |(version, value)| encode(OpCode::Incr, &Reply::Counter { version, value })),
+        ".{0,50}".prop_map(move |text| encode(OpCode::Stats, &Reply::Stats(&text))),
+        (code, ".{0,50}")
+            .prop_map(move |(code, text)| { encode(OpCode::Set, &Reply::Refused(Refusal::new(code, text))) }),
+        values.prop_map(|values| {
+            let mut out = Vec::new();
+            let mut encoder = ValueListEncoder::begin(&mut out, 77, 5 << 32 | 9);
+            for value in &values {
+                match value {
+                    Some((version, value)) => encoder.present(Lsn(*version), value),
+                    None => encoder.absent(),
+                }
+            }
+            encoder.finish();
+            out
+        }),
+        (1..50u16, 0..50u16, any::<u64>()).prop_map(move |(shards, shard, epoch)| {
+            encode(OpCode::Hello, &Reply::Hello(hello(shards, shard % shards, epoch)))
+        }),
+    ]
+}
+
+fn hello(shard_count: u16, shard: u16, epoch: u64) -> Hello {
+    let ranges = SlotRange::split_evenly(shard_count * 3).into_iter().enumerate();
+    let ranges = ranges.map(|(i, slots)| ShardRange { slots, shard: i as u16 % shard_count }).collect();
+    Hello { version: VERSION, shard_count, shard, epoch, limits: limits(), ranges }
+}
+
+proptest! {
+    #[test]
+    fn requests_come_back_and_every_truncation_asks_for_more(owned in request(), id in any::<u64>()) {
+        let request = owned.request();
+        let mut out = Vec::new();
+        encode_request(&mut out, id, &request);
+        prop_assert_eq!(decode(&out, &limits()), Ok((id, request)));
+        for len in 0..HEADER_BYTES {
+            prop_assert_eq!(decode_header(&out[..len], &limits()), Ok(None), "{} bytes", len);
+        }
+        let header = decode_header(&out[..HEADER_BYTES], &limits()).unwrap().unwrap();
+        prop_assert_eq!(header.frame_bytes(), out.len());
+    }
+
+    #[test]
+    fn replies_come_back_and_every_truncation_asks_for_more(out in reply_bytes()) {
+        for len in 0..out.len() {
+            prop_assert_eq!(decode_one_reply(&out[..len]), Ok(None), "{} bytes", len);
+        }
+        let (header, reply) = decode_one_reply(&out).unwrap().unwrap();
+        prop_assert_eq!((header.request_id, header.epoch, header.frame_bytes()), (77, 9, out.len()));
+        let mut again = Vec::new();
+        encode_reply(&mut again, header.opcode.unwrap(), header.request_id, u64::from(header.epoch), &reply);
+        prop_assert_eq!(again, out);
+    }
+
+    #[test]
+    fn damaged_requests_are_refused_or_read_but_never_panic(
+        owned in request(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut out = Vec::new();
+        encode_request(&mut out, 1, &owned.request());
+        for (at, byte) in damage {
+            let at = at.index(out.len());
+            out[at] = byte;
+        }
+        if let Ok(Some(header)) = decode_header(&out, &limits()) && header.frame_bytes() <= out.len() {
+            let body = &out[HEADER_BYTES..header.frame_bytes()];
+            match decode_request(&header, body, &limits()) {
+                Ok(Request::Mget { keys }) => prop_assert_eq!(keys.len(), keys.count()),
+                Ok(Request::Batch { ops, .. }) => prop_assert!(ops.into_iter().all(|op| op.expiry_ms == 0)),
+                Ok(request) => { let _ = request.route(); }
+                Err(refusal) => prop_assert!(!refusal.message.is_empty()),
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_replies_are_refused_or_read_but_never_panic(
+        mut out in reply_bytes(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        for (at, byte) in damage {
+            let at = at.index(out.len());
+            out[at] = byte;
+        }
+        if let Ok(Some((_, Reply::Values(values)))) = decode_one_reply(&out) {
+            prop_assert_eq!(values.len(), values.count());
+        }
+    }
+
+    #[test]
+    fn any_bytes_at_all_never_panic(tail in bytes(300), opcode in 0..12u8) {
+        let _ = decode_header(&tail, &limits());
+        let _ = decode_one_reply(&tail);
+        let mut out = vec![0xA7, b'Q', VERSION, opcode];
+        out.extend_from_slice(&tail);
+        if let Ok(Some(header)) = decode_header(&out, &limits()) && header.frame_bytes() <= out.len() {
+            let _ = decode_request(&header, &out[HEADER_BYTES..header.frame_bytes()], &limits());
+        }
+        out[1] = b'R';
+        let _ = decode_one_reply(&out);
+    }
+}
+
+fn set_frame() -> Vec<u8> {
+    let mut out = Vec::new();
+    let request = Request::Set {
+        key: b"key",
+        value: b"value",
+        condition: Condition::IfVersion(Lsn(0x0102)),
+        durability: Durability::Always,
+    };
+    encode_request(&mut out, 0x1122_3344_5566_7788, &request);
+    out
+}
+
+#[test]
+fn a_request_looks_as_drawn() {
+    #[rustfmt::skip]
+    let wanted = [
+        0xA7, 0x51, 1, 4,  0, 0,  0, 0,
+        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
+        5, 0, 0, 0,  3, 0,  1,  3,
+        2, 1, 0, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0,
+        b'k', b'e', b'y', b'v', b'a', b'l', b'u', b'e',
+    ];
+    assert_eq!(set_frame(), wanted);
+}
+
+#[test]
+fn a_reply_looks_as_drawn() {
+    let mut out = Vec::new();
+    encode_reply(&mut out, OpCode::Get, 2, 0xAA_0000_0007, &Reply::Value { version: Lsn(3), value: b"v" });
+    #[rustfmt::skip]
+    let wanted = [
+        0xA7, 0x52, 1, 3,  0, 0,  0, 0,
+        2, 0, 0, 0, 0, 0, 0, 0,
+        1, 0, 0, 0,  0, 0,  0,  0,
+        3, 0, 0, 0, 0, 0, 0, 0,
+        7, 0, 0, 0, 0, 0, 0, 0,
+        b'v',
+    ];
+    assert_eq!(out, wanted);
+}
+
+/// The refusal's code and, if the stream is still in step, the frame's length.
+fn refused(bytes: &[u8]) -> (Code, Option<usize>) {
+    match decode_header(bytes, &limits()) {
+        Err(FrameError::Refused { frame_bytes, refusal, .. }) => (refusal.code, Some(frame_bytes)),
+        Err(FrameError::OutOfStep { refusal, .. }) => (refusal.code, None),
+        Ok(_) => panic!("not refused"),
+    }
+}
+
+#[test]
+fn a_wrong_start_is_told_at_its_first_wrong_byte_and_ends_the_connection() {
+    assert_eq!(refused(b"*1\r\n$4\r\nPING\r\n"), (Code::NotThisProtocol, None));
+    assert_eq!(refused(b"G"), (Code::NotThisProtocol, None));
+    assert_eq!(refused(&[0xA7, b'R']), (Code::NotThisProtocol, None));
+    assert_eq!(refused(&[0xA7, b'Q', 2]), (Code::UnsupportedVersion, None));
+    let mut frame = set_frame();
+    frame[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(refused(&frame), (Code::FrameTooLarge, None));
+}
+
+#[test]
+fn wrong_fields_are_refused_with_the_stream_in_step() {
+    let len = set_frame().len();
+    for (at, byte, code) in [
+        (3, 0, Code::UnknownOperation),
+        (3, 10, Code::UnknownOperation),
+        (4, 1, Code::InvalidOption),
+        (7, 1, Code::InvalidOption),
+        (22, 2, Code::InvalidOption),
+        (23, 4, Code::InvalidOption),
+        (23, 1, Code::InvalidOption),
+        (39, 1, Code::UnsupportedTtl),
+    ] {
+        let mut frame = set_frame();
+        frame[at] = byte;
+        assert_eq!(refused(&frame), (code, Some(len)), "byte {at}");
+    }
+    let mut frame = set_frame();
+    frame[20] = 0;
+    assert_eq!(refused(&frame), (Code::InvalidKey, Some(len - 3)));
+    frame[3] = OpCode::Ping as u8;
+    assert_eq!(refused(&frame), (Code::InvalidOption, Some(len - 3)));
+    let mut frame = set_frame();
+    frame[16..20].copy_from_slice(&(1 << 20 | 1u32).to_le_bytes());
+    assert_eq!(refused(&frame), (Code::ValueTooLarge, Some(HEADER_BYTES + 3 + (1 << 20) + 1)));
+}
+
+#[test]
+fn batches_are_of_one_slot_and_within_limits() {
+    let refuse = |list: &OpList, limits: &Limits| {
+        let mut out = Vec::new();
+        encode_request(&mut out, 1, &Request::Batch { ops: list.ops(), durability: Durability::Default });
+        decode(&out, limits).map(|_| ()).unwrap_err()
+    };
+    let mut list = OpList::default();
+    assert_eq!(refuse(&list, &limits()).code, Code::Malformed);
+    list.put(b"a", b"1");
+    list.put(b"b", b"1");
+    let refusal = refuse(&list, &limits());
+    assert_eq!(refusal.code, Code::CrossSlot);
+    assert!(refusal.message.contains(&Slot::of_key(b"a").to_string()), "{refusal}");
+    assert_eq!(refuse(&list, &Limits { items_max: 1, ..limits() }).code, Code::BatchTooLarge);
+    assert_eq!(refuse(&list, &Limits { batch_bytes_max: 10, ..limits() }).code, Code::BatchTooLarge);
+    list.clear();
+    list.put(b"a", &[0; 11]);
+    assert_eq!(refuse(&list, &Limits { value_bytes_max: 10, ..limits() }).code, Code::ValueTooLarge);
+}
+
+#[test]
+fn operations_are_those_of_the_log() {
+    let mut list = OpList::default();
+    list.put(b"k", b"v");
+    list.delete(b"k");
+    let ops: Vec<Op<'_>> = list.ops().collect();
+    assert_eq!(ops[0], Op { kind: OpKind::Put, key: b"k", value: b"v", expiry_ms: 0 });
+    assert_eq!(ops[1], Op { kind: OpKind::Delete, key: b"k", value: b"", expiry_ms: 0 });
+    assert_eq!(list.bytes(), ops.iter().map(Op::encoded_len).sum::<usize>(), "the limits are the same");
+}
+
+#[test]
+fn a_hello_finds_the_owner_of_a_slot() {
+    let mut hello = hello(4, 0, 1);
+    hello.ranges.remove(5);
+    for number in 0..crate::slot::SLOT_COUNT {
+        let slot = Slot::new(number).unwrap();
+        let wanted = hello.ranges.iter().find(|range| range.slots.contains(slot)).map(|range| range.shard);
+        assert_eq!(hello.shard_of(slot), wanted, "slot {slot}");
+    }
+}
+
+#[test]
+fn an_abandoned_reply_leaves_nothing() {
+    let mut out = b"before".to_vec();
+    let mut encoder = ValueListEncoder::begin(&mut out, 1, 1);
+    assert_eq!(encoder.frame_bytes_with(3), HEADER_BYTES + 4 + 16 + 3);
+    encoder.present(Lsn(1), b"abc");
+    encoder.abandon();
+    assert_eq!(out, b"before");
+}
+
+#[test]
+fn unknown_refusals_act_as_their_group() {
+    let mut out = Vec::new();
+    encode_refusal(&mut out, 99, 4, 0, &Refusal::new(Code::DiskFull, "full".repeat(500)));
+    out[6] = 127;
+    let (header, reply) = decode_one_reply(&out).unwrap().unwrap();
+    assert_eq!((header.opcode, header.body_bytes()), (None, Refusal::MESSAGE_BYTES_MAX));
+    assert!(matches!(reply, Reply::Refused(refusal) if refusal.code == Code::Overloaded));
+}

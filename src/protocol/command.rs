@@ -1,0 +1,299 @@
+//! What a client can ask for.
+
+use super::binary::{HEADER_BYTES, Keys, Ops};
+use crate::base::{ENTRY_BYTES_MAX, ENTRY_OPS_MAX, KEY_BYTES_MAX, Lsn, VALUE_BYTES_LIMIT};
+use crate::slot::Slot;
+
+/// An operation's number on the wire. 0 is never an operation, so that blank bytes never pass for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum OpCode {
+    /// Version, limits, slot table, choice of shard.
+    Hello = 1,
+    /// Echo.
+    Ping = 2,
+    /// One key's value and version.
+    Get = 3,
+    /// Store a value, perhaps under a condition.
+    Set = 4,
+    /// Remove a key, perhaps under a condition.
+    Delete = 5,
+    /// Values and versions of several keys.
+    Mget = 6,
+    /// Several writes to the keys of one slot, all or none.
+    Batch = 7,
+    /// Add to a decimal number.
+    Incr = 8,
+    /// Figures as text.
+    Stats = 9,
+}
+
+impl OpCode {
+    /// Every operation there is, by number.
+    pub const ALL: [OpCode; 9] = [
+        OpCode::Hello,
+        OpCode::Ping,
+        OpCode::Get,
+        OpCode::Set,
+        OpCode::Delete,
+        OpCode::Mget,
+        OpCode::Batch,
+        OpCode::Incr,
+        OpCode::Stats,
+    ];
+
+    /// The operation with this number, if there is one.
+    #[inline]
+    pub fn from_u8(number: u8) -> Option<OpCode> {
+        OpCode::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+
+    /// Whether it may change a key.
+    #[inline]
+    pub fn is_write(self) -> bool {
+        matches!(self, OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr)
+    }
+
+    /// Its name as messages and metrics print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            OpCode::Hello => "HELLO",
+            OpCode::Ping => "PING",
+            OpCode::Get => "GET",
+            OpCode::Set => "SET",
+            OpCode::Delete => "DELETE",
+            OpCode::Mget => "MGET",
+            OpCode::Batch => "BATCH",
+            OpCode::Incr => "INCR",
+            OpCode::Stats => "STATS",
+        }
+    }
+}
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Durability {
+    /// As the server's `--sync` says.
+    #[default]
+    Default = 0,
+    /// Only once it is on disk, whatever `--sync` says.
+    Always = 1,
+}
+
+impl Durability {
+    /// The choice with this number, if there is one.
+    #[inline]
+    pub fn from_u8(number: u8) -> Option<Durability> {
+        match number {
+            0 => Some(Durability::Default),
+            1 => Some(Durability::Always),
+            _ => None,
+        }
+    }
+}
+
+/// What must hold of the key at the moment of the write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    None,
+    /// It has no value.
+    IfAbsent,
+    /// It has a value.
+    IfPresent,
+    /// Its value has this version, never [`Lsn::ZERO`]: absence is [`Condition::IfAbsent`].
+    IfVersion(Lsn),
+}
+
+impl Condition {
+    /// Its number on the wire.
+    #[inline]
+    pub fn number(self) -> u8 {
+        match self {
+            Condition::None => 0,
+            Condition::IfAbsent => 1,
+            Condition::IfPresent => 2,
+            Condition::IfVersion(_) => 3,
+        }
+    }
+
+    /// Whether it holds of a key whose value has the version `current`, or of an absent one.
+    #[inline]
+    pub fn holds(self, current: Option<Lsn>) -> bool {
+        match self {
+            Condition::None => true,
+            Condition::IfAbsent => current.is_none(),
+            Condition::IfPresent => current.is_some(),
+            Condition::IfVersion(wanted) => current == Some(wanted),
+        }
+    }
+}
+
+/// What HELLO asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloRequest {
+    /// Oldest protocol version that the client speaks.
+    pub version_min: u8,
+    /// Newest protocol version that the client speaks.
+    pub version_max: u8,
+    /// The shard that should serve this connection; `None` leaves it to the server.
+    pub shard: Option<u16>,
+}
+
+/// One request, borrowed from the bytes it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// See [`OpCode::Hello`].
+    Hello(HelloRequest),
+    /// See [`OpCode::Ping`].
+    Ping {
+        /// Comes back as it is.
+        payload: &'a [u8],
+    },
+    /// See [`OpCode::Get`].
+    Get {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+    },
+    /// See [`OpCode::Set`].
+    Set {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+        /// Within the server's limit.
+        value: &'a [u8],
+        /// What must hold of the key.
+        condition: Condition,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Delete`].
+    Delete {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+        /// Never [`Condition::IfAbsent`].
+        condition: Condition,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Mget`].
+    Mget {
+        /// At least one; of any slots, in any order, repeats allowed.
+        keys: Keys<'a>,
+    },
+    /// See [`OpCode::Batch`].
+    Batch {
+        /// At least one, all of one slot. Later ones win over earlier ones of the same key.
+        ops: Ops<'a>,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Incr`].
+    Incr {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+        /// Added to the number that the key holds; an absent key counts as 0.
+        amount: i64,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Stats`].
+    Stats {
+        /// Only this part; empty is all of it.
+        section: &'a str,
+    },
+}
+
+/// Which keys decide where a request is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// None: any shard will do.
+    Anywhere,
+    /// The owner of this slot executes all of it.
+    Slot(Slot),
+    /// Each key goes to the owner of its slot.
+    Keys(Keys<'a>),
+}
+
+impl<'a> Request<'a> {
+    /// Its operation.
+    #[inline]
+    pub fn opcode(&self) -> OpCode {
+        match self {
+            Request::Hello(_) => OpCode::Hello,
+            Request::Ping { .. } => OpCode::Ping,
+            Request::Get { .. } => OpCode::Get,
+            Request::Set { .. } => OpCode::Set,
+            Request::Delete { .. } => OpCode::Delete,
+            Request::Mget { .. } => OpCode::Mget,
+            Request::Batch { .. } => OpCode::Batch,
+            Request::Incr { .. } => OpCode::Incr,
+            Request::Stats { .. } => OpCode::Stats,
+        }
+    }
+
+    /// Whether it may change a key.
+    #[inline]
+    pub fn is_write(&self) -> bool {
+        self.opcode().is_write()
+    }
+
+    /// Which keys decide where it is executed.
+    #[inline]
+    pub fn route(&self) -> Route<'a> {
+        match *self {
+            Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => Route::Anywhere,
+            Request::Get { key }
+            | Request::Set { key, .. }
+            | Request::Delete { key, .. }
+            | Request::Incr { key, .. } => Route::Slot(Slot::of_key(key)),
+            Request::Mget { keys } => Route::Keys(keys),
+            Request::Batch { ops, .. } => Route::Slot(ops.slot()),
+        }
+    }
+}
+
+/// What a server accepts. HELLO tells it to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest key.
+    pub key_bytes_max: u32,
+    /// Longest value, and longest payload of PING.
+    pub value_bytes_max: u32,
+    /// All items of a batch together, as they stand on the wire.
+    pub batch_bytes_max: u32,
+    /// Operations in a batch, keys in an MGET.
+    pub items_max: u32,
+    /// Longest frame, header included, in either direction.
+    pub frame_bytes_max: u32,
+    /// Bytes of requests without a reply that the server reads from one connection even if the client
+    /// reads nothing. A client that keeps within it never blocks against a server that blocks against it.
+    pub pipeline_bytes_max: u32,
+}
+
+impl Limits {
+    /// Frames longer than this are refused by every server, whatever its settings.
+    pub const FRAME_BYTES_LIMIT: u32 = (HEADER_BYTES + KEY_BYTES_MAX + VALUE_BYTES_LIMIT) as u32;
+
+    /// The limits that follow from the largest value: a batch is one log entry, and a frame holds the
+    /// largest value or batch with the longest key. Several small frames or one large one may be on
+    /// their way at a time.
+    ///
+    /// # Panics
+    /// If `value_bytes_max` is above [`VALUE_BYTES_LIMIT`], which the configuration refuses.
+    pub fn for_values(value_bytes_max: usize) -> Limits {
+        assert!(value_bytes_max <= VALUE_BYTES_LIMIT, "checked with the configuration");
+        let frame_bytes_max = HEADER_BYTES + KEY_BYTES_MAX + value_bytes_max.max(ENTRY_BYTES_MAX + 4);
+        Limits {
+            key_bytes_max: KEY_BYTES_MAX as u32,
+            value_bytes_max: value_bytes_max as u32,
+            batch_bytes_max: ENTRY_BYTES_MAX as u32,
+            items_max: ENTRY_OPS_MAX as u32,
+            frame_bytes_max: frame_bytes_max as u32,
+            pipeline_bytes_max: frame_bytes_max as u32,
+        }
+    }
+}
+
+const _: () = assert!(ENTRY_BYTES_MAX + 4 <= VALUE_BYTES_LIMIT);

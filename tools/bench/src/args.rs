@@ -1,0 +1,363 @@
+//! The command line, checked once.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use atlaskv::base::{KEY_BYTES_MAX, VALUE_BYTES_LIMIT};
+use clap::{Parser, ValueEnum};
+
+use crate::keys::{KeySpace, Picker};
+use crate::lane::IN_FLIGHT_MAX;
+use crate::mix::{Mix, OpKind};
+
+/// Load generator for AtlasKV and for servers that speak Redis' protocol.
+///
+/// Without --rate the loop is closed: every client keeps --pipeline requests in flight. With --rate it is
+/// open: requests are sent by a timetable made in advance, and latency counts from the time at which a
+/// request should have been sent. Results go to standard output, progress to standard error.
+///
+/// Exit code: 0 after a run, even if the server refused some requests; 1 if a value read was wrong (with
+/// --verify), a connection broke, nothing succeeded, or the run could not start.
+#[derive(Clone, Debug, Parser)]
+#[command(version, name = "atlaskv-bench")]
+pub struct Args {
+    /// Server: atlaskv://HOST:PORT or redis://HOST:PORT
+    #[arg(long, default_value = "atlaskv://127.0.0.1:7379")]
+    pub target: Target,
+
+    /// Logical clients, each with one connection, or one per shard if it knows the shards
+    #[arg(short, long, default_value_t = 50)]
+    pub clients: usize,
+
+    /// Requests that a client has in flight: always, or with --rate at most [default: 1, with --rate 256]
+    #[arg(short = 'P', long)]
+    pub pipeline: Option<usize>,
+
+    /// Threads of the generator
+    #[arg(short, long, default_value_t = 1)]
+    pub threads: usize,
+
+    /// Number of different keys
+    #[arg(short, long, default_value = "1000000", value_parser = parse_count)]
+    pub keys: u64,
+
+    /// Bytes of a key: the prefix, then its number with leading zeros
+    #[arg(long, default_value = "16", value_parser = parse_size)]
+    pub key_size: usize,
+
+    /// What keys begin with
+    #[arg(long, default_value = "key:")]
+    pub key_prefix: String,
+
+    /// Bytes of a value; accepts 4KiB, 1MB
+    #[arg(short = 'd', long, default_value = "100", value_parser = parse_size)]
+    pub value_size: usize,
+
+    /// Measured time, as 10s, 500ms, 5m [default: 10s, unbounded with --requests]
+    #[arg(long, value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+
+    /// Requests to measure; the run ends when they are answered
+    #[arg(short = 'n', long, value_parser = parse_count)]
+    pub requests: Option<u64>,
+
+    /// Time of load before anything is measured
+    #[arg(long, default_value = "0s", value_parser = parse_duration)]
+    pub warmup: Duration,
+
+    /// Weights of get, set, del, incr and mget
+    #[arg(long, default_value = "get=90,set=10")]
+    pub mix: Mix,
+
+    /// Keys in one MGET
+    #[arg(long, default_value_t = 10)]
+    pub mget_keys: usize,
+
+    /// How keys are drawn
+    #[arg(long, value_enum, default_value_t = Distribution::Zipfian)]
+    pub distribution: Distribution,
+
+    /// Skew of the zipfian distribution, between 0 and 1
+    #[arg(long, default_value_t = 0.99)]
+    pub theta: f64,
+
+    /// Open loop: requests a second, all clients together
+    #[arg(long, value_parser = parse_count)]
+    pub rate: Option<u64>,
+
+    /// With --rate: exponentially distributed gaps instead of even ones
+    #[arg(long, requires = "rate")]
+    pub poisson: bool,
+
+    /// With --rate: never sleep, for the most punctual sends; takes a whole processor per thread
+    #[arg(long, requires = "rate")]
+    pub spin: bool,
+
+    /// Set every key once before the run
+    #[arg(long)]
+    pub preload: bool,
+
+    /// Set every key once, and do nothing else
+    #[arg(long)]
+    pub preload_only: bool,
+
+    /// Check every value that is read: that it was written to this key, and is whole
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Seed of all that is random
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+
+    /// Whether a client has one connection per shard and sends to the owner of the key
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub shard_aware: Switch,
+
+    /// Also write parameters, results and a time line to this file; `-` for standard output
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+
+    /// Process of the server, on this machine: reports its processor time per operation
+    #[arg(long)]
+    pub server_pid: Option<u32>,
+
+    /// No progress lines
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Distribution {
+    Uniform,
+    Zipfian,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    AtlasKv,
+    Redis,
+}
+
+/// Where the server is and what it speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+    pub text: String,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        let (protocol, default_port, rest) = match text.split_once("://") {
+            Some(("atlaskv", rest)) => (Protocol::AtlasKv, 7379, rest),
+            Some(("redis", rest)) => (Protocol::Redis, 6379, rest),
+            Some((other, _)) => {
+                return Err(format!("{other}:// is not known; use atlaskv://HOST:PORT or redis://HOST:PORT"));
+            }
+            None => (Protocol::AtlasKv, 7379, text),
+        };
+        let host = rest.trim_end_matches('/');
+        if host.contains(['/', '@', '?']) || host.is_empty() {
+            return Err(format!("{text:?}: expected HOST:PORT and nothing else after ://"));
+        }
+        let resolved = host.to_socket_addrs().or_else(|_| (host, default_port).to_socket_addrs());
+        let address = resolved
+            .map_err(|error| format!("{host:?} is no address that can be found: {error}"))?
+            .next()
+            .ok_or_else(|| format!("{host:?} has no address"))?;
+        Ok(Target { protocol, address, text: text.into() })
+    }
+}
+
+/// What follows from the arguments.
+pub struct Plan {
+    pub args: Args,
+    pub space: KeySpace,
+    pub picker: Picker,
+    pub pipeline: usize,
+    pub duration: Option<Duration>,
+}
+
+impl Args {
+    /// Checks what no single argument shows.
+    pub fn plan(self) -> Result<Plan> {
+        let open = self.rate.is_some();
+        let pipeline = self.pipeline.unwrap_or(if open { 256 } else { 1 });
+        ensure!(self.clients > 0, "--clients must be at least 1");
+        ensure!(self.threads > 0, "--threads must be at least 1");
+        ensure!(
+            self.threads <= self.clients,
+            "--threads {} is more than --clients {}: a thread without clients does nothing",
+            self.threads,
+            self.clients
+        );
+        ensure!((1..=IN_FLIGHT_MAX).contains(&pipeline), "--pipeline must be between 1 and {IN_FLIGHT_MAX}");
+        ensure!(self.keys > 0, "--keys must be at least 1");
+        ensure!(self.key_size <= KEY_BYTES_MAX, "--key-size is more than the {KEY_BYTES_MAX} bytes of a key");
+        ensure!(
+            self.value_size <= VALUE_BYTES_LIMIT,
+            "--value-size {} is more than the {VALUE_BYTES_LIMIT} bytes that any server takes",
+            self.value_size
+        );
+        ensure!((1..=65_535).contains(&self.mget_keys), "--mget-keys must be between 1 and 65535");
+        ensure!(self.rate != Some(0), "--rate must be at least 1");
+        ensure!(self.requests != Some(0), "--requests must be at least 1");
+        ensure!(self.duration != Some(Duration::ZERO), "--duration must be more than nothing");
+        let picker = match self.distribution {
+            Distribution::Uniform => Picker::uniform(self.keys),
+            Distribution::Zipfian => {
+                if !(self.theta > 0.0 && self.theta < 1.0) {
+                    bail!("--theta {} is not between 0 and 1; for 0 use --distribution uniform", self.theta);
+                }
+                Picker::zipfian(self.keys, self.theta)
+            }
+        };
+        let counters = self.mix.has(OpKind::Incr);
+        let space = match KeySpace::new(&self.key_prefix, self.key_size, self.keys, counters) {
+            Ok(space) => space,
+            Err(least) => bail!(
+                "--key-size {} has no room for the prefix and the number of {} keys; give at least {least}",
+                self.key_size,
+                self.keys
+            ),
+        };
+        let duration = match (self.duration, self.requests) {
+            (None, None) => Some(Duration::from_secs(10)),
+            (duration, _) => duration,
+        };
+        if let Some(path) = self.json.as_deref().filter(|path| path.as_os_str() != "-") {
+            // Better to fail now than after the run.
+            std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("--json {}: cannot be written", path.display()))?;
+        }
+        Ok(Plan { args: self, space, picker, pipeline, duration })
+    }
+}
+
+/// A number with an optional k, M or G for thousands.
+fn parse_count(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1_000),
+        Some((at, 'm' | 'M')) => (&text[..at], 1_000_000),
+        Some((at, 'g' | 'G')) => (&text[..at], 1_000_000_000),
+        _ => (text, 1),
+    };
+    digits
+        .replace('_', "")
+        .parse::<u64>()
+        .ok()
+        .and_then(|count| count.checked_mul(factor))
+        .ok_or_else(|| format!("{text:?} is not a number; try 1000000 or 1M"))
+}
+
+/// Bytes, with KiB, MiB, GiB or kB, MB, GB.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor: usize = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        _ => return Err(format!("{text:?}: the unit is none of B, KiB, MiB, GiB, kB, MB, GB")),
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|count| count.checked_mul(factor))
+        .ok_or_else(|| format!("{text:?} is not a size; try 100, 4KiB or 1MB"))
+}
+
+/// A time with its unit: ms, s, m or h; seconds if there is none.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let seconds = match unit.trim() {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{text:?}: the unit is none of ms, s, m, h")),
+    };
+    digits
+        .parse::<f64>()
+        .ok()
+        .map(|count| count * seconds)
+        .filter(|seconds| *seconds <= 1e7)
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("{text:?} is not a time; try 10s, 500ms or 5m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(arguments: &str) -> Result<Plan> {
+        Args::try_parse_from(std::iter::once("atlaskv-bench").chain(arguments.split_whitespace()))?.plan()
+    }
+
+    #[test]
+    fn units_are_understood() {
+        assert_eq!(parse_size("4KiB"), Ok(4096));
+        assert_eq!(parse_size("1MB"), Ok(1_000_000));
+        assert_eq!(parse_size("100"), Ok(100));
+        assert!(parse_size("1 furlong").is_err());
+        assert!(parse_size("99999999999999999999").is_err());
+        assert_eq!(parse_count("5M"), Ok(5_000_000));
+        assert_eq!(parse_count("1_000"), Ok(1000));
+        assert!(parse_count("-1").is_err());
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert!(parse_duration("1 fortnight").is_err());
+        assert!(parse_duration("1e99s").is_err());
+    }
+
+    #[test]
+    fn targets_have_a_protocol_and_an_address() {
+        let target: Target = "redis://127.0.0.1".parse().unwrap();
+        assert_eq!((target.protocol, target.address.port()), (Protocol::Redis, 6379));
+        let target: Target = "atlaskv://[::1]:99/".parse().unwrap();
+        assert_eq!((target.protocol, target.address.port()), (Protocol::AtlasKv, 99));
+        assert!("http://127.0.0.1:1".parse::<Target>().is_err());
+        assert!("redis://user@127.0.0.1:1".parse::<Target>().is_err());
+        assert!("redis://".parse::<Target>().is_err());
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_reason() {
+        for (arguments, part) in [
+            ("--clients 0", "--clients"),
+            ("--threads 8 --clients 4", "--threads 8"),
+            ("--theta 1", "--theta"),
+            ("--key-size 5", "at least 10"),
+            ("--pipeline 0", "--pipeline"),
+            ("--value-size 1GiB", "--value-size"),
+            ("--rate 0", "--rate"),
+            ("--poisson", "--rate"),
+            ("--json /no/such/folder/x", "--json"),
+        ] {
+            let error = format!("{:#}", plan(arguments).err().unwrap());
+            assert!(error.contains(part), "{arguments}: {error}");
+        }
+        assert_eq!(plan("").unwrap().pipeline, 1);
+        assert_eq!(plan("--rate 1k").unwrap().pipeline, 256);
+        assert_eq!(plan("--requests 5").unwrap().duration, None);
+    }
+}

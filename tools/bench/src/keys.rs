@@ -1,0 +1,113 @@
+//! Key numbers and the bytes that stand for them.
+
+use crate::zipf::{Scramble, Zipfian};
+
+/// How key numbers are drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum Picker {
+    Uniform { keys: u64 },
+    Zipfian { ranks: Zipfian, scramble: Scramble },
+}
+
+impl Picker {
+    pub fn uniform(keys: u64) -> Picker {
+        Picker::Uniform { keys }
+    }
+
+    pub fn zipfian(keys: u64, theta: f64) -> Picker {
+        Picker::Zipfian { ranks: Zipfian::new(keys, theta), scramble: Scramble::new(keys) }
+    }
+
+    #[inline]
+    pub fn pick(&self, rng: &mut fastrand::Rng) -> u64 {
+        match self {
+            Picker::Uniform { keys } => rng.u64(..keys),
+            Picker::Zipfian { ranks, scramble } => scramble.place(ranks.rank(rng.f64())),
+        }
+    }
+}
+
+/// Keys of one length: a prefix, then the key's number in decimal with leading zeros. Counters, which
+/// hold numbers rather than self-describing values, have an `n` in place of the first zero.
+#[derive(Clone, Debug)]
+pub struct KeySpace {
+    prefix: Vec<u8>,
+    key_size: usize,
+}
+
+/// Which keys a number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Values,
+    Counters,
+}
+
+impl KeySpace {
+    /// Fails, with the least key size that would do, if the numbers below `keys` do not fit.
+    pub fn new(prefix: &str, key_size: usize, keys: u64, counters: bool) -> Result<KeySpace, usize> {
+        let digits = digits(keys.saturating_sub(1)) + usize::from(counters);
+        let needed = prefix.len() + digits;
+        if key_size < needed {
+            return Err(needed);
+        }
+        Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size })
+    }
+
+    /// Appends the key with this number.
+    #[inline]
+    pub fn append(&self, family: Family, number: u64, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&self.prefix);
+        out.resize(start + self.key_size, b'0');
+        let mut rest = number;
+        let mut at = out.len();
+        while rest > 0 {
+            at -= 1;
+            out[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        if family == Family::Counters {
+            out[start + self.prefix.len()] = b'n';
+        }
+    }
+}
+
+fn digits(number: u64) -> usize {
+    number.checked_ilog10().unwrap_or(0) as usize + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(space: &KeySpace, family: Family, number: u64) -> String {
+        let mut out = b"before ".to_vec();
+        space.append(family, number, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn keys_have_one_size_and_counters_their_own_names() {
+        let space = KeySpace::new("key:", 12, 1_000_000, true).unwrap();
+        assert_eq!(key(&space, Family::Values, 0), "before key:00000000");
+        assert_eq!(key(&space, Family::Values, 999_999), "before key:00999999");
+        assert_eq!(key(&space, Family::Counters, 42), "before key:n0000042");
+    }
+
+    #[test]
+    fn a_key_size_too_small_names_the_least_that_does() {
+        assert_eq!(KeySpace::new("key:", 9, 1_000_000, false).unwrap_err(), 10);
+        assert_eq!(KeySpace::new("key:", 10, 1_000_000, true).unwrap_err(), 11);
+        assert!(KeySpace::new("", 6, 1_000_000, false).is_ok());
+    }
+
+    #[test]
+    fn the_hottest_key_is_drawn_as_often_as_theory_says() {
+        let picker = Picker::zipfian(100_000, 0.99);
+        let mut rng = fastrand::Rng::with_seed(5);
+        let draws = 300_000;
+        let hot = (0..draws).filter(|_| picker.pick(&mut rng) == 0).count() as f64;
+        let expected = f64::from(draws) / crate::zipf::Zeta::new(0.99).extend_to(100_000);
+        assert!((0.97..1.03).contains(&(hot / expected)), "{hot} for {expected}");
+    }
+}
