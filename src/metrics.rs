@@ -1,1 +1,165 @@
-//! Per-shard counters.
+//! Per-shard counters: plain cells, added to by their shard alone, copied when someone asks.
+
+use std::cell::Cell;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {
+        /// A shard's counters since its start.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $($(#[$doc])+ pub $name: Cell<u64>,)+
+        }
+
+        /// A copy of [`Metrics`] at one moment, or the sum of several.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct MetricsSnapshot {
+            $($(#[$doc])+ pub $name: u64,)+
+        }
+
+        impl Metrics {
+            /// Their values now.
+            pub fn snapshot(&self) -> MetricsSnapshot {
+                MetricsSnapshot { $($name: self.$name.get(),)+ }
+            }
+        }
+
+        impl MetricsSnapshot {
+            /// Adds another shard's.
+            pub fn merge(&mut self, other: &MetricsSnapshot) {
+                $(self.$name += other.$name;)+
+            }
+
+            /// Name and value of each, in the order of declaration.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+
+            /// Sets the one with this name; `false` if there is none.
+            pub fn set(&mut self, name: &str, value: u64) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name = value,)+
+                    _ => return false,
+                }
+                true
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections served now.
+    connections_open,
+    /// Connections ever taken on.
+    connections_total,
+    /// Bytes read from clients.
+    bytes_in,
+    /// Bytes written to clients.
+    bytes_out,
+    /// Requests executed by this shard, whoever received them.
+    requests,
+    /// GETs, and keys of MGETs.
+    gets,
+    /// Of those, keys that were present.
+    get_hits,
+    /// SETs.
+    sets,
+    /// DELETEs.
+    deletes,
+    /// INCRs.
+    incrs,
+    /// Batches.
+    batches,
+    /// Requests refused.
+    refusals,
+    /// Requests that this shard received for others.
+    forwarded,
+    /// Messages sent to other shards.
+    mesh_messages,
+    /// Replies that waited for a commit.
+    held_replies,
+    /// Requests that waited for a disk read.
+    disk_waits,
+    /// Requests that waited for a memtable to be flushed.
+    memory_waits,
+    /// Operations logged.
+    wal_ops,
+    /// Blocks written to the log.
+    wal_blocks,
+    /// Bytes written to the log, padding included.
+    wal_bytes,
+    /// Bytes of live log segments.
+    wal_live_bytes,
+    /// Bytes of memtables.
+    memtable_bytes,
+    /// Memtables flushed.
+    flushes,
+    /// Bytes of tables that flushes wrote.
+    flush_bytes,
+    /// Microseconds that flushes took.
+    flush_micros,
+    /// Flushes that failed and were tried again.
+    flush_failures,
+    /// Merges of tables.
+    compactions,
+    /// Bytes that merges read.
+    compaction_bytes_in,
+    /// Bytes that merges wrote.
+    compaction_bytes_out,
+    /// Microseconds that merges took.
+    compaction_micros,
+    /// Merges that failed.
+    compaction_failures,
+    /// Live tables.
+    tables,
+    /// Bytes of live tables.
+    table_bytes,
+    /// Entries in live tables.
+    table_entries,
+    /// Bytes of resident indexes and filters.
+    index_bytes,
+    /// Filters asked.
+    filter_checks,
+    /// Of those, tables ruled out.
+    filter_negatives,
+    /// Tables that a filter let through and that lacked the key.
+    filter_false_positives,
+    /// Blocks found in the cache.
+    cache_hits,
+    /// Blocks not found in it.
+    cache_misses,
+    /// Bytes in the cache.
+    cache_bytes,
+    /// Blocks read from disk for requests.
+    disk_reads,
+    /// Bytes replayed from old logs at start.
+    replay_bytes,
+    /// Microseconds that took.
+    replay_micros,
+}
+
+impl Metrics {
+    /// Adds to a counter.
+    #[inline]
+    pub fn add(counter: &Cell<u64>, amount: u64) {
+        counter.set(counter.get().wrapping_add(amount));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_add_up_and_are_named() {
+        let metrics = Metrics::default();
+        Metrics::add(&metrics.gets, 3);
+        let mut sum = metrics.snapshot();
+        sum.merge(&metrics.snapshot());
+        assert_eq!(sum.gets, 6);
+        assert!(sum.iter().any(|counter| counter == ("gets", 6)));
+        let mut copy = MetricsSnapshot::default();
+        assert!(sum.iter().all(|(name, value)| copy.set(name, value)));
+        assert_eq!(copy, sum);
+        assert!(!copy.set("nonsense", 1));
+    }
+}

@@ -1,0 +1,400 @@
+//! Changes to the manifest, and their bodies on disk: the fields in the order in which they are declared,
+//! integers little-endian, a byte string as u16 length and bytes, a list as u32 count and items, an option
+//! as u8 0 or 1 and the value.
+
+use super::state::{Store, TabletState};
+use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, TabletId};
+use crate::engine::sstable::TableMeta;
+use crate::slot::SlotRange;
+
+/// Which part of a table counts, when it is referred to from a part of the tablet that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clip {
+    /// Slots that count.
+    pub slots: SlotRange,
+    /// Smallest key that counts.
+    pub smallest: Box<[u8]>,
+    /// First key that does not count any more; empty: none.
+    pub end: Box<[u8]>,
+}
+
+/// A table as the manifest knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRef {
+    /// Its file.
+    pub file: FileId,
+    /// Its level: 0 for a flush; meaningless to today's compaction.
+    pub level: u8,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Entries, tombstones included.
+    pub entries: u64,
+    /// Tombstones.
+    pub tombstones: u64,
+    /// Entries with an expiry time.
+    pub expiring: u64,
+    /// Smallest LSN.
+    pub min_lsn: Lsn,
+    /// Largest LSN.
+    pub max_lsn: Lsn,
+    /// Smallest key.
+    pub smallest: Box<[u8]>,
+    /// Largest key.
+    pub largest: Box<[u8]>,
+    /// Which part counts; `None`: all of it.
+    pub clip: Option<Clip>,
+}
+
+impl From<&TableMeta> for TableRef {
+    fn from(meta: &TableMeta) -> TableRef {
+        TableRef {
+            file: meta.file,
+            level: 0,
+            bytes: meta.bytes,
+            entries: meta.entries,
+            tombstones: meta.tombstones,
+            expiring: meta.expiring,
+            min_lsn: meta.min_lsn,
+            max_lsn: meta.max_lsn,
+            smallest: meta.smallest.clone(),
+            largest: meta.largest.clone(),
+            clip: None,
+        }
+    }
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The store's facts.
+    Store(Store),
+    /// A log; `end` is its last block that counts, once that is settled.
+    Log {
+        /// Which.
+        log: LogId,
+        /// Its last block.
+        end: Option<BlockSeq>,
+    },
+    /// A tablet, without tables.
+    Tablet(TabletState),
+    /// A table becomes live, at this place in the tablet's list (0: the newest).
+    AddTable {
+        /// Whose.
+        tablet: TabletId,
+        /// Where.
+        position: u32,
+        /// Which.
+        table: TableRef,
+    },
+    /// Tables are live no more.
+    RemoveTables {
+        /// Whose.
+        tablet: TabletId,
+        /// Which.
+        files: Vec<FileId>,
+    },
+    /// Tables hold everything of the tablet up to here.
+    Flushed {
+        /// Whose.
+        tablet: TabletId,
+        /// Last entry.
+        index: EntryIndex,
+        /// Its term.
+        term: u64,
+    },
+    /// The tablet needs no log older than this one.
+    LogsDone {
+        /// Whose.
+        tablet: TabletId,
+        /// The oldest log it needs.
+        oldest: LogId,
+    },
+    /// A file must stay though nothing live refers to it (reserved: checkpoints).
+    Pin {
+        /// Which.
+        file: FileId,
+        /// For whom.
+        holder: u64,
+    },
+    /// Ends a pin (reserved).
+    Unpin {
+        /// Which.
+        file: FileId,
+        /// For whom.
+        holder: u64,
+    },
+}
+
+/// Changes that become live together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// In order.
+    pub changes: Vec<Change>,
+}
+
+const SKIPPABLE: u8 = 1;
+
+#[derive(Default)]
+struct Writer {
+    out: Vec<u8>,
+}
+
+impl Writer {
+    fn u8(&mut self, value: u8) -> &mut Writer {
+        self.out.push(value);
+        self
+    }
+    fn u16(&mut self, value: u16) -> &mut Writer {
+        self.out.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+    fn u32(&mut self, value: u32) -> &mut Writer {
+        self.out.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+    fn u64(&mut self, value: u64) -> &mut Writer {
+        self.out.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Writer {
+        self.u16(u16::try_from(bytes.len()).expect("keys are at most 65535 bytes"));
+        self.out.extend_from_slice(bytes);
+        self
+    }
+    fn slots(&mut self, slots: SlotRange) -> &mut Writer {
+        self.u16(slots.first()).u16(slots.last())
+    }
+    fn list(&mut self, values: impl ExactSizeIterator<Item = u64>) -> &mut Writer {
+        self.u32(values.len() as u32);
+        values.for_each(|value| {
+            self.u64(value);
+        });
+        self
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.rest.split_first_chunk::<N>()?;
+        self.rest = rest;
+        Some(*head)
+    }
+    fn u8(&mut self) -> Option<u8> {
+        self.take::<1>().map(|[byte]| byte)
+    }
+    fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_le_bytes)
+    }
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+    fn slice(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(head)
+    }
+    fn bytes(&mut self) -> Option<Box<[u8]>> {
+        let len = self.u16()?;
+        self.slice(usize::from(len)).map(Into::into)
+    }
+    fn slots(&mut self) -> Option<SlotRange> {
+        SlotRange::new(self.u16()?, self.u16()?)
+    }
+    fn list(&mut self) -> Option<Vec<u64>> {
+        let count = self.u32()?;
+        // Bounded by what is there, not by what the count claims.
+        (self.rest.len() / 8 >= count as usize).then(|| (0..count).map_while(|_| self.u64()).collect())
+    }
+}
+
+impl TableRef {
+    fn encode(&self, out: &mut Writer) {
+        out.u64(self.file.0).u8(self.level).u64(self.bytes).u64(self.entries).u64(self.tombstones);
+        out.u64(self.expiring).u64(self.min_lsn.0).u64(self.max_lsn.0);
+        out.bytes(&self.smallest).bytes(&self.largest);
+        match &self.clip {
+            None => out.u8(0),
+            Some(clip) => out.u8(1).slots(clip.slots).bytes(&clip.smallest).bytes(&clip.end),
+        };
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Option<TableRef> {
+        Some(TableRef {
+            file: FileId(from.u64()?),
+            level: from.u8()?,
+            bytes: from.u64()?,
+            entries: from.u64()?,
+            tombstones: from.u64()?,
+            expiring: from.u64()?,
+            min_lsn: Lsn(from.u64()?),
+            max_lsn: Lsn(from.u64()?),
+            smallest: from.bytes()?,
+            largest: from.bytes()?,
+            clip: match from.u8()? {
+                0 => None,
+                1 => Some(Clip { slots: from.slots()?, smallest: from.bytes()?, end: from.bytes()? }),
+                _ => return None,
+            },
+        })
+    }
+}
+
+impl Change {
+    fn kind(&self) -> u8 {
+        match self {
+            Change::Store(_) => 1,
+            Change::Log { .. } => 2,
+            Change::Tablet(_) => 3,
+            Change::AddTable { .. } => 4,
+            Change::RemoveTables { .. } => 5,
+            Change::Flushed { .. } => 6,
+            Change::LogsDone { .. } => 7,
+            Change::Pin { .. } => 8,
+            Change::Unpin { .. } => 9,
+        }
+    }
+
+    fn encode_body(&self, out: &mut Writer) {
+        match self {
+            Change::Store(store) => {
+                out.u64(store.cluster as u64).u64((store.cluster >> 64) as u64).u64(store.node);
+                out.u64(store.hash_seed).u32(store.feature_level).u64(store.next_log);
+            }
+            Change::Log { log, end } => {
+                out.u64(log.0).u64(end.map_or(u64::MAX, |end| end.0));
+            }
+            Change::Tablet(tablet) => {
+                out.u32(tablet.id.0).slots(tablet.slots).u64(tablet.epoch).u64(tablet.peer);
+                out.list(tablet.voters.iter().copied()).u64(tablet.term);
+                out.u64(tablet.flushed.0).u64(tablet.flushed_term);
+                out.u64(tablet.truncated.0).u64(tablet.truncated_term);
+                out.u32(tablet.shard).list(tablet.logs.iter().map(|log| log.0));
+            }
+            Change::AddTable { tablet, position, table } => {
+                out.u32(tablet.0).u32(*position);
+                table.encode(out);
+            }
+            Change::RemoveTables { tablet, files } => {
+                out.u32(tablet.0).list(files.iter().map(|file| file.0));
+            }
+            Change::Flushed { tablet, index, term } => {
+                out.u32(tablet.0).u64(index.0).u64(*term);
+            }
+            Change::LogsDone { tablet, oldest } => {
+                out.u32(tablet.0).u64(oldest.0);
+            }
+            Change::Pin { file, holder } | Change::Unpin { file, holder } => {
+                out.u64(file.0).u64(*holder);
+            }
+        }
+    }
+
+    fn decode_body(kind: u8, from: &mut Reader<'_>) -> Option<Change> {
+        Some(match kind {
+            1 => Change::Store(Store {
+                cluster: u128::from(from.u64()?) | u128::from(from.u64()?) << 64,
+                node: from.u64()?,
+                hash_seed: from.u64()?,
+                feature_level: from.u32()?,
+                next_log: from.u64()?,
+            }),
+            2 => Change::Log {
+                log: LogId(from.u64()?),
+                end: Some(from.u64()?).filter(|end| *end != u64::MAX).map(BlockSeq),
+            },
+            3 => Change::Tablet(TabletState {
+                id: TabletId(from.u32()?),
+                slots: from.slots()?,
+                epoch: from.u64()?,
+                peer: from.u64()?,
+                voters: from.list()?,
+                term: from.u64()?,
+                flushed: EntryIndex(from.u64()?),
+                flushed_term: from.u64()?,
+                truncated: EntryIndex(from.u64()?),
+                truncated_term: from.u64()?,
+                shard: from.u32()?,
+                logs: from.list()?.into_iter().map(LogId).collect(),
+                tables: Vec::new(),
+            }),
+            4 => Change::AddTable {
+                tablet: TabletId(from.u32()?),
+                position: from.u32()?,
+                table: TableRef::decode(from)?,
+            },
+            5 => Change::RemoveTables {
+                tablet: TabletId(from.u32()?),
+                files: from.list()?.into_iter().map(FileId).collect(),
+            },
+            6 => Change::Flushed {
+                tablet: TabletId(from.u32()?),
+                index: EntryIndex(from.u64()?),
+                term: from.u64()?,
+            },
+            7 => Change::LogsDone { tablet: TabletId(from.u32()?), oldest: LogId(from.u64()?) },
+            8 => Change::Pin { file: FileId(from.u64()?), holder: from.u64()? },
+            9 => Change::Unpin { file: FileId(from.u64()?), holder: from.u64()? },
+            _ => return None,
+        })
+    }
+}
+
+impl Edit {
+    /// The payload of a block.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        for change in &self.changes {
+            let mut body = Writer::default();
+            change.encode_body(&mut body);
+            out.u8(change.kind()).u8(0).u16(0).u32(body.out.len() as u32);
+            out.out.extend_from_slice(&body.out);
+        }
+        out.out
+    }
+
+    /// Reads a payload whose checksum was verified. `Err` says what can't be read.
+    pub fn decode(payload: &[u8]) -> Result<Edit, String> {
+        let mut from = Reader { rest: payload };
+        let mut changes = Vec::new();
+        while !from.rest.is_empty() {
+            let short = || "a change is cut short".to_owned();
+            let kind = from.u8().ok_or_else(short)?;
+            let flags = from.u8().ok_or_else(short)?;
+            from.u16().ok_or_else(short)?;
+            let len = from.u32().ok_or_else(short)? as usize;
+            let mut body = Reader { rest: from.slice(len).ok_or_else(short)? };
+            match Change::decode_body(kind, &mut body) {
+                Some(change) => changes.push(change),
+                None if kind > 9 && flags & SKIPPABLE != 0 => {}
+                None if kind > 9 => return Err(format!("change of kind {kind}, of a newer version")),
+                None => return Err(format!("change of kind {kind} does not parse")),
+            }
+        }
+        Ok(Edit { changes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_changes_are_skipped_only_if_they_may_be() {
+        let mut payload = Edit { changes: vec![Change::Pin { file: FileId(1), holder: 2 }] }.encode();
+        payload.extend_from_slice(&[77, SKIPPABLE, 0, 0, 2, 0, 0, 0, 9, 9]);
+        assert_eq!(Edit::decode(&payload).unwrap().changes.len(), 1);
+        let at = payload.len() - 9;
+        payload[at] = 0;
+        assert!(Edit::decode(&payload).unwrap_err().contains("newer"));
+        for len in 1..16 {
+            assert!(Edit::decode(&payload[..len]).is_err(), "{len}");
+        }
+    }
+}
