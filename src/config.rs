@@ -48,8 +48,8 @@ pub struct Flags {
     /// Address to serve clients on; port 0 takes a free one [default: 127.0.0.1:7379]
     #[arg(long, value_name = "ADDR:PORT", env = "ATLASKV_LISTEN")]
     pub listen: Option<String>,
-    /// When a write is acknowledged: always (once on disk), interval=<ms> (at once; on disk within that
-    /// time), none (at once; the server writes when it has enough) [default: always]
+    /// When a write is acknowledged: always (once on disk), interval=N (at once; on disk within N
+    /// milliseconds), none (at once; the server writes when it has enough) [default: always]
     #[arg(long, value_name = "MODE", env = "ATLASKV_SYNC")]
     pub sync: Option<String>,
     /// Memory of the whole process: memtables, caches, indexes, connections [default: half of the cgroup

@@ -4,9 +4,11 @@
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -60,6 +62,25 @@ fn it_starts_says_so_and_stops_when_told() {
     TcpStream::connect(server.address).unwrap();
     let (status, log) = server.stop();
     assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn systemd_is_told_that_it_serves_and_stops() {
+    let dir = disk_dir();
+    let path = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let received = || {
+        let mut bytes = [0; 64];
+        let len = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let mut command = command(&dir.path().join("data"), &["--cores", "1"]);
+    command.env("NOTIFY_SOCKET", &path);
+    let server = Server::start_command(command);
+    assert_eq!(received(), "READY=1\n");
+    server.stop();
+    assert_eq!(received(), "STOPPING=1\n");
 }
 
 #[test]
