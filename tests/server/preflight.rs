@@ -1,6 +1,7 @@
 //! What the server refuses to start without: each refusal is one line, exit code 1. Where the world has
 //! to be worse than it is, it is made worse for the server's process only, between fork and exec.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -8,6 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::ptr;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -38,13 +40,10 @@ fn without_io_uring(mut command: Command, errno: i32) -> Command {
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
         // SAFETY: both calls read their arguments only, and `program` and the filter that it points to
         // outlive the second.
-        let results = unsafe {
-            [
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program),
-            ]
-        };
-        if results == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
+        unsafe {
+            succeeded(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            succeeded(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program))
+        }
     };
     // SAFETY: the closure makes two system calls on memory of its own.
     unsafe { command.pre_exec(install) };
@@ -231,8 +230,7 @@ fn io_uring_forbidden_by_a_seccomp_filter_is_refused() {
 
 #[test]
 fn too_little_locked_memory_is_refused() {
-    // Root would be refused as well: the runtime looks at the limit, not at who is bound by it. But root
-    // may raise it, so here it is an ordinary user.
+    // The runtime looks at the limit, not at who is bound by it: root would be refused as well.
     let user = OrdinaryUser::new();
     let line = refusal(with_limit(user.command(&["--cores", "1"]), Resource::Memlock, 64 << 10));
     assert!(
@@ -267,29 +265,40 @@ fn an_ordinary_user_with_8_mib_of_locked_memory_is_served() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
-/// Puts a ramfs on `dir`, in a mount namespace of the process to be; it goes when that goes.
+/// Puts a ramfs on `dir`, in a mount namespace of the process to be; it goes when that goes. Who is no
+/// root becomes it in a user namespace.
 fn with_ramfs_on(mut command: Command, dir: &Path) -> Command {
-    let target = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes()).expect("paths hold no zero byte");
-    let spaces = if is_root() { libc::CLONE_NEWNS } else { libc::CLONE_NEWNS | libc::CLONE_NEWUSER };
+    let target = CString::new(dir.as_os_str().as_encoded_bytes()).expect("paths hold no zero byte");
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let maps = [
+        ("/proc/self/setgroups", "deny".to_string()),
+        ("/proc/self/uid_map", format!("0 {uid} 1")),
+        ("/proc/self/gid_map", format!("0 {gid} 1")),
+    ];
     let mount = move || {
-        // SAFETY: the calls read zero-terminated strings that live as long as the closure; the process
-        // has one thread, between fork and exec.
-        let done = unsafe {
-            libc::unshare(spaces) == 0
-                && libc::mount(
-                    c"none".as_ptr(),
-                    c"/".as_ptr(),
-                    std::ptr::null(),
-                    libc::MS_REC | libc::MS_PRIVATE,
-                    std::ptr::null(),
-                ) == 0
-                && libc::mount(c"none".as_ptr(), target.as_ptr(), c"ramfs".as_ptr(), 0, std::ptr::null()) == 0
-        };
-        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if uid != 0 {
+            // SAFETY: changes nothing but what this process, which has one thread, may do.
+            succeeded(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
+            for (file, text) in &maps {
+                fs::write(file, text)?;
+            }
+        }
+        let (none, root, kind) = (c"none".as_ptr(), c"/".as_ptr(), c"ramfs".as_ptr());
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        // SAFETY: the calls read zero-terminated strings that live as long as the closure.
+        unsafe {
+            succeeded(libc::unshare(libc::CLONE_NEWNS))?;
+            succeeded(libc::mount(none, root, ptr::null(), private, ptr::null()))?;
+            succeeded(libc::mount(none, target.as_ptr(), kind, 0, ptr::null()))
+        }
     };
-    // SAFETY: the closure makes system calls only.
+    // SAFETY: the closure makes system calls, and allocates nothing unless one of them fails.
     unsafe { command.pre_exec(mount) };
     command
+}
+
+fn succeeded(result: i32) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[test]
