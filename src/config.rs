@@ -48,8 +48,8 @@ pub struct Flags {
     /// Address to serve clients on; port 0 takes a free one [default: 127.0.0.1:7379]
     #[arg(long, value_name = "ADDR:PORT", env = "ATLASKV_LISTEN")]
     pub listen: Option<String>,
-    /// When a write is acknowledged: always (once on disk), interval=<ms> (at once; on disk within that
-    /// time), none (at once; the server writes when it has enough) [default: always]
+    /// When a write is acknowledged: always (once on disk), interval=N (at once; on disk within N
+    /// milliseconds), none (at once; the server writes when it has enough) [default: always]
     #[arg(long, value_name = "MODE", env = "ATLASKV_SYNC")]
     pub sync: Option<String>,
     /// Memory of the whole process: memtables, caches, indexes, connections [default: half of the cgroup
@@ -188,24 +188,23 @@ pub enum ConfigError {
     },
     /// Less memory than the shards need.
     #[error(
-        "--memory {given}{origin} is less than the {needed} that {shards} shard(s) with values of up to \
-         {value} need ({common} and {per_shard} a shard); raise it, or lower --cores or --max-value-size"
+        "--memory {} is less than the {} that {shards} shard(s) with values of up to {} need ({} and {} a \
+         shard); raise it, or lower --cores or --max-value-size",
+        if *.derived { format!("{} (the default: half of what may be used)", rough_size(*.memory)) } else { show_size(*.memory) },
+        show_size(memory::process_minimum(*.shards as u64, *.value_bytes_max)),
+        show_size(*.value_bytes_max),
+        show_size(COMMON_BYTES),
+        show_size(memory::shard_minimum(*.value_bytes_max))
     )]
     MemoryTooSmall {
-        /// What was given, or derived.
-        given: String,
-        /// Where it comes from, if it was not given.
-        origin: &'static str,
-        /// The least for this many shards.
-        needed: String,
+        /// What there is.
+        memory: u64,
+        /// Whether it is the default rather than given.
+        derived: bool,
         /// Shards.
         shards: usize,
         /// Largest value.
-        value: String,
-        /// Part of the least that is not the shards'.
-        common: String,
-        /// Part of the least that each shard adds.
-        per_shard: String,
+        value_bytes_max: u64,
     },
     /// Neither given nor to be found out.
     #[error(
@@ -276,13 +275,10 @@ impl Config {
             return Ok(memory::split(self.memory, count));
         }
         Err(ConfigError::MemoryTooSmall {
-            given: if self.memory_given { show_size(self.memory) } else { rough_size(self.memory) },
-            origin: if self.memory_given { "" } else { " (the default: half of what may be used)" },
-            needed: show_size(needed),
+            memory: self.memory,
+            derived: !self.memory_given,
             shards,
-            value: show_size(self.value_bytes_max),
-            common: show_size(COMMON_BYTES),
-            per_shard: show_size(memory::shard_minimum(self.value_bytes_max)),
+            value_bytes_max: self.value_bytes_max,
         })
     }
 }

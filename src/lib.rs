@@ -12,7 +12,7 @@
 //! | [`slot`] | key → slot → tablet, pure |
 //! | [`error`] | the codes and sentences a client sees |
 //! | [`metrics`] | per-shard counters |
-//! | [`disk`], [`env`] | what the engine asks of the world, with a real and a simulated implementation |
+//! | [`disk`], [`mod@env`] | what the engine asks of the world, with a real and a simulated implementation |
 //! | [`config`] | flags and defaults, validated once |
 //! | [`protocol`] | bytes ↔ requests and replies, no I/O |
 //! | [`engine`] | one shard's storage |

@@ -1,9 +1,192 @@
-//! One shard's storage. Knows no socket, command or other shard.
+//! One shard's storage: a log, memtables, and the tables of its tablets. Knows no socket, command or
+//! other shard.
+//!
+//! - A write goes into the open block of the log and into the active memtable in one synchronous step
+//!   (`write`). Its block tells when it is durable; until then nobody may hear of it.
+//! - A read looks at the memtables, newest first, then at the tables of the key's tablet, newest first
+//!   (`read`). It is synchronous unless a block must come from disk.
+//! - In the background full memtables become tables (`flush`) and tables become fewer (`compact`).
+//! - A start replays the logs of earlier starts (`recovery`).
+//!
+//! Invariants:
+//! - What a table holds was durable in the log before the manifest named the table.
+//! - A log, or a part of one, is given up only after the manifest has recorded that tables hold it.
+//! - Memtables are bounded: a full active one and `sealed_max` sealed ones stop writers, not memory.
 
 pub mod cache;
+mod compact;
 pub mod compaction;
+mod flush;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
+mod options;
+mod read;
+pub mod recovery;
 pub mod sstable;
 pub mod wal;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+pub use self::options::{EngineError, EngineOptions};
+pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
+pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
+
+use self::cache::BlockCache;
+use self::manifest::ShardManifest;
+use self::memtable::Memtable;
+use self::recovery::OldLog;
+use self::sstable::Table;
+use self::wal::{Wal, WalTablet};
+use crate::base::{EntryIndex, FileId, LogId, TabletId};
+use crate::env::{Env, Gate, Notify};
+use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::slot::SlotRange;
+
+/// The tables of a tablet, newest first. Replaced as a whole, so that a reader keeps the one it took.
+type Tables<E> = Rc<Vec<Rc<Table<E>>>>;
+
+/// A tablet that this shard owns.
+struct Tablet<E: Env> {
+    id: TabletId,
+    slots: SlotRange,
+    term: u64,
+    log: WalTablet,
+    tables: RefCell<Tables<E>>,
+    flushed: Cell<EntryIndex>,
+    /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
+    recovered: EntryIndex,
+    old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
+    /// Set when a merge met damage: trying again would meet it again.
+    is_uncompactable: Cell<bool>,
+}
+
+/// One shard's storage.
+pub struct Engine<E: Env> {
+    env: E,
+    options: EngineOptions,
+    hash_seed: u64,
+    wal: Rc<Wal<E>>,
+    manifest: ShardManifest<E>,
+    tablets: Vec<Tablet<E>>,
+    active: RefCell<Memtable>,
+    /// Per tablet, the last entry applied.
+    last: RefCell<Vec<EntryIndex>>,
+    /// Oldest first.
+    sealed: RefCell<VecDeque<Rc<Sealed>>>,
+    cache: BlockCache,
+    metrics: Rc<Metrics>,
+    /// Tables that are live no more, until their last reader is done.
+    obsolete: RefCell<Vec<Rc<Table<E>>>>,
+    /// Old logs whose last tablet has been flushed, until their files are gone.
+    finished_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
+    /// Too little space for puts, in words.
+    shortage: RefCell<Option<String>>,
+    /// Why the last flush failed.
+    flush_trouble: RefCell<Option<String>>,
+    changed: Notify,
+    is_stopping: Cell<bool>,
+    background: Gate,
+    next_file: Cell<u32>,
+}
+
+impl<E: Env> Tablet<E> {
+    /// Replaces the list of tables by a changed copy.
+    fn install(&self, change: impl FnOnce(&mut Vec<Rc<Table<E>>>)) {
+        let mut tables = self.tables.borrow().as_ref().clone();
+        change(&mut tables);
+        self.tables.replace(Rc::new(tables));
+    }
+}
+
+impl<E: Env> Engine<E> {
+    /// The hash of a key by which memtables, filters and blocks know it.
+    #[inline]
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.hash_seed)
+    }
+
+    /// The log.
+    pub fn wal(&self) -> &Rc<Wal<E>> {
+        &self.wal
+    }
+
+    /// Notified when a memtable was sealed or flushed, tables changed, or space came or went.
+    pub fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    /// Number of tablets.
+    pub fn tablets(&self) -> usize {
+        self.tablets.len()
+    }
+
+    /// Starts to fetch what a lookup of a key with this hash touches first.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.active.borrow().prefetch(hash);
+    }
+
+    fn next_file(&self) -> FileId {
+        let number = self.next_file.get();
+        self.next_file.set(number + 1);
+        FileId::new(self.wal.log(), number)
+    }
+
+    /// Its counters, with what is only known here.
+    pub fn metrics(&self) -> MetricsSnapshot {
+        let mut snapshot = self.metrics.snapshot();
+        (snapshot.wal_blocks, snapshot.wal_bytes) = self.wal.written();
+        snapshot.wal_live_bytes = self.wal.live_bytes();
+        let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
+        snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;
+        snapshot.cache_bytes = self.cache.bytes();
+        for tablet in &self.tablets {
+            for table in tablet.tables.borrow().iter() {
+                snapshot.tables += 1;
+                snapshot.table_bytes += table.meta().bytes;
+                snapshot.table_entries += table.meta().entries;
+                snapshot.index_bytes += table.memory_bytes() as u64;
+            }
+        }
+        snapshot
+    }
+
+    /// Ends background work, commits what is in the log, closes all files. No one else may use the engine
+    /// any more. Memtables stay in the log; the next start replays them.
+    pub async fn close(self: Rc<Self>) -> Result<(), EngineError> {
+        self.is_stopping.set(true);
+        self.changed.notify();
+        self.wal.durable_changed().notify();
+        self.background.empty().await;
+        self.wal.close().await?;
+        let Ok(engine) = Rc::try_unwrap(self) else {
+            tracing::warn!("the engine is still in use; its files are closed by the end of the process");
+            return Ok(());
+        };
+        engine.manifest.close().await?;
+        for tablet in engine.tablets {
+            let tables = tablet.tables.into_inner();
+            let tables = Rc::try_unwrap(tables).unwrap_or_else(|shared| shared.as_ref().clone());
+            for table in tables {
+                if let Ok(table) = Rc::try_unwrap(table) {
+                    table.close().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The log of this start.
+    pub fn log(&self) -> LogId {
+        self.wal.log()
+    }
+}

@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod lock;
 pub mod logging;
+pub mod notify;
 pub mod preflight;
 
 use std::io::{self, Write};
@@ -20,7 +21,8 @@ pub enum ServerError {
     Signals(io::Error),
 }
 
-/// Tells on standard output that clients are served: for whoever started the server, person or script.
+/// Tells that clients are served: a line on standard output for whoever started the server, person or
+/// script, and word to systemd.
 pub fn announce(address: SocketAddr, shards: usize, data_dir: &Path) {
     let mut stdout = io::stdout().lock();
     let plural = if shards == 1 { "" } else { "s" };
@@ -28,6 +30,7 @@ pub fn announce(address: SocketAddr, shards: usize, data_dir: &Path) {
     let _ =
         writeln!(stdout, "atlaskv ready: {address}, {shards} shard{plural}, data in {}", data_dir.display());
     let _ = stdout.flush();
+    notify::notify(notify::State::Ready);
 }
 
 /// Serves until a signal ends it.
@@ -36,5 +39,6 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
         signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]).map_err(ServerError::Signals)?;
     announce(preflight.address, preflight.cpus.len(), &config.data_dir);
     signals.forever().next();
+    notify::notify(notify::State::Stopping);
     Ok(())
 }

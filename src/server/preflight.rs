@@ -280,8 +280,7 @@ fn explain_io_uring(error: io::Error, sysctl: &str) -> PreflightError {
                 _ => {
                     "a seccomp filter or security module; allow it: docker run --security-opt \
                      seccomp=unconfined (or a profile with io_uring_setup, io_uring_enter and \
-                     io_uring_register), or SystemCallFilter=@io-event io_uring_setup io_uring_enter \
-                     io_uring_register in a systemd unit"
+                     io_uring_register), or SystemCallFilter=@aio in a systemd unit"
                 }
             },
         },

@@ -1,0 +1,185 @@
+//! Drives compaction: asks the picker about each tablet, runs the job, installs the result. Removes files
+//! that nothing refers to any more, and watches free space.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::compaction::{self, Merged};
+use super::manifest::{Change, Edit, ManifestError, TableRef};
+use super::sstable::{Table, TableError};
+use super::wal::remove_log;
+use super::{Engine, EngineError};
+use crate::disk::Disk;
+use crate::env::Env;
+use crate::metrics::Metrics;
+
+/// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
+/// reserve is larger than those.
+const SPACE_CHECK: Duration = Duration::from_millis(500);
+/// A merge that found no space is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl<E: Env> Engine<E> {
+    /// Merges tables of tablets that have too many, one tablet at a time, until the engine stops.
+    pub(super) async fn compaction_loop(self: Rc<Self>) {
+        loop {
+            let next = self.changed.notified();
+            self.remove_obsolete().await;
+            if self.is_stopping.get() {
+                return;
+            }
+            let Some((local, count)) = self.pick() else {
+                next.await;
+                continue;
+            };
+            let Err(error) = self.compact(local, count).await else { continue };
+            tracing::error!(tablet = self.tablets[local].id.0, "merging tables failed: {error}");
+            Metrics::add(&self.metrics.compaction_failures, 1);
+            if is_full(&error) {
+                futures_lite::future::or(self.env.sleep(RETRY), next).await;
+            } else {
+                self.tablets[local].is_uncompactable.set(true);
+            }
+        }
+    }
+
+    /// The tablet with the most tables to merge, and how many.
+    fn pick(&self) -> Option<(usize, usize)> {
+        let candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
+        candidates
+            .filter_map(|(local, tablet)| {
+                let sizes: Vec<u64> = tablet.tables.borrow().iter().map(|table| table.meta().bytes).collect();
+                compaction::pick(&sizes, self.options.compaction_fan).map(|count| (local, count))
+            })
+            .max_by_key(|(_, count)| *count)
+    }
+
+    async fn compact(&self, local: usize, count: usize) -> Result<(), EngineError> {
+        let started = self.env.now();
+        let tablet = &self.tablets[local];
+        let tables = tablet.tables.borrow().clone();
+        let inputs = &tables[..count];
+        let is_last = count == tables.len();
+        let bytes_in: u64 = inputs.iter().map(|table| table.meta().bytes).sum();
+        let file = self.next_file();
+        let hash = |key: &[u8]| self.hash(key);
+        let merged =
+            compaction::merge(&self.env, inputs, file, is_last, hash, || self.is_stopping.get()).await?;
+        let (output, bytes_out) = match merged {
+            Merged::Stopped => return Ok(()),
+            Merged::Nothing => (None, 0),
+            Merged::Table(meta) => {
+                self.env.disk().sync_dir("sst").await?;
+                let table = Table::open(&self.env, meta.file, meta.tablet).await?;
+                (Some(Rc::new(table)), meta.bytes)
+            }
+        };
+        self.install_merge(local, inputs, output).await?;
+        let micros = (self.env.now() - started).as_micros() as u64;
+        Metrics::add(&self.metrics.compactions, 1);
+        Metrics::add(&self.metrics.compaction_bytes_in, bytes_in);
+        Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);
+        Metrics::add(&self.metrics.compaction_micros, micros);
+        tracing::info!(tablet = tablet.id.0, tables = count, bytes_in, bytes_out, micros, "merged tables");
+        Ok(())
+    }
+
+    /// Makes the output of a merge live in place of its inputs. Flushes may have put newer tables in front
+    /// of them meanwhile; nothing else moves them.
+    async fn install_merge(
+        &self,
+        local: usize,
+        inputs: &[Rc<Table<E>>],
+        output: Option<Rc<Table<E>>>,
+    ) -> Result<(), EngineError> {
+        let tablet = &self.tablets[local];
+        let place = || {
+            let tables = tablet.tables.borrow();
+            tables.iter().position(|table| Rc::ptr_eq(table, &inputs[0])).expect("inputs stay live")
+        };
+        let files = inputs.iter().map(|table| table.file()).collect();
+        let mut changes = vec![Change::RemoveTables { tablet: tablet.id, files }];
+        if let Some(output) = &output {
+            let table = TableRef::from(output.meta());
+            let edit_place = place() as u32;
+            changes.push(Change::AddTable { tablet: tablet.id, position: edit_place, table });
+        }
+        let flushes_before = place();
+        self.manifest.commit(Edit { changes }).await?;
+        let at = place();
+        assert!(at >= flushes_before, "tables come in front, and none goes");
+        tablet.install(|tables| {
+            tables.splice(at..at + inputs.len(), output);
+        });
+        self.obsolete.borrow_mut().extend_from_slice(inputs);
+        self.changed.notify();
+        Ok(())
+    }
+
+    /// Closes and removes tables without readers, and logs without need. One file at a time.
+    async fn remove_obsolete(&self) {
+        loop {
+            let table = {
+                let mut obsolete = self.obsolete.borrow_mut();
+                let free = obsolete.iter().position(|table| Rc::strong_count(table) == 1);
+                free.and_then(|at| Rc::try_unwrap(obsolete.swap_remove(at)).ok())
+            };
+            let Some(table) = table else { break };
+            let path = table.file().table_path();
+            let removed: Result<(), EngineError> = async {
+                table.close().await?;
+                Ok(self.env.disk().remove(&path).await?)
+            }
+            .await;
+            if let Err(error) = removed {
+                tracing::warn!("{path} is not needed any more, but stays until the next start: {error}");
+            }
+        }
+        let logs = self.finished_logs.take();
+        for log in logs {
+            match remove_log(&self.env, log.segments()).await {
+                Ok(()) => tracing::info!(log = log.id().0, "removed an old log: tables hold all of it"),
+                Err(error) => tracing::warn!("an old log stays until the next start: {error}"),
+            }
+        }
+    }
+
+    /// Watches free space until the engine stops.
+    pub(super) async fn space_loop(self: Rc<Self>) {
+        let reserve = self.options.reserve_bytes;
+        while !self.is_stopping.get() {
+            match self.env.disk().space().await {
+                Ok(space) if space.free < reserve => {
+                    let shortage = format!(
+                        "{} MiB are free, {} MiB are kept in reserve",
+                        space.free >> 20,
+                        reserve >> 20
+                    );
+                    if self.shortage.replace(Some(shortage.clone())).is_none() {
+                        tracing::error!("puts are refused: {shortage}");
+                        self.changed.notify();
+                    }
+                }
+                // Some more than the reserve, so that it does not flap.
+                Ok(space) if space.free > reserve + reserve / 8 => {
+                    if self.shortage.replace(None).is_some() {
+                        tracing::info!("puts are taken again: {} MiB are free", space.free >> 20);
+                        self.changed.notify();
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!("free space is unknown: {error}"),
+            }
+            let stopped = self.changed.until(|| self.is_stopping.get());
+            futures_lite::future::or(self.env.sleep(SPACE_CHECK), stopped).await;
+        }
+    }
+}
+
+fn is_full(error: &EngineError) -> bool {
+    match error {
+        EngineError::Disk(error) | EngineError::Table(TableError::Disk(error)) => error.is_full(),
+        EngineError::Manifest(ManifestError::Full { .. }) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,204 @@
+//! Flush: a sealed memtable becomes one table per tablet, one manifest edit names them all and moves the
+//! flushed indexes, and the log is released up to there.
+//!
+//! Order, and what a crash in between leaves: tables written and synced (orphans, removed at start), their
+//! directory synced, manifest edit durable (from here on the tables are the truth), log released.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::manifest::{Change, Edit, TableRef};
+use super::sstable::{Table, TableBuilder, TableMeta};
+use super::write::Sealed;
+use super::{Engine, EngineError};
+use crate::base::FileId;
+use crate::disk::Disk;
+use crate::env::{Env, Pacer, Queue};
+use crate::metrics::Metrics;
+
+/// After a flush failed: long enough not to burn the disk, short enough that "space is back" is noticed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Entries between two looks at the clock: about 10 µs of work.
+const STEP: usize = 24;
+
+impl<E: Env> Engine<E> {
+    /// Flushes sealed memtables, oldest first, until the engine stops.
+    pub(super) async fn flush_loop(self: Rc<Self>) {
+        loop {
+            self.changed.until(|| self.is_stopping.get() || !self.sealed.borrow().is_empty()).await;
+            if self.is_stopping.get() {
+                return;
+            }
+            let Some(sealed) = self.sealed.borrow().front().cloned() else { continue };
+            if !self.durable(&sealed).await {
+                return;
+            }
+            match self.flush(&sealed).await {
+                Ok(()) => {
+                    self.flush_trouble.replace(None);
+                    // The active one may have been full all along.
+                    self.rotate_if_full();
+                    self.changed.notify();
+                    self.dispose(sealed).await;
+                }
+                Err(error) => {
+                    tracing::error!("flush failed, trying again: {error}");
+                    Metrics::add(&self.metrics.flush_failures, 1);
+                    self.flush_trouble.replace(Some(error.to_string()));
+                    self.changed.notify();
+                    self.env.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until all of `sealed` is in the log for good. `false`: it never will be, or the engine stops.
+    async fn durable(&self, sealed: &Sealed) -> bool {
+        self.wal.request_sync(sealed.block);
+        let changed = self.wal.durable_changed();
+        changed
+            .until(|| {
+                self.wal.durable() >= sealed.block || self.wal.failed().is_some() || self.is_stopping.get()
+            })
+            .await;
+        self.wal.durable() >= sealed.block && !self.is_stopping.get()
+    }
+
+    pub(super) async fn flush(&self, sealed: &Rc<Sealed>) -> Result<(), EngineError> {
+        let started = self.env.now();
+        let mut files = Vec::new();
+        let result = self.flush_tables(sealed, &mut files).await;
+        if result.is_err() {
+            // Best effort: what stays is an orphan, and the next start removes it.
+            for file in files {
+                let _ = self.env.disk().remove(&file.table_path()).await;
+            }
+        }
+        let (bytes, tables) = result?;
+        let micros = (self.env.now() - started).as_micros() as u64;
+        Metrics::add(&self.metrics.flushes, 1);
+        Metrics::add(&self.metrics.flush_bytes, bytes);
+        Metrics::add(&self.metrics.flush_micros, micros);
+        tracing::info!(bytes, tables, micros, entries = sealed.memtable.entries(), "flushed a memtable");
+        Ok(())
+    }
+
+    async fn flush_tables(
+        &self,
+        sealed: &Rc<Sealed>,
+        files: &mut Vec<FileId>,
+    ) -> Result<(u64, usize), EngineError> {
+        let mut pacer = Pacer::new(&self.env);
+        while sealed.memtable.sort_step() {
+            pacer.breathe().await;
+        }
+        let mut changes = Vec::new();
+        let mut tables: Vec<(usize, TableMeta)> = Vec::new();
+        let mut bytes = 0;
+        for (local, tablet) in self.tablets.iter().enumerate() {
+            if sealed.last[local] > tablet.flushed.get() {
+                changes.push(Change::Flushed {
+                    tablet: tablet.id,
+                    index: sealed.last[local],
+                    term: tablet.term,
+                });
+            }
+            if sealed.last[local] >= tablet.recovered && !tablet.old_logs.borrow().is_empty() {
+                changes.push(Change::LogsDone { tablet: tablet.id, oldest: self.wal.log() });
+            }
+            if sealed.memtable.tablet_entries(local) == 0 {
+                continue;
+            }
+            let file = self.next_file();
+            files.push(file);
+            let meta = self.write_table(sealed, local, file, &mut pacer).await?;
+            bytes += meta.bytes;
+            changes.push(Change::AddTable { tablet: tablet.id, position: 0, table: TableRef::from(&meta) });
+            tables.push((local, meta));
+        }
+        self.env.disk().sync_dir("sst").await?;
+        let mut opened = Vec::new();
+        for (local, meta) in &tables {
+            opened.push((*local, Rc::new(Table::open(&self.env, meta.file, meta.tablet).await?)));
+        }
+        self.manifest.commit(Edit { changes }).await?;
+        // No await from here on: readers see the tables and the end of the memtable in one step.
+        for (local, table) in opened {
+            self.tablets[local].install(|tables| tables.insert(0, table));
+        }
+        for (local, tablet) in self.tablets.iter().enumerate() {
+            if sealed.last[local] > tablet.flushed.get() {
+                tablet.flushed.set(sealed.last[local]);
+                self.wal.set_flushed(tablet.log, sealed.last[local]);
+            }
+        }
+        let front = self.sealed.borrow_mut().pop_front();
+        assert!(front.is_some_and(|front| Rc::ptr_eq(&front, sealed)), "memtables are flushed in order");
+        self.release_old_logs();
+        Ok((bytes, tables.len()))
+    }
+
+    async fn write_table(
+        &self,
+        sealed: &Sealed,
+        local: usize,
+        file: FileId,
+        pacer: &mut Pacer<E>,
+    ) -> Result<TableMeta, EngineError> {
+        let tablet = &self.tablets[local];
+        let keys = sealed.memtable.tablet_entries(local) as u64;
+        let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, keys).await?;
+        for (number, (key, entry)) in sealed.memtable.iter(local, b"").enumerate() {
+            if let Err(error) = builder.add(key, self.hash(key), &entry).await {
+                builder.abandon().await;
+                return Err(error.into());
+            }
+            if number % STEP == 0 {
+                pacer.breathe().await;
+            }
+        }
+        Ok(builder.finish().await?)
+    }
+
+    /// Gives up old logs that nobody on this shard needs any more. The last shard to do so has the files
+    /// removed.
+    fn release_old_logs(&self) {
+        for tablet in self.tablets.iter().filter(|tablet| tablet.flushed.get() >= tablet.recovered) {
+            for log in tablet.old_logs.take() {
+                if log.release() {
+                    self.finished_logs.borrow_mut().push(log);
+                }
+            }
+        }
+    }
+
+    /// Frees a flushed memtable in steps: unmapping hundreds of megabytes at once would stop the shard.
+    pub(super) async fn dispose(&self, sealed: Rc<Sealed>) {
+        // Lookups borrow it only within a turn, so this is the last reference.
+        let Ok(mut sealed) = Rc::try_unwrap(sealed) else { return };
+        let mut pacer = Pacer::new(&self.env);
+        while sealed.memtable.drop_step() {
+            pacer.breathe().await;
+        }
+    }
+
+    /// Spawns the background tasks of an engine that is about to serve.
+    pub(super) fn spawn_background(self: &Rc<Self>) {
+        let (engine, guard) = (self.clone(), self.background.enter());
+        self.env.spawn(Queue::Flush, async move {
+            engine.flush_loop().await;
+            drop(guard);
+        });
+        let (engine, guard) = (self.clone(), self.background.enter());
+        self.env.spawn(Queue::Compaction, async move {
+            engine.compaction_loop().await;
+            drop(guard);
+        });
+        let (engine, guard) = (self.clone(), self.background.enter());
+        self.env.spawn(Queue::Compaction, async move {
+            engine.space_loop().await;
+            drop(guard);
+        });
+    }
+}

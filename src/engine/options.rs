@@ -1,0 +1,54 @@
+//! What one shard's engine may use, and why it refuses.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::manifest::ManifestError;
+use super::sstable::TableError;
+use super::wal::WalError;
+use crate::disk::DiskError;
+
+/// Limits of one shard's engine. All sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Size at which the active memtable is sealed.
+    pub memtable_bytes: usize,
+    /// Sealed memtables that may wait for their flush; with that many and a full active one, writes wait.
+    pub sealed_max: usize,
+    /// Block cache.
+    pub cache_bytes: usize,
+    /// Write-ahead log segment.
+    pub segment_bytes: u64,
+    /// Commits in flight: 2 or 3.
+    pub window: usize,
+    /// How long an acknowledged write may stay in memory; `None`: it is durable before it is acknowledged.
+    pub lazy: Option<Duration>,
+    /// Tables of like size that are merged into one.
+    pub compaction_fan: usize,
+    /// Free space of the file system below which puts are refused, so that what was accepted can always
+    /// be flushed.
+    pub reserve_bytes: u64,
+}
+
+/// Why the engine can't do what was asked. Split by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The log failed. Final: the shard takes no writes until restart.
+    #[error("writes stopped: {0}; check the disk, then restart")]
+    Log(Rc<WalError>),
+    /// No space. Goes away when there is some.
+    #[error("the disk is full: {0}; free some space, writing resumes by itself")]
+    Full(String),
+    /// Data on disk is damaged. Concerns the keys in it only.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The manifest can't be read or written.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The log can't be read or written.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// A disk operation failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}

@@ -1,0 +1,330 @@
+//! Start: from what is on disk to engines that serve.
+//!
+//! Whoever starts the store calls, in this order: [`load`] (one executor); [`scan`] (phase one: the old
+//! logs may be divided among executors); [`plan`] (pure: new placement, new logs, where old ones end);
+//! [`install`] (one executor: the new generation becomes live); [`Engine::open`] (each shard's own
+//! executor: phase two).
+//!
+//! Until `install` nothing on disk has changed, so a crash before it leaves everything as it was. `install`
+//! switches generations atomically. After it, old logs stay until every tablet with entries in them was
+//! flushed, so a crash in or after `open` starts again from the same logs. Which shard wrote a log is of
+//! no importance: each shard replays, from all logs, the entries of the tablets that it owns now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::cache::BlockCache;
+use super::manifest::{self, LogMeta, ShardManifest, State};
+use super::memtable::Memtable;
+use super::sstable::Table;
+use super::wal::{
+    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalOptions, list_logs, remove_log, scan_log,
+};
+use super::{Engine, EngineError, EngineOptions, Tablet};
+use crate::base::{EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
+use crate::disk::Disk;
+use crate::env::{Env, Gate, Notify};
+use crate::metrics::Metrics;
+use crate::placement;
+use crate::slot::Slot;
+
+/// Recovered entries above this part of a memtable are flushed at once; fewer wait for more to come.
+const FLUSH_PART: usize = 8;
+/// With this many old logs everything recovered is flushed at once, so that they don't pile up over
+/// restarts.
+const OLD_LOGS_MAX: usize = 4;
+
+/// What is on disk.
+pub struct OnDisk {
+    /// The manifest's state; a new one for a new store.
+    pub state: State,
+    /// Segments of the logs that some tablet needs.
+    pub logs: BTreeMap<LogId, Vec<SegmentFile>>,
+}
+
+/// An old log that is being replayed, or waits for its tablets to be flushed. Shared by the shards.
+#[derive(Debug)]
+pub struct OldLog {
+    scan: LogScan,
+    /// Tablets that may still need it.
+    needed_by: AtomicUsize,
+}
+
+/// Everything a shard needs to open its engine. Shared by the shards.
+#[derive(Debug)]
+pub struct Start {
+    /// The new generation's state.
+    pub state: State,
+    /// The log that each shard opens.
+    pub new_logs: Vec<LogId>,
+    plan: ReplayPlan,
+    old_logs: Vec<Arc<OldLog>>,
+}
+
+impl OldLog {
+    /// Which.
+    pub fn id(&self) -> LogId {
+        self.scan.log
+    }
+
+    /// Its files.
+    pub fn segments(&self) -> &[SegmentFile] {
+        &self.scan.segments
+    }
+
+    /// One tablet less needs it. Whether it was the last.
+    pub fn release(&self) -> bool {
+        let before = self.needed_by.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a log is released once per tablet");
+        before == 1
+    }
+}
+
+/// Reads manifest and log directory. A new store gets `tablets` tablets.
+pub async fn load<E: Env>(env: &E, tablets: u16) -> Result<OnDisk, EngineError> {
+    let Some(state) = manifest::load(env).await? else {
+        let cluster = u128::from(env.random()) << 64 | u128::from(env.random());
+        let state = State::create(cluster, env.random(), tablets);
+        return Ok(OnDisk { state, logs: BTreeMap::new() });
+    };
+    let needed = state.needed_logs();
+    let mut logs = list_logs(env).await?;
+    logs.retain(|log, _| needed.contains(log));
+    Ok(OnDisk { state, logs })
+}
+
+/// Phase one, for some of the logs.
+pub async fn scan<E: Env>(
+    env: &E,
+    state: &State,
+    logs: Vec<(LogId, Vec<SegmentFile>)>,
+) -> Result<Vec<LogScan>, EngineError> {
+    let flushed = |tablet: TabletId| state.tablets.get(&tablet).map_or(EntryIndex(u64::MAX), |t| t.flushed);
+    let mut scans = Vec::with_capacity(logs.len());
+    for (log, segments) in logs {
+        let end = state.logs.get(&log).and_then(|meta| meta.end);
+        let scan = scan_log(env, log, segments, end, &flushed).await?;
+        if let Some(torn) = &scan.torn {
+            tracing::info!(
+                file = torn.path,
+                offset = torn.offset,
+                log = log.0,
+                "the log ends before a torn tail"
+            );
+        }
+        scans.push(scan);
+    }
+    Ok(scans)
+}
+
+/// Decides the new generation: who owns what, which logs are opened, where the old ones end.
+pub fn plan(mut state: State, mut scans: Vec<LogScan>, shards: u32) -> Result<Start, EngineError> {
+    scans.sort_by_key(|scan| scan.log);
+    let flushed: BTreeMap<TabletId, EntryIndex> =
+        state.tablets.iter().map(|(id, t)| (*id, t.flushed)).collect();
+    let plan = ReplayPlan::merge(scans.iter().map(|scan| &scan.runs), |tablet| {
+        flushed.get(&tablet).copied().unwrap_or(EntryIndex(u64::MAX))
+    })?;
+    placement::assign(&mut state, shards);
+    state.generation += 1;
+    let new_logs: Vec<LogId> =
+        (0..u64::from(shards)).map(|shard| LogId(state.store.next_log + shard)).collect();
+    state.store.next_log += u64::from(shards);
+    for scan in &scans {
+        state.logs.insert(scan.log, LogMeta { end: Some(scan.end) });
+    }
+    for tablet in state.tablets.values_mut() {
+        let last = plan.last(tablet.id).map_or(EntryIndex::ZERO, |(last, _)| last);
+        if last <= tablet.flushed {
+            tablet.logs.clear(); // tables hold it all
+        }
+        // Logs that were never begun hold nothing.
+        tablet.logs.retain(|log| scans.iter().any(|scan| scan.log == *log));
+        tablet.logs.push(new_logs[tablet.shard as usize]);
+    }
+    let needed = state.needed_logs();
+    state.logs.retain(|log, _| needed.contains(log));
+    for log in &new_logs {
+        state.logs.insert(*log, LogMeta { end: None });
+    }
+    let old_logs = scans
+        .into_iter()
+        .filter(|scan| needed.contains(&scan.log))
+        .map(|scan| {
+            let users = state.tablets.values().filter(|tablet| tablet.logs.contains(&scan.log)).count();
+            Arc::new(OldLog { scan, needed_by: AtomicUsize::new(users) })
+        })
+        .collect();
+    Ok(Start { state, new_logs, plan, old_logs })
+}
+
+/// Makes the new generation live, then removes what nothing refers to any more: logs, tables of
+/// interrupted flushes and merges.
+pub async fn install<E: Env>(env: &E, start: &Start) -> Result<(), EngineError> {
+    manifest::install(env, &start.state).await?;
+    let needed: BTreeSet<LogId> = start.state.needed_logs();
+    for (log, segments) in list_logs(env).await? {
+        if !needed.contains(&log) || start.new_logs.contains(&log) {
+            tracing::debug!(log = log.0, "removing a log that nothing needs");
+            remove_log(env, &segments).await?;
+        }
+    }
+    let live = start.state.live_files();
+    for entry in env.disk().list("sst").await? {
+        let id = entry.name.strip_suffix(".sst").and_then(|id| u64::from_str_radix(id, 16).ok());
+        if let Some(file) = id.map(FileId)
+            && !live.contains(&file)
+        {
+            tracing::debug!(%file, "removing a table that nothing refers to");
+            env.disk().remove(&file.table_path()).await?;
+        }
+    }
+    Ok(())
+}
+
+impl<E: Env> Engine<E> {
+    /// Opens the engine of `shard`: its tables, its new log, and phase two of the replay.
+    pub async fn open(
+        env: &E,
+        options: EngineOptions,
+        start: &Start,
+        shard: u32,
+        metrics: Rc<Metrics>,
+    ) -> Result<Rc<Engine<E>>, EngineError> {
+        let (generation, shards) = (start.state.generation, start.state.shards);
+        let manifest = ShardManifest::open(env, generation, shards, shard).await?;
+        let wal_options = WalOptions {
+            segment_bytes: options.segment_bytes,
+            window: options.window,
+            lazy: options.lazy,
+            cluster: start.state.store.cluster,
+        };
+        let wal = Wal::create(env, start.new_logs[shard as usize], wal_options).await?;
+        let mut tablets = Vec::new();
+        let mut last = Vec::new();
+        for state in start.state.of_shard(shard).tablets.values() {
+            let mut tables = Vec::with_capacity(state.tables.len());
+            for table in &state.tables {
+                tables.push(Rc::new(Table::open(env, table.file, state.id).await?));
+            }
+            let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
+            let recovered = in_logs.max(state.flushed);
+            let old_logs =
+                start.old_logs.iter().filter(|log| state.logs.contains(&log.id())).cloned().collect();
+            tablets.push(Tablet {
+                id: state.id,
+                slots: state.slots,
+                term: state.term,
+                log: wal.add_tablet(state.id, state.term, recovered, state.flushed),
+                tables: std::cell::RefCell::new(Rc::new(tables)),
+                flushed: std::cell::Cell::new(state.flushed),
+                recovered,
+                old_logs: std::cell::RefCell::new(old_logs),
+                is_uncompactable: std::cell::Cell::new(false),
+            });
+            last.push(state.flushed);
+        }
+        let engine = Rc::new(Engine {
+            env: env.clone(),
+            hash_seed: start.state.store.hash_seed,
+            wal,
+            manifest,
+            active: Memtable::new(tablets.len()).into(),
+            tablets,
+            last: last.into(),
+            sealed: std::cell::RefCell::default(),
+            cache: BlockCache::new(options.cache_bytes),
+            options,
+            metrics,
+            obsolete: std::cell::RefCell::default(),
+            finished_logs: std::cell::RefCell::default(),
+            shortage: std::cell::RefCell::new(None),
+            flush_trouble: std::cell::RefCell::new(None),
+            changed: Notify::new(),
+            is_stopping: std::cell::Cell::new(false),
+            background: Gate::new(),
+            next_file: std::cell::Cell::new(0),
+        });
+        engine.replay(start).await?;
+        engine.wal.start();
+        engine.spawn_background();
+        Ok(engine)
+    }
+
+    /// Phase two: applies the entries of this shard's tablets that count and that tables lack.
+    async fn replay(&self, start: &Start) -> Result<(), EngineError> {
+        let started = self.env.now();
+        let locals: BTreeMap<TabletId, usize> =
+            self.tablets.iter().enumerate().map(|(local, tablet)| (tablet.id, local)).collect();
+        let mine = |log: &Arc<OldLog>| {
+            self.tablets.iter().any(|tablet| tablet.old_logs.borrow().iter().any(|old| old.id() == log.id()))
+        };
+        let (mut bytes, mut entries, mut logs) = (0u64, 0u64, 0);
+        for log in start.old_logs.iter().filter(|log| mine(log)) {
+            logs += 1;
+            let mut reader = LogReader::new(&self.env, Rc::new(log.scan.clone()));
+            loop {
+                let block = reader.next_block(&start.plan, |tablet, index, body| {
+                    let Some(&local) = locals.get(&tablet) else { return Ok(()) };
+                    if index <= self.tablets[local].flushed.get() {
+                        return Ok(());
+                    }
+                    entries += 1;
+                    self.apply(local, index, body)
+                });
+                let Some(len) = block.await? else { break };
+                bytes += len as u64;
+                if self.active.borrow().bytes() >= self.options.memtable_bytes {
+                    self.flush_recovered().await?;
+                }
+            }
+        }
+        for (local, tablet) in self.tablets.iter().enumerate() {
+            let last = self.last.borrow()[local];
+            assert_eq!(last, tablet.recovered, "tablet {}: all that was planned was applied", tablet.id);
+        }
+        let micros = (self.env.now() - started).as_micros() as u64;
+        Metrics::add(&self.metrics.replay_bytes, bytes);
+        Metrics::add(&self.metrics.replay_micros, micros);
+        if logs > 0 {
+            tracing::info!(logs, entries, bytes, micros, "replayed old logs");
+        }
+        let is_much = self.active.borrow().bytes() >= self.options.memtable_bytes / FLUSH_PART;
+        if is_much || logs >= OLD_LOGS_MAX {
+            self.rotate();
+        }
+        Ok(())
+    }
+
+    async fn flush_recovered(&self) -> Result<(), EngineError> {
+        self.rotate();
+        let sealed = self.sealed.borrow().front().cloned();
+        if let Some(sealed) = sealed {
+            self.flush(&sealed).await?;
+            self.dispose(sealed).await;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, local: usize, index: EntryIndex, body: &[u8]) -> Result<(), String> {
+        let mut active = self.active.borrow_mut();
+        for (ordinal, op) in OpIter::new(body).enumerate() {
+            let op = op.map_err(|error| error.to_string())?;
+            let ordinal =
+                u16::try_from(ordinal).map_err(|_| "more operations than an entry takes".to_owned())?;
+            if !self.tablets[local].slots.contains(Slot::of_key(op.key)) {
+                return Err(format!("a key of another tablet than {}", self.tablets[local].id));
+            }
+            let lsn = Lsn::new(index, ordinal);
+            active.insert(local, self.hash(op.key), op.key, lsn, op.kind, op.expiry_ms, op.value);
+        }
+        let mut last = self.last.borrow_mut();
+        if index != last[local].next() {
+            return Err(format!("entry {index} follows {}", last[local]));
+        }
+        last[local] = index;
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The write path: into the open block of the log and into the active memtable, in one synchronous step.
+
+use std::mem;
+use std::rc::Rc;
+
+use super::memtable::Memtable;
+use super::wal::{Appended, WalRoom};
+use super::{Engine, EngineError};
+use crate::base::{BlockSeq, EntryIndex, Lsn, Op};
+use crate::env::Env;
+use crate::metrics::Metrics;
+
+/// A memtable that takes no more writes and waits for its flush.
+pub struct Sealed {
+    /// Its entries.
+    pub memtable: Memtable,
+    /// Per tablet, the last entry of its log that is in here or in an older one.
+    pub last: Vec<EntryIndex>,
+    /// The last block with something that is in here: nothing of it is flushed before that is durable.
+    pub block: BlockSeq,
+}
+
+/// What an operation takes in the log beyond key and value, at most.
+pub const WRITE_OVERHEAD: usize = 16;
+
+/// Whether writes may go ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Yes.
+    Yes,
+    /// Every memtable is full; the flush makes room soon ([`Engine::changed`] tells).
+    Wait,
+}
+
+impl<E: Env> Engine<E> {
+    /// Whether a write of `bytes` (keys, values and [`WRITE_OVERHEAD`] an operation) may go ahead, should
+    /// wait, or is refused. Deletes are taken as long as there is any room in the log.
+    pub fn room(&self, is_put: bool, bytes: usize) -> Result<Room, EngineError> {
+        if let Some(cause) = self.wal.failed() {
+            return Err(EngineError::Log(cause));
+        }
+        if is_put && let Some(shortage) = self.shortage.borrow().as_ref() {
+            return Err(EngineError::Full(shortage.clone()));
+        }
+        match self.wal.room(bytes) {
+            WalRoom::Yes => {}
+            WalRoom::Wait => return Ok(Room::Wait),
+            WalRoom::Full(cause) => return Err(EngineError::Full(cause)),
+        }
+        let is_full = self.active.borrow().bytes() >= self.options.memtable_bytes;
+        if !is_full || self.sealed.borrow().len() < self.options.sealed_max {
+            return Ok(Room::Yes);
+        }
+        match self.flush_trouble.borrow().as_ref() {
+            Some(cause) => Err(EngineError::Full(cause.clone())),
+            None => Ok(Room::Wait),
+        }
+    }
+
+    /// Appends `ops`, all of one tablet, as one atomic group, and applies them to the memtable.
+    /// `hashes[i]` belongs to `ops[i]`. The caller has asked [`Engine::room`] and tells nobody before the
+    /// returned block is durable.
+    pub fn write(&self, tablet: usize, ops: &[Op<'_>], hashes: &[u64]) -> Result<Appended, EngineError> {
+        assert_eq!(ops.len(), hashes.len(), "one hash per operation");
+        let appended = self.wal.append(self.tablets[tablet].log, ops)?;
+        let index = appended.lsn.index();
+        {
+            let mut active = self.active.borrow_mut();
+            for (ordinal, (op, &hash)) in (appended.lsn.ordinal()..).zip(ops.iter().zip(hashes)) {
+                let lsn = Lsn::new(index, ordinal);
+                active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
+            }
+        }
+        let mut last = self.last.borrow_mut();
+        assert!(last[tablet] <= index, "entries are applied in the order of the log");
+        last[tablet] = index;
+        drop(last);
+        Metrics::add(&self.metrics.wal_ops, ops.len() as u64);
+        self.rotate_if_full();
+        Ok(appended)
+    }
+
+    /// Seals the active memtable if it is full and another may wait for its flush.
+    pub(super) fn rotate_if_full(&self) {
+        let is_full = self.active.borrow().bytes() >= self.options.memtable_bytes;
+        if is_full && self.sealed.borrow().len() < self.options.sealed_max {
+            self.rotate();
+        }
+    }
+
+    /// Seals the active memtable, if it holds anything, and starts a new one. The open block of the log is
+    /// closed with it, so that no entry is divided between two memtables.
+    pub fn rotate(&self) {
+        if self.active.borrow().entries() == 0 {
+            return;
+        }
+        self.wal.seal_open();
+        let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets.len()));
+        let sealed = Sealed { memtable, last: self.last.borrow().clone(), block: self.wal.appended() };
+        self.sealed.borrow_mut().push_back(Rc::new(sealed));
+        self.changed.notify();
+    }
+}

@@ -1,0 +1,238 @@
+//! Starts the real server, waits until it says that it serves, and never leaves one behind.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+/// The server under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_atlaskv");
+
+/// "nobody" on every Linux: the user that tests become when they are root and need not to be.
+pub const ORDINARY_USER: u32 = 65_534;
+
+/// Longer than any start takes; a server that hangs must fail the test, not stop it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory on a disk, which `/tmp` need not be. Gone when dropped.
+pub fn disk_dir() -> TempDir {
+    tempfile::Builder::new().prefix("atlaskv-test-").tempdir_in("/var/tmp").expect("/var/tmp is writable")
+}
+
+/// The server with its data in `data_dir`, on a port of its own, with little memory, and with nothing from
+/// the environment of the tests. A flag in `arguments` wins over these.
+pub fn command(data_dir: &Path, arguments: &[&str]) -> Command {
+    command_of(Path::new(BINARY), data_dir, arguments)
+}
+
+fn command_of(binary: &Path, data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os() {
+        let of_server = name.as_encoded_bytes().starts_with(b"ATLASKV_");
+        if of_server || name == OsStr::new("RUST_LOG") || name == OsStr::new("RUST_BACKTRACE") {
+            command.env_remove(name);
+        }
+    }
+    command.arg("--data-dir").arg(data_dir);
+    for (flag, default) in [("--listen", "127.0.0.1:0"), ("--memory", "256MiB")] {
+        if !arguments.iter().any(|argument| argument.split('=').next() == Some(flag)) {
+            command.args([flag, default]);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A running server that has said it is ready. Killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Shards, as it says.
+    pub shards: usize,
+    /// The line it said it with.
+    pub ready_line: String,
+    stderr: PathBuf,
+    _stderr_dir: TempDir,
+}
+
+impl Server {
+    /// Starts a server with its data in `data_dir` and waits until it serves.
+    pub fn start(data_dir: &Path, arguments: &[&str]) -> Server {
+        Server::start_command(command(data_dir, arguments))
+    }
+
+    /// Starts `command`, made by [`command`], and waits until it serves. Panics with all that it said if
+    /// it ends instead.
+    pub fn start_command(mut command: Command) -> Server {
+        let stderr_dir = tempfile::tempdir().expect("a temporary directory");
+        let stderr = stderr_dir.path().join("stderr");
+        let file = File::create(&stderr).expect("a file for standard error");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(file).spawn().expect("the server's process starts");
+        let stdout = child.stdout.take().expect("standard output is piped");
+        let (sender, line) = mpsc::channel();
+        // Reads on after the first line, so that the pipe never fills up.
+        thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut line = String::new();
+            // An unreadable line is an empty one, and that fails below.
+            let _ = reader.read_line(&mut line);
+            let _ = sender.send(line);
+            let _ = io::copy(&mut reader, &mut io::sink());
+        });
+        let line = line.recv_timeout(PATIENCE).unwrap_or_default();
+        let Some((address, shards)) = parse_ready(&line) else {
+            let _ = child.kill();
+            let status = child.wait();
+            let said = fs::read_to_string(&stderr).unwrap_or_default();
+            panic!("the server is not ready: it said {line:?}, ended with {status:?}, and logged:\n{said}");
+        };
+        Server { child, address, shards, ready_line: line, stderr, _stderr_dir: stderr_dir }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("our own child can be signalled");
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our own child can be killed");
+        self.child.wait().expect("our own child can be waited for");
+    }
+
+    /// Asks it to stop, and waits until it did. Panics if it does not within a minute.
+    pub fn stop(mut self) -> (ExitStatus, String) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        (status, self.log())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the server logged:\n{}", self.log());
+        }
+    }
+}
+
+/// Waits for the end of a child, a minute at most.
+fn wait(child: &mut Child) -> ExitStatus {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("our own child exists");
+    let patience = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+    let ended =
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).expect("a valid descriptor");
+    // Killed by the drop of whoever owns it.
+    assert_eq!(ended, 1, "process {} does not end", child.id());
+    child.wait().expect("our own child can be waited for")
+}
+
+/// `atlaskv ready: 127.0.0.1:7379, 2 shards, data in ./atlaskv-data`
+fn parse_ready(line: &str) -> Option<(SocketAddr, usize)> {
+    let mut parts = line.strip_prefix("atlaskv ready: ")?.trim_end().splitn(3, ", ");
+    let address = parts.next()?.parse().ok()?;
+    let shards = parts.next()?.split(' ').next()?.parse().ok()?;
+    parts.next()?.starts_with("data in ").then_some((address, shards))
+}
+
+/// Runs a server that must refuse to start: exit code 1, nothing on standard output, and one line
+/// `atlaskv: …` as the last on standard error, which is returned without that prefix.
+pub fn refusal(mut command: Command) -> String {
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the server's process starts");
+    let mut said = String::new();
+    let stdout = child.stdout.take().expect("standard output is piped");
+    // Ends with the process, or with the ready line of one that started all the same.
+    let _ = BufReader::new(stdout).read_line(&mut said);
+    if !said.is_empty() {
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("the server started: {said}");
+    }
+    let status = wait(&mut child);
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().expect("standard error is piped");
+    pipe.read_to_string(&mut stderr).expect("standard error is text");
+    assert_eq!(status.code(), Some(1), "{status}: {stderr}");
+    let own: Vec<&str> = stderr.lines().filter_map(|line| line.strip_prefix("atlaskv: ")).collect();
+    assert_eq!(own.len(), 1, "{stderr}");
+    assert!(stderr.ends_with(&format!("atlaskv: {}\n", own[0])), "{stderr}");
+    own[0].to_string()
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A place where an ordinary user can run the server: the binary and a data directory, both reachable
+/// for it wherever the source tree is.
+pub struct OrdinaryUser {
+    dir: TempDir,
+}
+
+impl OrdinaryUser {
+    /// Makes the place.
+    pub fn new() -> OrdinaryUser {
+        let dir = disk_dir();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("our own directory");
+        let binary = dir.path().join("atlaskv");
+        if fs::hard_link(BINARY, &binary).is_err() {
+            fs::copy(BINARY, &binary).expect("/var/tmp has room for the binary");
+        }
+        fs::create_dir(dir.path().join("data")).expect("our own directory");
+        if is_root() {
+            let data = dir.path().join("data");
+            chown(&data, Some(ORDINARY_USER), Some(ORDINARY_USER)).expect("root may give files away");
+        }
+        OrdinaryUser { dir }
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// As [`command`], as that user. Tests that are no root stay who they are: an ordinary user.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command_of(&self.dir.path().join("atlaskv"), &self.data_dir(), arguments);
+        command.current_dir(self.dir.path());
+        if is_root() {
+            command.uid(ORDINARY_USER).gid(ORDINARY_USER);
+        }
+        command
+    }
+}
