@@ -31,4 +31,5 @@ pub mod error;
 pub mod metrics;
 pub mod placement;
 pub mod protocol;
+pub mod shard;
 pub mod slot;

@@ -37,6 +37,18 @@ pub struct MissingBlock<E: Env> {
     handle: BlockHandle,
 }
 
+impl<E: Env> MissingBlock<E> {
+    /// Bytes to be read.
+    pub fn len(&self) -> usize {
+        self.handle.len
+    }
+
+    /// Never: a block is a page at least.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
 /// Result of a lookup.
 pub enum Lookup<R, E: Env> {
     /// What the visitor made of it.

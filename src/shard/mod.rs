@@ -1,7 +1,41 @@
 //! One executor: executes requests, knows who waits for which block, speaks to the mesh.
+//!
+//! The path of a request: whoever read it ([`Outlet`], registered here under a token) groups the frames
+//! of one read by owner. Frames of this shard go to [`Shard::execute`] at once; those of another cross
+//! the mesh in one message and meet the same `execute` there. Replies come back by token: those that
+//! depend on nothing at once, those that a commit must cover when their block is durable, those that
+//! need a disk read when it is done.
+//!
+//! Invariants:
+//! - Everything here is synchronous but the tasks spawned for missing blocks and for full memtables.
+//! - No borrow of shard state is held while an outlet is called.
+//! - A token is answered exactly as many times as requests were dispatched under it.
 
+mod commit;
+mod execute;
+mod gather;
 pub mod held;
 pub mod mesh;
+mod outputs;
+mod route;
+mod stall;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::rc::Rc;
+
+use slab::Slab;
+
+use self::held::{Held, HeldReplies};
+use self::mesh::Port;
+use crate::engine::Engine;
+use crate::env::{Env, Gate, Notify};
+use crate::metrics::Metrics;
+use crate::placement::SlotTable;
+use crate::protocol::Limits;
+
+pub use self::route::{BACKLOG_MAX, Dispatched};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,4 +44,326 @@ pub struct Origin {
     pub peer: usize,
     /// What that peer registered for it. Never reused while something is in flight.
     pub token: u64,
+}
+
+/// Why frames of an origin wait at their owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// Its replies must leave first; [`Shard::resume`] goes on.
+    Output,
+    /// Blocks are being read for it.
+    Disk,
+    /// Memory is full.
+    Room,
+    /// They wait no more.
+    Over,
+}
+
+/// Who takes the replies to requests dispatched under one token. All calls are synchronous.
+pub trait Outlet {
+    /// `count` encoded replies. Must not call back into the shard.
+    fn deliver(&self, count: u32, bytes: &[u8]);
+
+    /// Frames of this outlet begin or cease to wait at `owner`. Must not call back into the shard.
+    fn stall(&self, owner: usize, why: Stall);
+
+    /// All replies of this turn were delivered: send them.
+    fn flush(&self);
+
+    /// `count` more requests were taken in, each to be answered once.
+    fn accept(&self, count: u32);
+
+    /// Requests taken in and not answered.
+    fn in_flight(&self) -> u32;
+
+    /// Bytes of replies that wait to be sent.
+    fn backlog(&self) -> usize;
+
+    /// Whether frames of it wait at some owner.
+    fn is_stalled(&self) -> bool;
+}
+
+/// What crosses the mesh.
+pub enum Message {
+    /// Frames of one connection's read for one owner.
+    Requests {
+        /// The sender's token for them.
+        token: u64,
+        /// Whole frames, back to back.
+        frames: Vec<u8>,
+    },
+    /// Replies of one turn to one peer, for any of its tokens.
+    Replies(Vec<Reply>),
+    /// Frames of the sender's token stall, or no longer do.
+    Stall {
+        /// Whose.
+        token: u64,
+        /// Why.
+        why: Stall,
+    },
+    /// The sender's token has room for replies again.
+    Resume {
+        /// Which.
+        token: u64,
+    },
+    /// The sender's token is gone.
+    Forget {
+        /// Which.
+        token: u64,
+    },
+    /// A connection to take over, with bytes that were read from it already.
+    Connection(TcpStream, Vec<u8>),
+    /// Stop taking in requests; finish what is in flight.
+    Drain,
+    /// Everyone has drained: close the log and end.
+    Close,
+}
+
+/// Replies to one token.
+pub struct Reply {
+    /// Whose.
+    pub token: u64,
+    /// How many.
+    pub count: u32,
+    /// Encoded, back to back.
+    pub bytes: Vec<u8>,
+}
+
+/// How a shard behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether a write is answered, and seen by others, only once it is durable.
+    pub is_durable: bool,
+}
+
+/// One shard: an engine, and what it takes to serve from it.
+pub struct Shard<E: Env> {
+    /// Its number, which is its place in the mesh.
+    pub id: usize,
+    /// Its world.
+    pub env: E,
+    /// Its storage.
+    pub engine: Rc<Engine<E>>,
+    /// Who owns which slot.
+    pub slots: Rc<SlotTable>,
+    /// Its counters.
+    pub metrics: Rc<Metrics>,
+    /// What requests may be.
+    pub limits: Limits,
+    settings: Settings,
+    port: Port<Message>,
+    outlets: RefCell<Slab<(u32, Rc<dyn Outlet>)>>,
+    generation: Cell<u32>,
+    dirty: RefCell<Vec<u64>>,
+    outbox: RefCell<Vec<Vec<Reply>>>,
+    held: RefCell<Held>,
+    waiting: RefCell<HashMap<Origin, stall::Waiting>>,
+    turns: stall::Turns,
+    is_closing: Cell<bool>,
+    /// Notified when the mesh is no longer congested.
+    pub relieved: Notify,
+    /// Requests that wait for a disk read or for memory.
+    pub pending: Gate,
+}
+
+impl<E: Env> Shard<E> {
+    /// A shard that serves from `engine` and is `port` of the mesh.
+    #[allow(clippy::too_many_arguments)] // what it is made of
+    pub fn new(
+        id: usize,
+        env: &E,
+        engine: Rc<Engine<E>>,
+        slots: Rc<SlotTable>,
+        limits: Limits,
+        settings: Settings,
+        metrics: Rc<Metrics>,
+        port: Port<Message>,
+    ) -> Rc<Shard<E>> {
+        let peers = port.peers();
+        Rc::new(Shard {
+            id,
+            env: env.clone(),
+            engine,
+            slots,
+            metrics,
+            limits,
+            settings,
+            port,
+            outlets: RefCell::new(Slab::new()),
+            generation: Cell::new(0),
+            dirty: RefCell::new(Vec::new()),
+            outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
+            held: RefCell::new(Held::default()),
+            waiting: RefCell::default(),
+            turns: stall::Turns::default(),
+            is_closing: Cell::new(false),
+            relieved: Notify::new(),
+            pending: Gate::new(),
+        })
+    }
+
+    /// Registers whoever will dispatch requests; the token names it in replies.
+    pub fn register(&self, outlet: Rc<dyn Outlet>) -> u64 {
+        let generation = self.generation.get().wrapping_add(1);
+        self.generation.set(generation);
+        let key = self.outlets.borrow_mut().insert((generation, outlet));
+        u64::from(generation) << 32 | key as u64
+    }
+
+    /// Forgets a token. Replies that come later are dropped: nobody is there to take them.
+    pub fn unregister(&self, token: u64) {
+        if self.outlet(token).is_some() {
+            self.outlets.borrow_mut().remove(token as u32 as usize);
+        }
+    }
+
+    fn outlet(&self, token: u64) -> Option<Rc<dyn Outlet>> {
+        let outlets = self.outlets.borrow();
+        let (generation, outlet) = outlets.get(token as u32 as usize)?;
+        (*generation == (token >> 32) as u32).then(|| outlet.clone())
+    }
+
+    /// Sends replies on their way. They leave at the end of the turn.
+    fn reply(&self, origin: Origin, count: u32, bytes: &[u8]) {
+        if count == 0 {
+            return;
+        }
+        if origin.peer == self.id {
+            self.deliver(origin.token, count, bytes);
+        } else {
+            let reply = Reply { token: origin.token, count, bytes: bytes.to_vec() };
+            self.outbox.borrow_mut()[origin.peer].push(reply);
+        }
+    }
+
+    fn deliver(&self, token: u64, count: u32, bytes: &[u8]) {
+        let Some(outlet) = self.outlet(token) else { return };
+        outlet.deliver(count, bytes);
+        self.soil(token);
+    }
+
+    fn soil(&self, token: u64) {
+        let mut dirty = self.dirty.borrow_mut();
+        if dirty.last() != Some(&token) {
+            dirty.push(token);
+        }
+    }
+
+    /// Tells an origin that its frames stall here, or no longer do.
+    fn tell_stall(&self, origin: Origin, why: Stall) {
+        if origin.peer == self.id {
+            self.take_stall(self.id, origin.token, why);
+        } else {
+            self.port.send(origin.peer, Message::Stall { token: origin.token, why });
+        }
+    }
+
+    fn take_stall(&self, owner: usize, token: u64, why: Stall) {
+        if let Some(outlet) = self.outlet(token) {
+            outlet.stall(owner, why);
+            self.soil(token);
+        }
+    }
+
+    /// The outlet behind `token` has room for replies again: `owner` may go on with its frames.
+    pub fn resume(self: &Rc<Self>, owner: usize, token: u64) {
+        if owner == self.id {
+            self.resume_output(Origin { peer: self.id, token });
+        } else {
+            self.port.send(owner, Message::Resume { token });
+        }
+    }
+
+    /// The outlet behind `token` is gone; nobody need go on with what it sent.
+    pub fn forget_everywhere(&self, token: u64) {
+        for owner in 0..self.slots.shards {
+            if owner == self.id {
+                self.forget(Origin { peer: self.id, token });
+            } else {
+                self.port.send(owner, Message::Forget { token });
+            }
+        }
+    }
+
+    fn hold(&self, block: crate::base::BlockSeq, origin: Origin, count: u32, bytes: Vec<u8>) {
+        Metrics::add(&self.metrics.held_replies, u64::from(count));
+        self.held.borrow_mut().hold(block, HeldReplies { origin, count, bytes });
+    }
+
+    /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.
+    pub fn end_turn(&self) {
+        // Flushing a gathered answer soils the outlet that asked, so this may take two rounds.
+        loop {
+            let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+            if dirty.is_empty() {
+                break;
+            }
+            for token in &dirty {
+                if let Some(outlet) = self.outlet(*token) {
+                    outlet.flush();
+                }
+            }
+        }
+        let mut outbox = self.outbox.borrow_mut();
+        for (peer, replies) in outbox.iter_mut().enumerate().filter(|(_, replies)| !replies.is_empty()) {
+            Metrics::add(&self.metrics.mesh_messages, 1);
+            self.port.send(peer, Message::Replies(std::mem::take(replies)));
+        }
+    }
+
+    /// No more requests come: the tasks of this shard end when nothing is held any more.
+    pub fn close(&self) {
+        self.is_closing.set(true);
+        self.engine.changed().notify();
+        self.engine.wal().durable_changed().notify();
+    }
+
+    /// Whether new work should wait: some queue of the mesh is full.
+    pub fn congested(&self) -> bool {
+        self.port.congested()
+    }
+
+    /// Sends a connection to the shard that it asked for.
+    pub fn hand_over(&self, target: usize, stream: TcpStream, read: Vec<u8>) {
+        self.port.send(target, Message::Connection(stream, read));
+    }
+
+    /// Serves the mesh until told to close. `control` takes what is not a request or a reply.
+    pub async fn serve_mesh(self: &Rc<Self>, mut control: impl FnMut(Message)) {
+        /// Messages taken from one peer before the next has its turn.
+        const BATCH: usize = 32;
+        let mut inbox = Vec::new();
+        loop {
+            let was_congested = self.port.congested();
+            self.port.flush();
+            if was_congested && !self.port.congested() {
+                self.relieved.notify();
+            }
+            let more = self.port.receive(BATCH, &mut inbox);
+            let is_idle = inbox.is_empty();
+            for (source, message) in inbox.drain(..) {
+                match message {
+                    Message::Requests { token, frames } => {
+                        self.execute(Origin { peer: source, token }, frames);
+                    }
+                    Message::Replies(replies) => {
+                        for reply in replies {
+                            self.deliver(reply.token, reply.count, &reply.bytes);
+                        }
+                    }
+                    Message::Stall { token, why } => self.take_stall(source, token, why),
+                    Message::Resume { token } => self.resume_output(Origin { peer: source, token }),
+                    Message::Forget { token } => self.forget(Origin { peer: source, token }),
+                    Message::Close => return,
+                    other => control(other),
+                }
+            }
+            self.end_turn();
+            if is_idle && !more {
+                self.port.wait().await;
+            } else {
+                self.env.yield_now().await;
+            }
+        }
+    }
 }

@@ -1,0 +1,425 @@
+//! One client connection on one shard: reads frames, has the shard dispatch them, writes replies.
+//!
+//! What bounds its memory:
+//! - It reads into a buffer shared by the whole shard; only an incomplete frame stays with the
+//!   connection, and a frame is at most [`Limits::frame_bytes_max`](crate::shard::Limits).
+//! - It stops reading while more than [`BACKLOG_MAX`] of replies wait to be sent, while
+//!   [`IN_FLIGHT_MAX`] requests are unanswered, while some owner has stalled its frames, or while the mesh
+//!   is congested. Frames already read are executed only as long as the same holds.
+//! - A client that takes no byte of its replies for the stall timeout is disconnected.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::socket::Socket;
+use crate::env::{Env, Gate, GateGuard, Notify, Queue};
+use crate::metrics::Metrics;
+use crate::shard::{BACKLOG_MAX, Dispatched, Outlet, Shard, Stall};
+
+/// Requests of one connection that may be unanswered.
+pub const IN_FLIGHT_MAX: u32 = 16_384;
+
+/// A reply buffer that grew beyond this is given back when it is empty.
+const OUT_BYTES_KEPT: usize = 64 << 10;
+
+/// What ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The client closed, or the server drains.
+    Closed,
+    /// A frame after which the stream is out of step; its error reply is sent first.
+    OutOfStep,
+    /// The socket failed, or the client took no replies.
+    Broken,
+    /// Another shard serves it from here on.
+    Moved,
+}
+
+/// A connection, as its tasks and the shard's sweep see it.
+pub struct Connection<E: Env> {
+    shard: Rc<Shard<E>>,
+    socket: Socket,
+    token: Cell<u64>,
+    out: RefCell<Vec<u8>>,
+    sent: Cell<usize>,
+    in_flight: Cell<u32>,
+    /// Owners where frames of this connection wait, and why.
+    stalls: RefCell<Vec<(usize, Stall)>>,
+    is_writing: Cell<bool>,
+    is_broken: Cell<bool>,
+    active_at: Cell<Duration>,
+    /// Notified when replies came or left, and when the connection broke.
+    moved: Notify,
+    me: RefCell<Weak<Connection<E>>>,
+}
+
+impl<E: Env> Outlet for Connection<E> {
+    fn deliver(&self, count: u32, bytes: &[u8]) {
+        assert!(count <= self.in_flight.get(), "no more replies than requests");
+        self.in_flight.set(self.in_flight.get() - count);
+        if !self.is_broken.get() {
+            self.out.borrow_mut().extend_from_slice(bytes);
+        }
+    }
+
+    fn stall(&self, owner: usize, why: Stall) {
+        let mut stalls = self.stalls.borrow_mut();
+        stalls.retain(|(known, _)| *known != owner);
+        if why != Stall::Over {
+            stalls.push((owner, why));
+        }
+    }
+
+    fn accept(&self, count: u32) {
+        self.in_flight.set(self.in_flight.get() + count);
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    fn backlog(&self) -> usize {
+        self.unsent()
+    }
+
+    fn is_stalled(&self) -> bool {
+        !self.stalls.borrow().is_empty()
+    }
+
+    fn flush(&self) {
+        self.write_now();
+        self.moved.notify();
+    }
+}
+
+impl<E: Env> Connection<E> {
+    /// Serves `stream`, of which `read` was read already, until it ends. `guard` counts it as open.
+    pub async fn serve(shard: Rc<Shard<E>>, stream: TcpStream, read: Vec<u8>, open: &OpenConnections<E>) {
+        let socket = match Socket::adopt(stream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!("a connection was lost before it was served: {error}");
+                return;
+            }
+        };
+        let connection = Rc::new(Connection {
+            active_at: Cell::new(shard.env.now()),
+            shard: shard.clone(),
+            socket,
+            token: Cell::new(0),
+            out: RefCell::new(Vec::new()),
+            sent: Cell::new(0),
+            in_flight: Cell::new(0),
+            stalls: RefCell::new(Vec::new()),
+            is_writing: Cell::new(false),
+            is_broken: Cell::new(false),
+            moved: Notify::new(),
+            me: RefCell::new(Weak::new()),
+        });
+        connection.me.replace(Rc::downgrade(&connection));
+        let token = shard.register(connection.clone());
+        connection.token.set(token);
+        open.insert(token, &connection);
+        let end = connection.read_loop(read).await;
+        if end != End::Broken {
+            connection.finish().await;
+        }
+        open.remove(token);
+        shard.unregister(token);
+        if connection.in_flight.get() > 0 {
+            shard.forget_everywhere(token);
+        }
+        if end != End::Moved {
+            connection.socket.shutdown(Shutdown::Both);
+        }
+        tracing::debug!(shard = shard.id, token, ?end, "connection ended");
+    }
+
+    async fn read_loop(self: &Rc<Self>, mut rest: Vec<u8>) -> End {
+        loop {
+            match self.take_in(&mut rest).await {
+                Ok(()) => {}
+                Err(end) => return end,
+            }
+            self.shard.end_turn();
+            self.write_now();
+            self.ready().await;
+            if self.is_broken.get() {
+                return End::Broken;
+            }
+            match self.read_more(&mut rest).await {
+                Ok(0) if rest.is_empty() => return End::Closed,
+                Ok(0) => {
+                    tracing::debug!(token = self.token.get(), bytes = rest.len(), "closed inside a frame");
+                    return End::Closed;
+                }
+                Ok(_) => self.active_at.set(self.shard.env.now()),
+                Err(error) => {
+                    tracing::debug!(token = self.token.get(), "read failed: {error}");
+                    return End::Broken;
+                }
+            }
+        }
+    }
+
+    /// Dispatches the whole frames in `rest` and leaves the incomplete one.
+    async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<(), End> {
+        let mut at = 0;
+        loop {
+            let dispatched = self.shard.dispatch(self.token.get(), self.as_ref(), &rest[at..]);
+            match dispatched {
+                Dispatched::NeedMore { used } => {
+                    at += used;
+                    break;
+                }
+                Dispatched::Pause { used } => {
+                    at += used;
+                    self.shard.end_turn();
+                    self.write_now();
+                    self.ready().await;
+                    if self.is_broken.get() {
+                        return Err(End::Broken);
+                    }
+                }
+                Dispatched::OutOfStep => return Err(End::OutOfStep),
+                Dispatched::MoveTo { shard, used } => {
+                    return self.move_to(shard, rest[at + used..].to_vec()).await;
+                }
+            }
+        }
+        rest.drain(..at);
+        if rest.is_empty() && rest.capacity() > OUT_BYTES_KEPT {
+            *rest = Vec::new();
+        }
+        Ok(())
+    }
+
+    async fn move_to(self: &Rc<Self>, shard: usize, rest: Vec<u8>) -> Result<(), End> {
+        self.finish().await;
+        match self.socket.duplicate() {
+            Ok(stream) => {
+                self.shard.hand_over(shard, stream, rest);
+                Err(End::Moved)
+            }
+            Err(error) => {
+                tracing::warn!("a connection could not move to shard {shard}: {error}");
+                Err(End::Broken)
+            }
+        }
+    }
+
+    /// Waits until the connection may take in more requests. Lets owners go on that wait for its replies
+    /// to leave.
+    async fn ready(self: &Rc<Self>) {
+        loop {
+            let (moved, relieved) = (self.moved.notified(), self.shard.relieved.notified());
+            if self.is_broken.get() {
+                return;
+            }
+            if self.unsent() < BACKLOG_MAX {
+                let waiting = self.stalls.borrow().iter().position(|(_, why)| *why == Stall::Output);
+                if let Some(place) = waiting {
+                    let (owner, _) = self.stalls.borrow()[place];
+                    // Until it says otherwise it runs; nothing more need be asked of it.
+                    self.stalls.borrow_mut()[place].1 = Stall::Room;
+                    self.shard.resume(owner, self.token.get());
+                    self.shard.end_turn();
+                    continue;
+                }
+                let has_room = self.in_flight.get() < IN_FLIGHT_MAX && !self.is_stalled();
+                if has_room && !self.shard.congested() {
+                    return;
+                }
+            }
+            futures_lite::future::or(moved, relieved).await;
+        }
+    }
+
+    async fn read_more(&self, rest: &mut Vec<u8>) -> io::Result<usize> {
+        let wanted = self.shard.wanted(rest).saturating_sub(rest.len());
+        poll_fn(|cx| {
+            if self.is_broken.get() {
+                return Poll::Ready(Ok(0));
+            }
+            READ_BUFFER.with_borrow_mut(|buffer| {
+                let size = wanted.clamp(READ_BYTES, READ_BYTES_LARGE);
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                let read = self.socket.poll_read(cx, &mut buffer[..size]);
+                if let Poll::Ready(Ok(len)) = read {
+                    Metrics::add(&self.shard.metrics.bytes_in, len as u64);
+                    rest.extend_from_slice(&buffer[..len]);
+                }
+                read
+            })
+        })
+        .await
+    }
+
+    fn unsent(&self) -> usize {
+        self.out.borrow().len() - self.sent.get()
+    }
+
+    /// Sends what the socket takes now; a task sends the rest as it gets room.
+    fn write_now(&self) {
+        if self.is_writing.get() || self.is_broken.get() || self.unsent() == 0 {
+            return;
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        if let Poll::Pending = self.poll_send(&mut cx)
+            && let Some(me) = self.me.borrow().upgrade()
+        {
+            self.is_writing.set(true);
+            let env = self.shard.env.clone();
+            env.spawn(Queue::Foreground, async move { me.write_rest().await });
+        }
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.unsent() > 0 {
+            let out = self.out.borrow();
+            match self.socket.poll_write(cx, &out[self.sent.get()..]) {
+                Poll::Ready(Ok(len)) if len > 0 => {
+                    drop(out);
+                    Metrics::add(&self.shard.metrics.bytes_out, len as u64);
+                    self.sent.set(self.sent.get() + len);
+                    self.active_at.set(self.shard.env.now());
+                }
+                Poll::Ready(result) => {
+                    drop(out);
+                    if let Err(error) = result {
+                        tracing::debug!(token = self.token.get(), "write failed: {error}");
+                    }
+                    self.abandon();
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let mut out = self.out.borrow_mut();
+        self.sent.set(0);
+        if out.capacity() > OUT_BYTES_KEPT { *out = Vec::new() } else { out.clear() }
+        Poll::Ready(())
+    }
+
+    async fn write_rest(self: Rc<Self>) {
+        poll_fn(|cx| {
+            if self.is_broken.get() {
+                return Poll::Ready(());
+            }
+            let before = self.unsent();
+            let sent = self.poll_send(cx);
+            if self.unsent() < before {
+                self.moved.notify();
+            }
+            sent
+        })
+        .await;
+        self.is_writing.set(false);
+        self.moved.notify();
+    }
+
+    /// Ends the connection at once, from outside its own task.
+    fn abandon(&self) {
+        self.is_broken.set(true);
+        self.out.borrow_mut().clear();
+        self.sent.set(0);
+        self.socket.shutdown(Shutdown::Both);
+        self.moved.notify();
+    }
+
+    /// Waits until everything in flight is answered and sent.
+    async fn finish(&self) {
+        self.moved
+            .until(|| {
+                self.write_now();
+                self.is_broken.get()
+                    || (self.in_flight.get() == 0 && self.unsent() == 0 && !self.is_writing.get())
+            })
+            .await;
+    }
+}
+
+/// Bytes asked of the socket at once; enough for a deep pipeline of small requests.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes asked at once when a large frame is on its way.
+const READ_BYTES_LARGE: usize = 1 << 20;
+
+thread_local! {
+    /// One per executor: bytes are moved out of it before the next await.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The connections of one shard.
+pub struct OpenConnections<E: Env> {
+    connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
+    /// Counts the tasks that serve them.
+    pub gate: Gate,
+}
+
+impl<E: Env> OpenConnections<E> {
+    /// None.
+    pub fn new() -> OpenConnections<E> {
+        OpenConnections { connections: RefCell::default(), gate: Gate::new() }
+    }
+
+    fn insert(&self, token: u64, connection: &Rc<Connection<E>>) {
+        self.connections.borrow_mut().insert(token, Rc::downgrade(connection));
+    }
+
+    fn remove(&self, token: u64) {
+        self.connections.borrow_mut().remove(&token);
+    }
+
+    /// Keeps the shard alive until dropped.
+    pub fn enter(&self) -> GateGuard {
+        self.gate.enter()
+    }
+
+    fn each(&self, visit: impl Fn(&Connection<E>)) {
+        let all: Vec<_> = self.connections.borrow().values().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|connection| visit(connection));
+    }
+
+    /// Disconnects those that were idle, or took no replies, for too long. `idle`: `None` is never.
+    /// `stalled`: how long a client may leave its replies unread.
+    pub fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
+        self.each(|connection| {
+            let quiet = now.saturating_sub(connection.active_at.get());
+            if connection.is_writing.get() {
+                if quiet >= stalled {
+                    tracing::debug!(token = connection.token.get(), "disconnected: it does not read its replies");
+                    connection.abandon();
+                }
+            } else if idle.is_some_and(|idle| quiet >= idle) && connection.in_flight.get() == 0 {
+                tracing::debug!(token = connection.token.get(), "disconnected: idle");
+                connection.socket.shutdown(Shutdown::Read);
+            }
+        });
+    }
+
+    /// Takes in no more requests; what is in flight is answered, then the connections end.
+    pub fn drain(&self) {
+        self.each(|connection| {
+            connection.socket.shutdown(Shutdown::Read);
+        });
+    }
+
+    /// Ends all of them at once.
+    pub fn abandon(&self) {
+        self.each(Connection::abandon);
+    }
+}
+
+impl<E: Env> Default for OpenConnections<E> {
+    fn default() -> Self {
+        OpenConnections::new()
+    }
+}

@@ -1,0 +1,368 @@
+//! Executes requests whose keys this shard owns.
+//!
+//! An *attempt* is synchronous and does all or nothing: it either answers, or says which block it misses
+//! or that memory is full, having changed nothing. So it can be made again from the start, and decides on
+//! what is current when it succeeds.
+
+use super::Shard;
+use super::outputs::{Meta, Outputs};
+use crate::base::{Lsn, Op, OpKind};
+use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
+use crate::env::Env;
+use crate::error::{Code, Refusal};
+use crate::metrics::Metrics;
+use crate::protocol::binary::{HEADER_BYTES, Keys, Ops, ValueListEncoder};
+use crate::protocol::{Condition, Durability, Reply, Request};
+use crate::slot::Slot;
+
+/// How an attempt ended.
+pub enum Attempt<E: Env> {
+    /// It was answered.
+    Done,
+    /// It needs a block from disk.
+    Missing(MissingBlock<E>),
+    /// It needs memory that the next flush frees.
+    Wait,
+}
+
+/// What a lookup tells a write that depends on it.
+struct Current {
+    version: Option<Lsn>,
+    wait: Option<crate::base::BlockSeq>,
+}
+
+impl<E: Env> Shard<E> {
+    /// Computes once what all lookups of a key need.
+    #[inline]
+    pub(super) fn key<'a>(&self, bytes: &'a [u8]) -> Key<'a> {
+        let slot = Slot::of_key(bytes);
+        debug_assert_eq!(self.slots.shard(slot), self.id, "requests are routed to the owner");
+        Key { bytes, hash: self.engine.hash(bytes), tablet: self.slots.local(slot) }
+    }
+
+    /// Tries to execute a request. `loaded` holds the blocks that earlier attempts missed.
+    pub(super) fn attempt(
+        &self,
+        meta: Meta,
+        request: &Request<'_>,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Attempt<E> {
+        let result = match *request {
+            Request::Get { key } => self.get(meta, key, loaded, out),
+            Request::Mget { keys } => self.mget(meta, keys, loaded, out),
+            Request::Set { key, value, condition, durability } => {
+                self.set(meta, key, value, condition, durability, loaded, out)
+            }
+            Request::Delete { key, condition, durability } => {
+                self.delete(meta, key, condition, durability, loaded, out)
+            }
+            Request::Incr { key, amount, durability } => {
+                self.incr(meta, key, amount, durability, loaded, out)
+            }
+            Request::Batch { ops, durability } => self.batch(meta, ops, durability, out),
+            Request::Stats { .. } => {
+                out.ready(meta, &Reply::Stats(&self.stats_text()));
+                Ok(Attempt::Done)
+            }
+            Request::Ping { payload } => {
+                out.ready(meta, &Reply::Pong(payload));
+                Ok(Attempt::Done)
+            }
+            Request::Hello(_) => Err(Refusal::new(Code::Internal, "HELLO reached a shard's engine")),
+        };
+        result.unwrap_or_else(|refusal| {
+            Metrics::add(&self.metrics.refusals, 1);
+            out.ready(meta, &Reply::Refused(refusal));
+            Attempt::Done
+        })
+    }
+
+    fn get(&self, meta: Meta, key: &[u8], loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+        let lookup = self.engine.lookup(&self.key(key), loaded, |found| {
+            let Found { entry, wait } = found;
+            let reply = match &entry {
+                Some(entry) => Reply::Value { version: entry.lsn, value: entry.value },
+                None => Reply::Absent,
+            };
+            out.after(self.observed(wait), meta, &reply);
+            entry.is_some()
+        });
+        match lookup.map_err(refusal)? {
+            Lookup::Missing(missing) => Ok(Attempt::Missing(missing)),
+            Lookup::Done(is_hit) => {
+                Metrics::add(&self.metrics.gets, 1);
+                Metrics::add(&self.metrics.get_hits, u64::from(is_hit));
+                Ok(Attempt::Done)
+            }
+        }
+    }
+
+    fn mget(&self, meta: Meta, keys: Keys<'_>, loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+        let mut bytes = Vec::new();
+        let mut wait = None;
+        let mut hits = 0;
+        let count = keys.len() as u64;
+        let limit = self.limits.frame_bytes_max as usize;
+        let mut list = ValueListEncoder::begin(&mut bytes, meta.request_id, meta.epoch);
+        for key in keys {
+            let lookup = self.engine.lookup(&self.key(key), loaded, |found| {
+                wait = wait.max(self.observed(found.wait));
+                match found.entry {
+                    Some(entry) if list.frame_bytes_with(entry.value.len()) > limit => return false,
+                    Some(entry) => {
+                        hits += 1;
+                        list.present(entry.lsn, entry.value);
+                    }
+                    None => list.absent(),
+                }
+                true
+            });
+            match lookup.map_err(refusal)? {
+                Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
+                Lookup::Done(true) => {}
+                Lookup::Done(false) => {
+                    let message = format!("the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys");
+                    return Err(Refusal::new(Code::ReplyTooLarge, message));
+                }
+            }
+        }
+        list.finish();
+        Metrics::add(&self.metrics.gets, count);
+        Metrics::add(&self.metrics.get_hits, hits);
+        out.raw(wait, &bytes);
+        Ok(Attempt::Done)
+    }
+
+    /// The version of a key's live value, and the block that must be durable before it may be told.
+    fn current(&self, key: &Key<'_>, loaded: &Loaded) -> Result<Result<Current, MissingBlock<E>>, Refusal> {
+        let lookup = self.engine.lookup(key, loaded, |found| Current {
+            version: found.entry.map(|entry| entry.lsn),
+            wait: self.observed(found.wait),
+        });
+        Ok(match lookup.map_err(refusal)? {
+            Lookup::Done(current) => Ok(current),
+            Lookup::Missing(missing) => Err(missing),
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)] // the fields of the request, and where the answer goes
+    fn set(
+        &self,
+        meta: Meta,
+        key: &[u8],
+        value: &[u8],
+        condition: Condition,
+        durability: Durability,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
+        let key = self.key(key);
+        if self.room(true, key.bytes.len() + value.len() + WRITE_OVERHEAD)? == Room::Wait {
+            return Ok(Attempt::Wait);
+        }
+        if condition != Condition::None {
+            match self.current(&key, loaded)? {
+                Err(missing) => return Ok(Attempt::Missing(missing)),
+                Ok(current) if !condition.holds(current.version) => {
+                    out.after(current.wait, meta, &Reply::ConditionFailed { current: current.version });
+                    Metrics::add(&self.metrics.sets, 1);
+                    return Ok(Attempt::Done);
+                }
+                Ok(_) => {}
+            }
+        }
+        Metrics::add(&self.metrics.sets, 1);
+        let op = Op { kind: OpKind::Put, key: key.bytes, value, expiry_ms: 0 };
+        self.write(meta, &key, op, durability, |version| Reply::Written { version }, out)
+    }
+
+    fn delete(
+        &self,
+        meta: Meta,
+        key: &[u8],
+        condition: Condition,
+        durability: Durability,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
+        let key = self.key(key);
+        if self.room(false, key.bytes.len() + WRITE_OVERHEAD)? == Room::Wait {
+            return Ok(Attempt::Wait);
+        }
+        let current = match self.current(&key, loaded)? {
+            Err(missing) => return Ok(Attempt::Missing(missing)),
+            Ok(current) => current,
+        };
+        Metrics::add(&self.metrics.deletes, 1);
+        if !condition.holds(current.version) {
+            out.after(current.wait, meta, &Reply::ConditionFailed { current: current.version });
+            return Ok(Attempt::Done);
+        }
+        if current.version.is_none() {
+            out.after(current.wait, meta, &Reply::Absent);
+            return Ok(Attempt::Done);
+        }
+        let op = Op { kind: OpKind::Delete, key: key.bytes, value: b"", expiry_ms: 0 };
+        self.write(meta, &key, op, durability, |version| Reply::Written { version }, out)
+    }
+
+    fn incr(
+        &self,
+        meta: Meta,
+        key: &[u8],
+        amount: i64,
+        durability: Durability,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
+        /// Digits of the longest 64-bit number, with its sign.
+        const NUMBER_BYTES_MAX: usize = 20;
+        let key = self.key(key);
+        if self.room(true, key.bytes.len() + NUMBER_BYTES_MAX + WRITE_OVERHEAD)? == Room::Wait {
+            return Ok(Attempt::Wait);
+        }
+        let lookup = self.engine.lookup(&key, loaded, |found| {
+            let number = found.entry.map_or(Some(0), |entry| parse_number(entry.value));
+            (number, self.observed(found.wait))
+        });
+        let (number, wait) = match lookup.map_err(refusal)? {
+            Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
+            Lookup::Done(current) => current,
+        };
+        Metrics::add(&self.metrics.incrs, 1);
+        let sum = match number {
+            None => Err(Refusal::new(Code::NotAnInteger, "the value is not a decimal 64-bit signed number")),
+            Some(number) => number.checked_add(amount).ok_or_else(|| {
+                let message = format!("{number} + {amount} is more than 64 signed bits hold");
+                Refusal::new(Code::IncrementOverflow, message)
+            }),
+        };
+        let sum = match sum {
+            Ok(sum) => sum,
+            Err(refusal) => {
+                // It tells something of a value that may not be durable yet.
+                Metrics::add(&self.metrics.refusals, 1);
+                out.after(wait, meta, &Reply::Refused(refusal));
+                return Ok(Attempt::Done);
+            }
+        };
+        let value = sum.to_string();
+        let op = Op { kind: OpKind::Put, key: key.bytes, value: value.as_bytes(), expiry_ms: 0 };
+        self.write(meta, &key, op, durability, |version| Reply::Counter { version, value: sum }, out)
+    }
+
+    fn batch(&self, meta: Meta, ops: Ops<'_>, durability: Durability, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+        let is_put = ops.into_iter().any(|op| op.kind == OpKind::Put);
+        let bytes = ops.wire_bytes().len() + ops.len() * WRITE_OVERHEAD;
+        if self.room(is_put, bytes)? == Room::Wait {
+            return Ok(Attempt::Wait);
+        }
+        Metrics::add(&self.metrics.batches, 1);
+        let list: Vec<Op<'_>> = ops.collect();
+        let hashes: Vec<u64> = list.iter().map(|op| self.engine.hash(op.key)).collect();
+        let tablet = self.key(list[0].key).tablet;
+        let appended = self.engine.write(tablet, &list, &hashes).map_err(refusal)?;
+        self.written(meta, appended.block, durability, &Reply::Written { version: appended.lsn }, out);
+        Ok(Attempt::Done)
+    }
+
+    fn write(
+        &self,
+        meta: Meta,
+        key: &Key<'_>,
+        op: Op<'_>,
+        durability: Durability,
+        reply: impl FnOnce(Lsn) -> Reply<'static>,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
+        let appended = self.engine.write(key.tablet, &[op], &[key.hash]).map_err(refusal)?;
+        self.written(meta, appended.block, durability, &reply(appended.lsn), out);
+        Ok(Attempt::Done)
+    }
+
+    fn written(
+        &self,
+        meta: Meta,
+        block: crate::base::BlockSeq,
+        durability: Durability,
+        reply: &Reply<'_>,
+        out: &mut Outputs,
+    ) {
+        if self.settings.is_durable || durability == Durability::Always {
+            self.engine.wal().request_sync(block);
+            out.after(Some(block), meta, reply);
+        } else {
+            out.ready(meta, reply);
+        }
+    }
+
+    fn room(&self, is_put: bool, bytes: usize) -> Result<Room, Refusal> {
+        self.engine.room(is_put, bytes).map_err(refusal)
+    }
+
+    /// The block that a reader waits for. In the relaxed sync modes nobody waits for what others wrote.
+    #[inline]
+    fn observed(&self, wait: Option<crate::base::BlockSeq>) -> Option<crate::base::BlockSeq> {
+        wait.filter(|_| self.settings.is_durable)
+    }
+
+    /// Counters of this shard as lines of text.
+    pub(super) fn stats_text(&self) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        for (name, value) in self.engine.metrics().iter() {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{name}={value}");
+        }
+        text
+    }
+}
+
+/// A decimal number as Redis takes it: no sign but a minus, no leading zeros, no spaces.
+fn parse_number(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?;
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let is_canonical = match digits.as_bytes() {
+        [b'0'] => digits.len() == text.len(),
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    is_canonical.then(|| text.parse().ok()).flatten()
+}
+
+/// The code and sentence for an engine's error.
+pub(super) fn refusal(error: EngineError) -> Refusal {
+    use crate::engine::sstable::TableError;
+    use crate::engine::wal::WalError;
+    let code = match &error {
+        EngineError::Log(_) => Code::ShardFailed,
+        EngineError::Full(_) => Code::DiskFull,
+        EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
+        EngineError::Table(_) => Code::Corrupt,
+        EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,
+        EngineError::Wal(_) | EngineError::Manifest(_) => Code::Internal,
+    };
+    if matches!(code, Code::Corrupt | Code::Io | Code::Internal) {
+        tracing::error!("a request failed: {error}");
+    }
+    Refusal::new(code, error.to_string())
+}
+
+/// The least a reply takes; for budgets.
+pub(super) const REPLY_BYTES_MIN: usize = HEADER_BYTES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_that_redis_takes() {
+        for (text, number) in [("0", Some(0)), ("-1", Some(-1)), ("9223372036854775807", Some(i64::MAX))] {
+            assert_eq!(parse_number(text.as_bytes()), number, "{text}");
+        }
+        for text in ["", "-", "-0", "+1", "01", " 1", "1 ", "9223372036854775808", "1e3", "\u{661}"] {
+            assert_eq!(parse_number(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}

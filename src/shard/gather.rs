@@ -1,0 +1,212 @@
+//! Requests that concern several shards: asked of each, answered as one.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use super::outputs::{Meta, Outputs};
+use super::{Message, Origin, Outlet, Shard, Stall};
+use crate::base::Lsn;
+use crate::env::Env;
+use crate::error::{Code, Refusal};
+use crate::metrics::MetricsSnapshot;
+use crate::protocol::binary::{
+    KeyList, Keys, ValueListEncoder, decode_reply, decode_reply_header, encode_request,
+};
+use crate::protocol::{Limits, Reply, Request};
+use crate::slot::Slot;
+
+type PartialValue = Option<(Lsn, Vec<u8>)>;
+
+/// What the parts are put together to.
+enum Kind {
+    /// Values in the order of the keys; by shard, which keys it was asked for.
+    Mget { values: Vec<PartialValue>, places: Vec<Vec<usize>> },
+    /// Counters by shard.
+    Stats { section: String, shards: Vec<MetricsSnapshot> },
+}
+
+/// A request on its way to several shards. Its parts carry the shard's number as their request id.
+pub(super) struct Gather<E: Env> {
+    shard: Weak<Shard<E>>,
+    origin: Origin,
+    meta: Meta,
+    kind: RefCell<Kind>,
+    outstanding: Cell<u32>,
+    refusal: RefCell<Option<Refusal>>,
+    bytes: Cell<usize>,
+    token: Cell<u64>,
+}
+
+impl<E: Env> Gather<E> {
+    /// Asks each owner for its part of `keys`.
+    pub fn mget(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, keys: Keys<'_>) {
+        let mut lists: Vec<KeyList> = vec![KeyList::default(); shard.slots.shards];
+        let mut places = vec![Vec::new(); shard.slots.shards];
+        for (place, key) in keys.enumerate() {
+            let owner = shard.slots.shard(Slot::of_key(key));
+            lists[owner].push(key);
+            places[owner].push(place);
+        }
+        let kind = Kind::Mget { values: vec![None; keys.len()], places };
+        let parts = lists.iter().enumerate().filter(|(_, list)| !list.is_empty()).map(|(owner, list)| {
+            let mut frame = Vec::new();
+            encode_request(&mut frame, owner as u64 + 1, &Request::Mget { keys: list.keys() });
+            (owner, frame)
+        });
+        Self::ask(shard, origin, meta, kind, parts.collect());
+    }
+
+    /// Asks every shard for its counters.
+    pub fn stats(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, section: &str) {
+        let shards = vec![MetricsSnapshot::default(); shard.slots.shards];
+        let kind = Kind::Stats { section: section.to_owned(), shards };
+        let parts = (0..shard.slots.shards).map(|owner| {
+            let mut frame = Vec::new();
+            encode_request(&mut frame, owner as u64 + 1, &Request::Stats { section: "" });
+            (owner, frame)
+        });
+        Self::ask(shard, origin, meta, kind, parts.collect());
+    }
+
+    fn ask(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, kind: Kind, parts: Vec<(usize, Vec<u8>)>) {
+        let gather = Rc::new(Gather {
+            shard: Rc::downgrade(shard),
+            origin,
+            meta,
+            kind: RefCell::new(kind),
+            outstanding: Cell::new(parts.len() as u32),
+            refusal: RefCell::new(None),
+            bytes: Cell::new(0),
+            token: Cell::new(0),
+        });
+        let token = shard.register(gather.clone());
+        gather.token.set(token);
+        for (owner, frame) in parts {
+            if owner == shard.id {
+                shard.execute(Origin { peer: owner, token }, frame);
+            } else {
+                shard.port.send(owner, Message::Requests { token, frames: frame });
+            }
+        }
+    }
+
+    fn take_part(&self, owner: usize, reply: Reply<'_>) {
+        let limit = self.shard.upgrade().map_or(0, |shard| shard.limits.frame_bytes_max as usize);
+        match (reply, &mut *self.kind.borrow_mut()) {
+            (Reply::Refused(refusal), _) => {
+                self.refusal.replace(Some(refusal));
+            }
+            (Reply::Values(part), Kind::Mget { values, places }) => {
+                for (place, value) in places[owner].iter().zip(part) {
+                    let Some(value) = value else { continue };
+                    self.bytes.set(self.bytes.get() + value.value.len());
+                    if self.bytes.get() > limit {
+                        let message = format!("the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys");
+                        self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
+                        return;
+                    }
+                    values[*place] = Some((value.version, value.value.to_vec()));
+                }
+            }
+            (Reply::Stats(text), Kind::Stats { shards, .. }) => {
+                for line in text.lines() {
+                    if let Some((name, value)) = line.split_once('=')
+                        && let Ok(value) = value.parse()
+                    {
+                        shards[owner].set(name, value);
+                    }
+                }
+            }
+            _ => unreachable!("a shard answers what it was asked"),
+        }
+    }
+
+    fn answer(&self) -> Outputs {
+        let mut out = Outputs::default();
+        if let Some(refusal) = self.refusal.take() {
+            out.ready(self.meta, &Reply::Refused(refusal));
+            return out;
+        }
+        match &*self.kind.borrow() {
+            Kind::Mget { values, .. } => {
+                let mut bytes = Vec::new();
+                let mut list = ValueListEncoder::begin(&mut bytes, self.meta.request_id, self.meta.epoch);
+                for value in values {
+                    match value {
+                        Some((version, value)) => list.present(*version, value),
+                        None => list.absent(),
+                    }
+                }
+                list.finish();
+                out.raw(None, &bytes);
+            }
+            Kind::Stats { section, shards } => {
+                out.ready(self.meta, &Reply::Stats(&stats_text(section, shards)));
+            }
+        }
+        out
+    }
+}
+
+fn stats_text(section: &str, shards: &[MetricsSnapshot]) -> String {
+    use std::fmt::Write;
+    let mut text = format!("version={}\nshards={}\n", env!("CARGO_PKG_VERSION"), shards.len());
+    if section != "shards" {
+        let mut total = MetricsSnapshot::default();
+        shards.iter().for_each(|shard| total.merge(shard));
+        for (name, value) in total.iter() {
+            let _ = writeln!(text, "{name}={value}"); // writing to a string does not fail
+        }
+    }
+    if section != "total" {
+        for (number, shard) in shards.iter().enumerate() {
+            for (name, value) in shard.iter() {
+                let _ = writeln!(text, "shard{number}.{name}={value}");
+            }
+        }
+    }
+    text
+}
+
+impl<E: Env> Outlet for Gather<E> {
+    fn deliver(&self, count: u32, mut bytes: &[u8]) {
+        for _ in 0..count {
+            let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT);
+            let Ok(Some(header)) = header else { unreachable!("shards send whole replies") };
+            let frame = &bytes[..header.frame_bytes()];
+            let body = &frame[frame.len() - header.body_bytes()..];
+            match decode_reply(&header, body) {
+                Ok(reply) => self.take_part(header.request_id as usize - 1, reply),
+                Err(error) => unreachable!("shards send replies that parse: {error}"),
+            }
+            bytes = &bytes[header.frame_bytes()..];
+        }
+        self.outstanding.set(self.outstanding.get() - count);
+    }
+
+    fn stall(&self, _owner: usize, _why: Stall) {}
+
+    fn flush(&self) {
+        if self.outstanding.get() > 0 {
+            return;
+        }
+        if let Some(shard) = self.shard.upgrade() {
+            shard.unregister(self.token.get());
+            shard.settle(self.origin, self.answer());
+        }
+    }
+
+    fn accept(&self, _count: u32) {}
+
+    fn in_flight(&self) -> u32 {
+        self.outstanding.get()
+    }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn is_stalled(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,221 @@
+//! From the bytes of a connection to the shards that own the keys.
+
+use std::rc::Rc;
+
+use super::execute::REPLY_BYTES_MIN;
+use super::gather::Gather;
+use super::outputs::{Meta, Outputs};
+use super::stall::Step;
+use super::{Message, Origin, Outlet, Shard};
+use crate::env::Env;
+use crate::error::{Code, Refusal};
+use crate::metrics::Metrics;
+use crate::protocol::binary::{FrameError, HEADER_BYTES, VERSION, decode_header, decode_request, encode_refusal};
+use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
+use crate::slot::SlotRange;
+
+/// Replies waiting to be sent above which a connection takes in nothing more.
+pub const BACKLOG_MAX: usize = 1 << 20;
+
+/// How far the bytes of a connection were taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dispatched {
+    /// All whole frames were; the rest is part of one.
+    NeedMore {
+        /// Bytes taken in.
+        used: usize,
+    },
+    /// Replies must leave first.
+    Pause {
+        /// Bytes taken in.
+        used: usize,
+    },
+    /// Where the next frame starts is unknown; the reason was answered.
+    OutOfStep,
+    /// The client asks for another shard. Its HELLO is not taken in: that shard answers it.
+    MoveTo {
+        /// Which shard.
+        shard: usize,
+        /// Bytes taken in.
+        used: usize,
+    },
+}
+
+/// Frames of one read, by owner.
+struct Outbound {
+    frames: Vec<Vec<u8>>,
+}
+
+impl<E: Env> Shard<E> {
+    /// Takes in the whole frames at the start of `bytes`, which `outlet` read under `token`.
+    pub fn dispatch(self: &Rc<Self>, token: u64, outlet: &dyn Outlet, bytes: &[u8]) -> Dispatched {
+        let origin = Origin { peer: self.id, token };
+        let mut out = Outputs::default();
+        let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };
+        let mut used = 0;
+        let result = loop {
+            if outlet.backlog() + out.len() > BACKLOG_MAX || outlet.is_stalled() {
+                break Dispatched::Pause { used };
+            }
+            let header = match decode_header(&bytes[used..], &self.limits) {
+                Ok(Some(header)) => header,
+                Ok(None) => break Dispatched::NeedMore { used },
+                Err(FrameError::Refused { request_id, opcode, frame_bytes, refusal }) => {
+                    if bytes.len() - used < frame_bytes {
+                        break Dispatched::NeedMore { used };
+                    }
+                    outlet.accept(1);
+                    self.refuse(&mut out, opcode, request_id, &refusal);
+                    used += frame_bytes;
+                    continue;
+                }
+                Err(FrameError::OutOfStep { request_id, opcode, refusal }) => {
+                    outlet.accept(1);
+                    self.refuse(&mut out, opcode, request_id, &refusal);
+                    break Dispatched::OutOfStep;
+                }
+            };
+            let len = header.frame_bytes();
+            let Some(frame) = bytes.get(used..used + len) else { break Dispatched::NeedMore { used } };
+            let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch };
+            let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
+                Ok(request) => request,
+                Err(refusal) => {
+                    outlet.accept(1);
+                    self.refuse(&mut out, header.opcode as u8, header.request_id, &refusal);
+                    used += len;
+                    continue;
+                }
+            };
+            if let Request::Hello(hello) = &request {
+                match self.hello(meta, hello, outlet, &mut out) {
+                    Some(shard) => break Dispatched::MoveTo { shard, used },
+                    None => used += len,
+                }
+                continue;
+            }
+            outlet.accept(1);
+            self.send_to_owner(origin, frame, meta, &request, &mut outbound, &mut out);
+            used += len;
+        };
+        self.settle(origin, out);
+        for (owner, frames) in outbound.frames.into_iter().enumerate().filter(|(_, f)| !f.is_empty()) {
+            Metrics::add(&self.metrics.mesh_messages, 1);
+            self.port.send(owner, Message::Requests { token, frames });
+        }
+        result
+    }
+
+    fn send_to_owner(
+        self: &Rc<Self>,
+        origin: Origin,
+        frame: &[u8],
+        meta: Meta,
+        request: &Request<'_>,
+        outbound: &mut Outbound,
+        out: &mut Outputs,
+    ) {
+        let owner = match request.route() {
+            Route::Anywhere => {
+                if let Request::Stats { section } = request {
+                    self.gather_stats(origin, meta, section, outbound, out);
+                    return;
+                }
+                self.id
+            }
+            Route::Slot(slot) => self.slots.shard(slot),
+            Route::Keys(keys) => {
+                let mut owners = keys.map(|key| self.slots.shard(crate::slot::Slot::of_key(key)));
+                let first = owners.next().unwrap_or(self.id);
+                if owners.any(|owner| owner != first) {
+                    Gather::mget(self, origin, meta, keys);
+                    return;
+                }
+                first
+            }
+        };
+        if owner != self.id {
+            Metrics::add(&self.metrics.forwarded, 1);
+            outbound.frames[owner].extend_from_slice(frame);
+            return;
+        }
+        if self.queue_if_stalled(origin, frame) {
+            return;
+        }
+        if let Step::Stalled(why) = self.step_request(origin, frame, meta, request, out) {
+            self.stall(origin, why, frame.to_vec());
+        }
+    }
+
+    fn gather_stats(
+        self: &Rc<Self>,
+        origin: Origin,
+        meta: Meta,
+        section: &str,
+        _outbound: &mut Outbound,
+        out: &mut Outputs,
+    ) {
+        if !matches!(section, "" | "total" | "shards") {
+            let message = format!("STATS has no section {section:?}; it has: total, shards");
+            let refusal = Refusal::new(Code::UnknownSection, message);
+            self.refuse(out, meta.opcode as u8, meta.request_id, &refusal);
+            return;
+        }
+        Gather::stats(self, origin, meta, section);
+    }
+
+    fn refuse(&self, out: &mut Outputs, opcode: u8, request_id: u64, refusal: &Refusal) {
+        Metrics::add(&self.metrics.refusals, 1);
+        encode_refusal(&mut out.bytes, opcode, request_id, self.slots.epoch, refusal);
+        out.count += 1;
+    }
+
+    /// Answers HELLO, unless it asks for another shard: then that one does.
+    fn hello(&self, meta: Meta, hello: &HelloRequest, outlet: &dyn Outlet, out: &mut Outputs) -> Option<usize> {
+        let refuse = |out: &mut Outputs, code, message: String| {
+            outlet.accept(1);
+            self.refuse(out, meta.opcode as u8, meta.request_id, &Refusal::new(code, message));
+            None
+        };
+        if !(hello.version_min..=hello.version_max).contains(&VERSION) {
+            let (min, max) = (hello.version_min, hello.version_max);
+            let message = format!("the client speaks versions {min} to {max}, this server speaks {VERSION}");
+            return refuse(out, Code::UnsupportedVersion, message);
+        }
+        let shard = hello.shard.map_or(self.id, usize::from);
+        if shard >= self.slots.shards {
+            let message = format!("there is no shard {shard}: they are numbered 0 to {}", self.slots.shards - 1);
+            return refuse(out, Code::NoSuchShard, message);
+        }
+        if shard != self.id {
+            if outlet.in_flight() > 0 {
+                let message = "HELLO may ask for another shard only while nothing else is in flight";
+                return refuse(out, Code::InvalidOption, message.to_owned());
+            }
+            return Some(shard);
+        }
+        outlet.accept(1);
+        let ranges = self.slots.ranges().into_iter().filter_map(|(first, last, shard)| {
+            SlotRange::new(first, last).map(|slots| ShardRange { slots, shard })
+        });
+        let reply = Hello {
+            version: VERSION,
+            shard_count: self.slots.shards as u16,
+            shard: self.id as u16,
+            epoch: self.slots.epoch,
+            limits: self.limits,
+            ranges: ranges.collect(),
+        };
+        out.ready(meta, &Reply::Hello(reply));
+        None
+    }
+
+    /// Bytes that the frame at the start of `bytes` needs in all, as far as can be told.
+    pub fn wanted(&self, bytes: &[u8]) -> usize {
+        match decode_header(bytes, &self.limits) {
+            Ok(Some(header)) => header.frame_bytes(),
+            Err(FrameError::Refused { frame_bytes, .. }) => frame_bytes,
+            _ => REPLY_BYTES_MIN,
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Runs frames of one origin in order, and keeps those that can't run yet.
+//!
+//! An origin's frames stop (they *stall*) while its replies are larger than it can take for now, while
+//! too many blocks are being read for it, or while memory is full. What stalls is bounded by what one
+//! connection may have sent; the connection is told, and reads no more until it is told that it is over.
+//!
+//! Requests for the same key take effect in the order sent, though some wait for the disk: a key with a
+//! waiting request has a queue ([`Turns`]), and later requests for it wait in line.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::execute::Attempt;
+use super::outputs::{Meta, Outputs};
+use super::{Origin, Shard, Stall};
+use crate::engine::{Loaded, MissingBlock};
+use crate::env::{Env, Notify, Queue};
+use crate::metrics::Metrics;
+use crate::protocol::binary::{HEADER_BYTES, decode_header, decode_request};
+use crate::protocol::{Reply, Request};
+
+/// Replies to one message beyond which the rest of it waits until they have left.
+const OUT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of blocks being read for one origin beyond which its further frames wait.
+const LOADING_BYTES_MAX: usize = 4 << 20;
+
+/// What is known of an origin that has something waiting.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Frames that were not executed, oldest first.
+    frames: VecDeque<Vec<u8>>,
+    loading_bytes: usize,
+    for_output: bool,
+    for_room: bool,
+}
+
+/// Who waits for whom among requests for the same key (by hash).
+#[derive(Default)]
+pub(super) struct Turns {
+    /// The last in line, of each key with a line.
+    last: RefCell<HashMap<u64, Turn>>,
+}
+
+#[derive(Clone)]
+struct Turn {
+    is_done: Rc<Cell<bool>>,
+    done: Notify,
+}
+
+impl Turns {
+    fn is_taken(&self, hashes: &[u64]) -> bool {
+        let last = self.last.borrow();
+        !last.is_empty() && hashes.iter().any(|hash| last.contains_key(hash))
+    }
+
+    /// Joins the lines of `hashes`. Returns the own place and those to wait for.
+    fn join(&self, hashes: &[u64]) -> (Turn, Vec<Turn>) {
+        let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new() };
+        let mut last = self.last.borrow_mut();
+        let before = hashes.iter().filter_map(|hash| last.insert(*hash, turn.clone()));
+        // A key named twice in one request does not wait for itself.
+        let before = before.filter(|other| !Rc::ptr_eq(&other.is_done, &turn.is_done)).collect();
+        (turn, before)
+    }
+
+    fn leave(&self, hashes: &[u64], turn: &Turn) {
+        turn.is_done.set(true);
+        let mut last = self.last.borrow_mut();
+        for hash in hashes {
+            if last.get(hash).is_some_and(|other| Rc::ptr_eq(&other.is_done, &turn.is_done)) {
+                last.remove(hash);
+            }
+        }
+        drop(last);
+        turn.done.notify();
+    }
+}
+
+/// Whether a frame was dealt with.
+pub(super) enum Step {
+    /// It was answered, or a task will.
+    Taken,
+    /// It must wait, with all after it.
+    Stalled(Stall),
+}
+
+impl<E: Env> Shard<E> {
+    /// Executes whole frames that another shard sent for one of its tokens.
+    pub(super) fn execute(self: &Rc<Self>, origin: Origin, frames: Vec<u8>) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin)
+            && !waiting.frames.is_empty()
+        {
+            waiting.frames.push_back(frames);
+            return;
+        }
+        self.run(origin, frames);
+    }
+
+    /// Runs frames until their end or until they stall.
+    fn run(self: &Rc<Self>, origin: Origin, frames: Vec<u8>) -> bool {
+        let mut out = Outputs::default();
+        let mut at = 0;
+        let mut stall = None;
+        while at < frames.len() && stall.is_none() {
+            let len = frame_len(self, &frames[at..]);
+            if out.len() > OUT_BYTES_MAX {
+                stall = Some(Stall::Output);
+                break;
+            }
+            match self.step(origin, &frames[at..at + len], &mut out) {
+                Step::Taken => at += len,
+                Step::Stalled(why) => stall = Some(why),
+            }
+        }
+        self.settle(origin, out);
+        match stall {
+            None => true,
+            Some(why) => {
+                self.stall(origin, why, frames[at..].to_vec());
+                false
+            }
+        }
+    }
+
+    /// Executes one whole frame that was checked before.
+    pub(super) fn step(self: &Rc<Self>, origin: Origin, frame: &[u8], out: &mut Outputs) -> Step {
+        let header = match decode_header(frame, &self.limits) {
+            Ok(Some(header)) => header,
+            _ => unreachable!("frames are checked before they are executed"),
+        };
+        let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch };
+        let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
+            Ok(request) => request,
+            Err(refusal) => {
+                Metrics::add(&self.metrics.refusals, 1);
+                out.ready(meta, &Reply::Refused(refusal));
+                return Step::Taken;
+            }
+        };
+        self.step_request(origin, frame, meta, &request, out)
+    }
+
+    /// As [`Shard::step`], for a request that was decoded already.
+    pub(super) fn step_request(
+        self: &Rc<Self>,
+        origin: Origin,
+        frame: &[u8],
+        meta: Meta,
+        request: &Request<'_>,
+        out: &mut Outputs,
+    ) -> Step {
+        let loading = self.waiting.borrow().get(&origin).map_or(0, |waiting| waiting.loading_bytes);
+        if loading > LOADING_BYTES_MAX {
+            return Step::Stalled(Stall::Disk);
+        }
+        Metrics::add(&self.metrics.requests, 1);
+        if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
+            match self.attempt(meta, request, &Loaded::new(), out) {
+                Attempt::Done => return Step::Taken,
+                Attempt::Wait => {
+                    Metrics::add(&self.metrics.memory_waits, 1);
+                    return Step::Stalled(Stall::Room);
+                }
+                Attempt::Missing(missing) => self.wait_for_disk(origin, frame, meta, request, Some(missing)),
+            }
+        } else {
+            self.wait_for_disk(origin, frame, meta, request, None);
+        }
+        Step::Taken
+    }
+
+    fn hashes(&self, request: &Request<'_>) -> smallvec::SmallVec<[u64; 4]> {
+        match *request {
+            Request::Get { key }
+            | Request::Set { key, .. }
+            | Request::Delete { key, .. }
+            | Request::Incr { key, .. } => std::iter::once(self.engine.hash(key)).collect(),
+            Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
+            Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
+            Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => smallvec::SmallVec::new(),
+        }
+    }
+
+    /// Gives a request to a task of its own, which waits for its turn and for the disk.
+    fn wait_for_disk(
+        self: &Rc<Self>,
+        origin: Origin,
+        frame: &[u8],
+        meta: Meta,
+        request: &Request<'_>,
+        missing: Option<MissingBlock<E>>,
+    ) {
+        Metrics::add(&self.metrics.disk_waits, 1);
+        let bytes = frame.len() + missing.as_ref().map_or(0, MissingBlock::len);
+        self.waiting.borrow_mut().entry(origin).or_default().loading_bytes += bytes;
+        let hashes = self.hashes(request);
+        let (turn, before) = self.turns.join(&hashes);
+        let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
+        self.env.spawn(Queue::Foreground, async move {
+            for other in before {
+                other.done.until(|| other.is_done.get()).await;
+            }
+            let mut out = Outputs::default();
+            shard.attempt_until_done(meta, &frame, missing, &mut out).await;
+            shard.turns.leave(&hashes, &turn);
+            shard.settle(origin, out);
+            shard.loaded(origin, bytes);
+            shard.end_turn();
+            drop(guard);
+        });
+    }
+
+    async fn attempt_until_done(
+        self: &Rc<Self>,
+        meta: Meta,
+        frame: &[u8],
+        mut missing: Option<MissingBlock<E>>,
+        out: &mut Outputs,
+    ) {
+        let request = decode_header(frame, &self.limits)
+            .ok()
+            .flatten()
+            .and_then(|header| decode_request(&header, &frame[HEADER_BYTES..], &self.limits).ok())
+            .expect("it was decoded when it came");
+        let mut loaded = Loaded::new();
+        loop {
+            if let Some(missing) = missing.take()
+                && let Err(error) = self.engine.load(missing, &mut loaded).await
+            {
+                Metrics::add(&self.metrics.refusals, 1);
+                out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
+                return;
+            }
+            let (changed, durable) = (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
+            match self.attempt(meta, &request, &loaded, out) {
+                Attempt::Done => return,
+                Attempt::Missing(next) => missing = Some(next),
+                Attempt::Wait => futures_lite::future::or(changed, durable).await,
+            }
+        }
+    }
+
+    /// A task of this origin has ended.
+    fn loaded(self: &Rc<Self>, origin: Origin, bytes: usize) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin) {
+            waiting.loading_bytes -= bytes;
+        }
+        self.try_resume(origin);
+    }
+
+    /// Sends what was answered on its way.
+    pub(super) fn settle(&self, origin: Origin, out: Outputs) {
+        for (block, count, bytes) in out.held {
+            // It may have become durable since; the release loop would then never look at it.
+            if block <= self.engine.wal().durable() {
+                self.reply(origin, count, &bytes);
+            } else {
+                self.hold(block, origin, count, bytes);
+            }
+        }
+        self.reply(origin, out.count, &out.bytes);
+    }
+
+    /// Keeps frames that can't run yet, and tells their origin.
+    pub(super) fn stall(&self, origin: Origin, why: Stall, frames: Vec<u8>) {
+        assert!(!frames.is_empty(), "something stalls");
+        let mut all = self.waiting.borrow_mut();
+        let waiting = all.entry(origin).or_default();
+        let is_new = waiting.frames.is_empty();
+        waiting.frames.push_front(frames);
+        waiting.for_output |= why == Stall::Output;
+        waiting.for_room |= why == Stall::Room;
+        drop(all);
+        if is_new {
+            self.tell_stall(origin, why);
+        }
+    }
+
+    /// Adds a frame behind those that wait, if any do.
+    pub(super) fn queue_if_stalled(&self, origin: Origin, frame: &[u8]) -> bool {
+        let mut all = self.waiting.borrow_mut();
+        let Some(waiting) = all.get_mut(&origin).filter(|waiting| !waiting.frames.is_empty()) else {
+            return false;
+        };
+        match waiting.frames.back_mut() {
+            Some(last) => last.extend_from_slice(frame),
+            None => waiting.frames.push_back(frame.to_vec()),
+        }
+        true
+    }
+
+    /// The origin has room for replies again.
+    pub(super) fn resume_output(self: &Rc<Self>, origin: Origin) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin) {
+            waiting.for_output = false;
+        }
+        self.try_resume(origin);
+    }
+
+    /// The origin is gone: what it sent and was not begun is dropped.
+    pub(super) fn forget(&self, origin: Origin) {
+        let mut all = self.waiting.borrow_mut();
+        if let Some(waiting) = all.get_mut(&origin) {
+            waiting.frames.clear();
+            if waiting.loading_bytes == 0 {
+                all.remove(&origin);
+            }
+        }
+    }
+
+    /// There may be memory again for those that wait for it.
+    pub(super) fn resume_after_room(self: &Rc<Self>) {
+        let origins: Vec<Origin> = {
+            let mut all = self.waiting.borrow_mut();
+            let waiting = all.iter_mut().filter(|(_, waiting)| waiting.for_room);
+            waiting
+                .map(|(origin, waiting)| {
+                    waiting.for_room = false;
+                    *origin
+                })
+                .collect()
+        };
+        for origin in origins {
+            self.try_resume(origin);
+        }
+    }
+
+    fn try_resume(self: &Rc<Self>, origin: Origin) {
+        loop {
+            let frames = {
+                let mut all = self.waiting.borrow_mut();
+                let Some(waiting) = all.get_mut(&origin) else { return };
+                let must_wait =
+                    waiting.for_output || waiting.for_room || waiting.loading_bytes > LOADING_BYTES_MAX;
+                if waiting.frames.is_empty() {
+                    if waiting.loading_bytes == 0 {
+                        all.remove(&origin);
+                    }
+                    return;
+                }
+                if must_wait {
+                    return;
+                }
+                waiting.frames.pop_front()
+            };
+            let Some(frames) = frames else { return };
+            // While it runs its frames nothing else of this origin can come in between: all is one turn.
+            if !self.run(origin, frames) {
+                return;
+            }
+            let is_over = self.waiting.borrow().get(&origin).is_none_or(|w| w.frames.is_empty());
+            if is_over {
+                self.tell_stall(origin, Stall::Over);
+            }
+        }
+    }
+}
+
+/// Length of the whole frame at the start of `bytes`.
+fn frame_len<E: Env>(shard: &Shard<E>, bytes: &[u8]) -> usize {
+    match decode_header(bytes, &shard.limits) {
+        Ok(Some(header)) => header.frame_bytes(),
+        _ => unreachable!("frames are checked before they are sent on"),
+    }
+}
