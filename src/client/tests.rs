@@ -1,0 +1,497 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::*;
+use crate::base::{Lsn, OpKind};
+use crate::error::{Code, Refusal};
+use crate::protocol::binary::{
+    HEADER_BYTES, VERSION, ValueListEncoder, decode_header, decode_request, encode_refusal, encode_reply,
+};
+use crate::protocol::{Hello, Limits, Reply, Request, ShardRange};
+use crate::slot::{Slot, SlotRange};
+
+/// What goes wrong at the next request that is not HELLO.
+enum Fault {
+    /// The connection ends before the request is executed.
+    CloseBefore,
+    /// It is executed, and the connection ends before the reply.
+    CloseAfter,
+    /// No reply ever comes.
+    Silence,
+    /// The connection is refused and closed.
+    RefuseConnection,
+    /// The reply carries another id.
+    WrongId,
+    /// The reply is not this protocol.
+    Noise,
+}
+
+/// A server that keeps everything in one map and can be told to fail.
+struct Fake {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+struct State {
+    store: Mutex<Store>,
+    faults: Mutex<VecDeque<Fault>>,
+    epoch: AtomicU64,
+    shard_count: AtomicU64,
+    connections: AtomicU64,
+    limits: Limits,
+    /// Shards, and the slots of keys that came there.
+    seen: Mutex<Vec<(u16, Slot)>>,
+}
+
+#[derive(Default)]
+struct Store {
+    values: BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>,
+    last: u64,
+}
+
+impl Fake {
+    fn start(shard_count: u64) -> Fake {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State {
+            store: Mutex::default(),
+            faults: Mutex::default(),
+            epoch: AtomicU64::new(1 << 32 | 1),
+            shard_count: AtomicU64::new(shard_count),
+            connections: AtomicU64::new(0),
+            limits: Limits { pipeline_bytes_max: 4096, ..Limits::for_values(1 << 20) },
+            seen: Mutex::default(),
+        });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&shared);
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || shared.serve(stream.unwrap()));
+            }
+        });
+        Fake { address, state }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.config()).unwrap()
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            read_timeout: Duration::from_millis(300),
+            backoff_min: Duration::from_millis(1),
+            ..Config::new(&self.address.to_string())
+        }
+    }
+
+    fn fail_next(&self, fault: Fault) {
+        self.state.faults.lock().unwrap().push_back(fault);
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.state.store.lock().unwrap()
+    }
+
+    fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    fn hello(&self, shard: u16) -> Hello {
+        let shard_count = self.shard_count.load(Ordering::SeqCst) as u16;
+        let ranges = SlotRange::split_evenly(shard_count * 2).into_iter().enumerate();
+        Hello {
+            version: VERSION,
+            shard_count,
+            shard,
+            epoch: self.epoch.load(Ordering::SeqCst),
+            limits: self.limits,
+            ranges: ranges.map(|(i, slots)| ShardRange { slots, shard: i as u16 % shard_count }).collect(),
+        }
+    }
+
+    fn serve(&self, mut stream: TcpStream) {
+        let (mut input, mut shard) = (Vec::new(), 0);
+        let mut chunk = [0; 1024];
+        loop {
+            let mut replies: Vec<Vec<u8>> = Vec::new();
+            while let Some(header) = decode_header(&input, &self.limits).unwrap() {
+                if input.len() < header.frame_bytes() {
+                    break;
+                }
+                let frame: Vec<u8> = input.drain(..header.frame_bytes()).collect();
+                let request = decode_request(&header, &frame[HEADER_BYTES..], &self.limits);
+                let mut out = Vec::new();
+                let epoch = self.epoch.load(Ordering::SeqCst);
+                match request {
+                    Ok(Request::Hello(hello)) => {
+                        let wanted = hello.shard.unwrap_or(shard);
+                        if u64::from(wanted) >= self.shard_count.load(Ordering::SeqCst) {
+                            let refusal = Refusal::new(Code::NoSuchShard, "no such shard");
+                            encode_refusal(&mut out, header.opcode as u8, header.request_id, epoch, &refusal);
+                        } else {
+                            shard = wanted;
+                            let reply = Reply::Hello(self.hello(shard));
+                            encode_reply(&mut out, header.opcode, header.request_id, epoch, &reply);
+                        }
+                    }
+                    Ok(request) => {
+                        let fault = self.faults.lock().unwrap().pop_front();
+                        let mut id = header.request_id;
+                        match fault {
+                            Some(Fault::CloseBefore) => return,
+                            Some(Fault::Silence) => continue,
+                            Some(Fault::RefuseConnection) => {
+                                let refusal = Refusal::new(Code::ShuttingDown, "the server is stopping");
+                                encode_refusal(&mut out, 0, 0, epoch, &refusal);
+                                stream.write_all(&out).unwrap();
+                                return;
+                            }
+                            Some(Fault::WrongId) => id += 1,
+                            Some(Fault::Noise) => {
+                                stream.write_all(b"-ERR unknown command\r\n").unwrap();
+                                return;
+                            }
+                            Some(Fault::CloseAfter) | None => {}
+                        }
+                        self.execute(&request, shard, id, epoch, &mut out);
+                        if matches!(fault, Some(Fault::CloseAfter)) {
+                            return;
+                        }
+                    }
+                    Err(refusal) => {
+                        encode_refusal(&mut out, header.opcode as u8, header.request_id, epoch, &refusal);
+                    }
+                }
+                replies.push(out);
+            }
+            // In the opposite order, as it may be.
+            replies.reverse();
+            if stream.write_all(&replies.concat()).is_err() {
+                return;
+            }
+            match stream.read(&mut chunk) {
+                Ok(0) | Err(_) => return,
+                Ok(count) => input.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+
+    fn execute(&self, request: &Request<'_>, shard: u16, id: u64, epoch: u64, out: &mut Vec<u8>) {
+        let mut store = self.store.lock().unwrap();
+        if let crate::protocol::Route::Slot(slot) = request.route() {
+            self.seen.lock().unwrap().push((shard, slot));
+        }
+        let opcode = request.opcode();
+        let mut answer = |reply: Reply<'_>| encode_reply(out, opcode, id, epoch, &reply);
+        let current = |key: &[u8]| store.values.get(key).map(|(version, _)| *version);
+        match *request {
+            Request::Hello(_) => unreachable!("answered before"),
+            Request::Ping { payload } => answer(Reply::Pong(payload)),
+            Request::Get { key } => match store.values.get(key) {
+                Some((version, value)) => answer(Reply::Value { version: *version, value }),
+                None => answer(Reply::Absent),
+            },
+            Request::Set { key, value, condition, .. } => match current(key) {
+                current if !condition.holds(current) => answer(Reply::ConditionFailed { current }),
+                _ => answer(Reply::Written { version: store.put(key, value) }),
+            },
+            Request::Delete { key, condition, .. } => match current(key) {
+                None if condition == Condition::None => answer(Reply::Absent),
+                current if !condition.holds(current) => answer(Reply::ConditionFailed { current }),
+                _ => answer(Reply::Written { version: store.delete(key) }),
+            },
+            Request::Mget { keys } => {
+                let mut encoder = ValueListEncoder::begin(out, id, epoch);
+                for key in keys {
+                    match store.values.get(key) {
+                        Some((version, value)) => encoder.present(*version, value),
+                        None => encoder.absent(),
+                    }
+                }
+                encoder.finish();
+            }
+            Request::Batch { ops, .. } => {
+                let version = Lsn(store.last + 1);
+                for op in ops {
+                    match op.kind {
+                        OpKind::Put => store.put(op.key, op.value),
+                        OpKind::Delete => store.delete(op.key),
+                    };
+                }
+                answer(Reply::Written { version });
+            }
+            Request::Incr { key, amount, .. } => {
+                let text = store.values.get(key).map_or(&b"0"[..], |(_, value)| value);
+                match std::str::from_utf8(text).unwrap().parse::<i64>() {
+                    Ok(before) => {
+                        let value = before + amount;
+                        let version = store.put(key, value.to_string().as_bytes());
+                        answer(Reply::Counter { version, value });
+                    }
+                    Err(_) => answer(Reply::Refused(Refusal::new(Code::NotAnInteger, "not an integer"))),
+                }
+            }
+            Request::Stats { section } => answer(Reply::Stats(&format!("section={section}\n"))),
+        }
+    }
+}
+
+impl Store {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Lsn {
+        self.last += 1;
+        self.values.insert(key.to_vec(), (Lsn(self.last), value.to_vec()));
+        Lsn(self.last)
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Lsn {
+        self.last += 1;
+        self.values.remove(key);
+        Lsn(self.last)
+    }
+}
+
+fn code(error: Error) -> Code {
+    error.refusal().unwrap_or_else(|| panic!("not a refusal: {error}")).code
+}
+
+#[test]
+fn every_operation_does_what_it_says() {
+    let fake = Fake::start(2);
+    let mut client = fake.client();
+    assert_eq!(client.ping(b"\0\xff").unwrap(), b"\0\xff");
+    assert_eq!(client.get(b"k").unwrap(), None);
+    let first = client.set(b"k", b"v").unwrap();
+    assert_eq!(client.get(b"k").unwrap(), Some(Versioned { value: b"v".to_vec(), version: first }));
+    let with = |condition| Options { condition, durability: Durability::Always };
+    assert_eq!(
+        client.set_with(b"k", b"w", with(Condition::IfAbsent)).unwrap(),
+        Outcome::ConditionFailed { current: Some(first) }
+    );
+    assert_eq!(
+        client.set_with(b"other", b"w", with(Condition::IfPresent)).unwrap(),
+        Outcome::ConditionFailed { current: None }
+    );
+    let second = client.set_with(b"k", b"w", with(Condition::IfVersion(first))).unwrap();
+    assert!(matches!(second, Outcome::Written { version } if version > first));
+    assert_eq!(client.incr(b"n", 5).unwrap().value, 5);
+    assert_eq!(client.incr(b"n", -7).unwrap().value, -2);
+    assert_eq!(code(client.incr(b"k", 1).unwrap_err()), Code::NotAnInteger);
+    assert!(client.delete(b"k").unwrap());
+    assert!(!client.delete(b"k").unwrap());
+    assert_eq!(client.stats("wal").unwrap(), "section=wal\n");
+    let mut batch = Batch::new();
+    batch.put(b"{t}a", b"1").unwrap().put(b"{t}b", b"2").unwrap().delete(b"{t}a").unwrap();
+    client.batch(&batch).unwrap();
+    assert_eq!(client.get(b"{t}a").unwrap(), None);
+    assert_eq!(client.get(b"{t}b").unwrap().unwrap().value, b"2");
+}
+
+#[test]
+fn what_the_server_would_refuse_is_not_sent() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    assert_eq!(code(client.get(b"").unwrap_err()), Code::InvalidKey);
+    assert_eq!(code(client.set(&[0; 65_536], b"").unwrap_err()), Code::InvalidKey);
+    assert_eq!(code(client.set(b"k", &vec![0; (1 << 20) + 1]).unwrap_err()), Code::ValueTooLarge);
+    assert_eq!(code(client.batch(&Batch::new()).unwrap_err()), Code::Malformed);
+    let mut batch = Batch::new();
+    assert_eq!(code(batch.put(b"a", b"").unwrap().put(b"b", b"").unwrap_err()), Code::CrossSlot);
+    batch.put(b"a", &vec![0; 1 << 20]).unwrap();
+    assert_eq!(code(client.batch(&batch).unwrap_err()), Code::BatchTooLarge);
+    assert_eq!(client.mget::<&[u8]>(&[]).unwrap(), []);
+    assert!(fake.state.seen.lock().unwrap().is_empty());
+    client.set(b"k", &vec![7; 1 << 20]).unwrap();
+    assert_eq!(client.get(b"k").unwrap().unwrap().value.len(), 1 << 20);
+}
+
+#[test]
+fn keys_go_to_their_owners_and_lists_come_back_in_order() {
+    let fake = Fake::start(3);
+    let mut client = fake.client();
+    let keys: Vec<String> = (0..100).map(|i| format!("key{i}")).collect();
+    for key in keys.iter().step_by(2) {
+        client.set(key.as_bytes(), key.as_bytes()).unwrap();
+    }
+    let found = client.mget(&keys).unwrap();
+    for (i, (key, found)) in keys.iter().zip(found).enumerate() {
+        assert_eq!(found.map(|found| found.value), (i % 2 == 0).then(|| key.clone().into_bytes()), "{key}");
+    }
+    assert_eq!(fake.connections(), 3);
+    let hello = fake.state.hello(0);
+    for (shard, slot) in fake.state.seen.lock().unwrap().iter() {
+        assert_eq!(hello.shard_of(*slot), Some(*shard));
+    }
+}
+
+#[test]
+fn a_client_that_is_not_shard_aware_keeps_one_connection() {
+    let fake = Fake::start(3);
+    let mut client = Client::connect(Config { is_shard_aware: false, ..fake.config() }).unwrap();
+    for i in 0..50u8 {
+        client.set(&[i], b"v").unwrap();
+    }
+    assert_eq!(client.mget(&[[1], [2], [99]]).unwrap().iter().flatten().count(), 2);
+    assert_eq!(fake.connections(), 1);
+}
+
+#[test]
+fn a_newer_epoch_brings_the_newer_table() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    client.set(b"k", b"v").unwrap();
+    fake.state.shard_count.store(4, Ordering::SeqCst);
+    fake.state.epoch.store(2 << 32 | 2, Ordering::SeqCst);
+    client.get(b"k").unwrap();
+    assert_eq!(client.topology().shard_count, 1, "not asked for before the next request");
+    client.get(b"k").unwrap();
+    assert_eq!((client.topology().shard_count, client.topology().epoch), (4, 2 << 32 | 2));
+    (0..50).for_each(|i| assert!(client.set(format!("key{i}").as_bytes(), b"v").is_ok()));
+    assert_eq!(fake.connections(), 4);
+
+    fake.state.shard_count.store(1, Ordering::SeqCst);
+    fake.state.epoch.store(3, Ordering::SeqCst);
+    (0..50).for_each(|i| assert!(client.get(format!("key{i}").as_bytes()).unwrap().is_some()));
+    assert_eq!(client.topology().shard_count, 1);
+}
+
+#[test]
+fn a_shard_that_is_gone_is_not_insisted_on() {
+    let fake = Fake::start(4);
+    let mut client = fake.client();
+    fake.state.shard_count.store(1, Ordering::SeqCst);
+    (0..50).for_each(|i| assert!(client.set(format!("key{i}").as_bytes(), b"v").is_ok()));
+    assert_eq!(client.topology().shard_count, 1);
+}
+
+#[test]
+fn reads_are_repeated_and_writes_are_not() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    client.set(b"k", b"1").unwrap();
+    fake.fail_next(Fault::CloseBefore);
+    fake.fail_next(Fault::CloseAfter);
+    assert_eq!(client.get(b"k").unwrap().unwrap().value, b"1");
+
+    for (fault, is_applied) in [(Fault::CloseBefore, false), (Fault::CloseAfter, true)] {
+        fake.fail_next(fault);
+        let error = client.incr(b"k", 1).unwrap_err();
+        assert!(matches!(&error, Error::UnknownOutcome { .. }), "{error}");
+        assert!(error.may_be_applied());
+        let value = fake.store().values[&b"k"[..]].1.clone();
+        assert_eq!(value == b"2", is_applied);
+    }
+    assert_eq!(client.get(b"k").unwrap().unwrap().value, b"2", "the client goes on");
+}
+
+#[test]
+fn a_server_that_refuses_the_connection_says_why() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    fake.fail_next(Fault::RefuseConnection);
+    assert_eq!(code(client.get(b"k").unwrap_err()), Code::ShuttingDown);
+    fake.fail_next(Fault::RefuseConnection);
+    let error = client.set(b"k", b"v").unwrap_err();
+    assert!(matches!(&error, Error::UnknownOutcome { cause } if cause.refusal().is_some()), "{error}");
+    client.set(b"k", b"v").unwrap();
+}
+
+#[test]
+fn silence_is_a_timeout_and_takes_the_connection_with_it() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    fake.fail_next(Fault::Silence);
+    let error = client.get(b"k").unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }) && !error.may_be_applied(), "{error}");
+    fake.fail_next(Fault::Silence);
+    assert!(client.set(b"k", b"v").unwrap_err().may_be_applied());
+    assert_eq!(client.get(b"k").unwrap(), None);
+    assert_eq!(fake.connections(), 3);
+}
+
+#[test]
+fn answers_that_make_no_sense_are_errors() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    for fault in [Fault::WrongId, Fault::Noise] {
+        fake.fail_next(fault);
+        let error = client.get(b"k").unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    }
+    fake.fail_next(Fault::WrongId);
+    let mut pipeline = client.pipeline();
+    pipeline.get(b"k");
+    assert!(matches!(pipeline.run()[..], [Err(Error::Protocol { .. })]));
+    client.set(b"k", b"v").unwrap();
+}
+
+#[test]
+fn a_pipeline_answers_in_its_own_order_beyond_any_window() {
+    let fake = Fake::start(3);
+    let mut client = fake.client();
+    // 3000 requests of about 150 bytes through windows of 4096 bytes, replies in disorder.
+    let mut pipeline = client.pipeline();
+    for i in 0..1000 {
+        let key = format!("key{i}");
+        pipeline.set(key.as_bytes(), &[i as u8; 100]).get(key.as_bytes()).incr(b"n", 1);
+    }
+    pipeline.get(b"").ping(b"end").mget(&["key1", "absent"]).stats("");
+    pipeline.set(b"large", &vec![1; 1 << 20]);
+    let mut responses = pipeline.run().into_iter();
+    for i in 0..1000 {
+        assert!(matches!(responses.next(), Some(Ok(Response::Outcome(Outcome::Written { .. })))));
+        let wanted = vec![i as u8; 100];
+        assert!(matches!(responses.next(), Some(Ok(Response::Value(Some(found)))) if found.value == wanted));
+        assert!(matches!(responses.next(), Some(Ok(Response::Counter(c))) if c.value == i + 1));
+    }
+    assert_eq!(code(responses.next().unwrap().unwrap_err()), Code::InvalidKey);
+    assert_eq!(responses.next().unwrap().unwrap(), Response::Pong(b"end".to_vec()));
+    assert!(matches!(responses.next(), Some(Ok(Response::Values(v))) if v[0].is_some() && v[1].is_none()));
+    assert!(matches!(responses.next(), Some(Ok(Response::Stats(_)))));
+    assert!(responses.next().unwrap().is_ok());
+    assert!(responses.next().is_none());
+    assert!(client.pipeline().run().is_empty());
+}
+
+#[test]
+fn a_broken_pipeline_repeats_reads_and_owns_up_about_writes() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    fake.fail_next(Fault::CloseAfter);
+    let mut pipeline = client.pipeline();
+    pipeline.set(b"a", b"1").get(b"a");
+    // More than the window: these are not on their way when the connection breaks.
+    for _ in 0..100 {
+        pipeline.set(b"b", &[0; 100]);
+    }
+    let results = pipeline.run();
+    assert!(results[0].as_ref().unwrap_err().may_be_applied());
+    assert!(matches!(&results[1], Ok(Response::Value(Some(found))) if found.value == b"1"));
+    let last = results[101].as_ref().unwrap_err();
+    assert!(matches!(last, Error::Disconnected { .. }) && !last.may_be_applied(), "{last}");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_after_a_few_attempts() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let config = Config { backoff_min: Duration::from_millis(1), ..Config::new(&address) };
+    let error = Client::connect(config).err().unwrap();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(error.to_string().starts_with(&format!("cannot connect to {address}: ")), "{error}");
+}
+
+#[test]
+fn clients_may_move_between_threads_and_errors_be_shared() {
+    fn is_send<T: Send>() {}
+    fn is_send_and_sync<T: Send + Sync>() {}
+    is_send::<Client>();
+    is_send_and_sync::<Error>();
+}

@@ -1,0 +1,263 @@
+//! The command line, and the same commands at the prompt.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use atlaskv::base::{EntryIndex, Lsn};
+use atlaskv::client::{Condition, Config, Durability, Options};
+use clap::{Args, Parser, Subcommand};
+
+use crate::execute::Failure;
+use crate::text;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 key absent or condition failed; 2 usage; 3 refused by the server; 4 connection.
+Output: values are escaped on a terminal (as \\n, \\xFF) and left as they are elsewhere, each with a
+newline after it; --raw leaves them alone everywhere and adds no newline to a single value.
+Without a command: a prompt, or, if standard input is no terminal, the commands that stand in it.";
+
+/// The command line tool of AtlasKV.
+#[derive(Debug, Parser)]
+#[command(name = "atlaskv-cli", version, about, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// The server, as host:port.
+    #[arg(short, long, default_value = Config::DEFAULT_ADDRESS, env = "ATLASKV_ADDRESS", global = true)]
+    pub address: String,
+    /// Print values exactly as they are.
+    #[arg(long, global = true)]
+    pub raw: bool,
+    /// Print versions as well, before the value.
+    #[arg(long, global = true)]
+    pub version_too: bool,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_timeout, global = true)]
+    pub timeout: f64,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// A line at the prompt.
+#[derive(Debug, Parser)]
+#[command(name = "", no_binary_name = true, disable_version_flag = true)]
+pub struct Line {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum Command {
+    /// Print a key's value.
+    Get { key: OsString },
+    /// Store a value.
+    Set {
+        key: OsString,
+        /// `-` reads it from standard input.
+        #[arg(allow_hyphen_values = true)]
+        value: OsString,
+        #[command(flatten)]
+        condition: Conditions,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Remove a key.
+    Del {
+        key: OsString,
+        /// Only if its value has this version.
+        #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+        if_version: Option<Lsn>,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Add to a number, an absent key counting as 0, and print the sum.
+    Incr {
+        key: OsString,
+        #[arg(default_value = "1", allow_negative_numbers = true)]
+        amount: i64,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Print several keys' values, one a line.
+    Mget {
+        #[arg(required = true)]
+        keys: Vec<OsString>,
+    },
+    /// Ask for a sign of life.
+    Ping {
+        /// Comes back as it is.
+        payload: Option<OsString>,
+    },
+    /// Print the server's figures.
+    Stats {
+        /// Only this section.
+        #[arg(default_value = "")]
+        section: String,
+    },
+    /// Do several writes to keys of one slot, all or none: put KEY VALUE and del KEY, one after another.
+    Batch {
+        #[arg(required = true, allow_hyphen_values = true, value_name = "put KEY VALUE | del KEY")]
+        words: Vec<OsString>,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+}
+
+/// What must hold of the key.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
+#[group(multiple = false)]
+pub struct Conditions {
+    /// Only if the key has no value.
+    #[arg(long)]
+    if_absent: bool,
+    /// Only if the key has a value.
+    #[arg(long)]
+    if_present: bool,
+    /// Only if its value has this version.
+    #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+    if_version: Option<Lsn>,
+}
+
+impl Conditions {
+    /// As the client takes them.
+    pub fn options(self, sync: bool) -> Options {
+        let condition = match (self.if_absent, self.if_present, self.if_version) {
+            (true, _, _) => Condition::IfAbsent,
+            (_, true, _) => Condition::IfPresent,
+            (_, _, Some(version)) => Condition::IfVersion(version),
+            (false, false, None) => Condition::None,
+        };
+        Options { condition, durability: durability(sync) }
+    }
+}
+
+/// As the client takes `--sync`.
+pub fn durability(sync: bool) -> Durability {
+    if sync { Durability::Always } else { Durability::Default }
+}
+
+impl Command {
+    /// Puts standard input where `-` stands for it.
+    pub fn read_stdin(mut self) -> Result<Command, Failure> {
+        if let Command::Set { value, .. } = &mut self
+            && value.as_bytes() == b"-"
+        {
+            let mut bytes = Vec::new();
+            std::io::stdin()
+                .lock()
+                .read_to_end(&mut bytes)
+                .map_err(|error| Failure::Usage(format!("cannot read standard input: {error}")))?;
+            *value = OsString::from_vec(bytes);
+        }
+        Ok(self)
+    }
+
+    /// A line at the prompt; `None` if there is nothing on it.
+    pub fn of_line(line: &[u8]) -> Result<Option<Command>, Failure> {
+        let words = text::split_words(line).map_err(|error| Failure::Usage(error.to_string()))?;
+        if words.is_empty() {
+            return Ok(None);
+        }
+        match Line::try_parse_from(words.into_iter().map(OsString::from_vec)) {
+            Ok(line) => Ok(Some(line.command)),
+            Err(error) if error.use_stderr() => Err(Failure::Usage(one_line(&error))),
+            Err(error) => {
+                error.print()?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// What clap has to say, in one line.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let said = text.split("\n\n").next().unwrap_or(text);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    if said.is_empty()
+        || said.starts_with("Usage")
+        || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        return "a command is missing; --help lists them".to_owned();
+    }
+    format!("{said}; --help lists what there is")
+}
+
+/// A version as it is printed, `entry.ordinal`, or as one number.
+fn parse_version(text: &str) -> Result<Lsn, String> {
+    let parse = || match text.split_once('.') {
+        Some((index, ordinal)) => {
+            let index = EntryIndex(index.parse().ok()?);
+            (index <= EntryIndex::MAX).then_some(())?;
+            Some(Lsn::new(index, ordinal.parse().ok()?))
+        }
+        None => text.parse().ok().map(Lsn),
+    };
+    parse()
+        .filter(|&version| version != Lsn::ZERO)
+        .ok_or_else(|| "a version is a number above 0, or two as in 7.0".to_owned())
+}
+
+fn parse_timeout(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
+    seconds.ok_or_else(|| "seconds between 0.001 and 86400".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(line: &str) -> Result<Command, Failure> {
+        Command::of_line(line.as_bytes()).map(|command| command.unwrap())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn hyphens_are_values_and_known_options_are_options() {
+        let Command::Set { value, sync, condition, .. } =
+            command("set k -5 --sync --if-version 7.2").unwrap()
+        else {
+            panic!("another command");
+        };
+        assert_eq!((value.as_bytes(), sync), (&b"-5"[..], true));
+        assert_eq!(condition.options(false).condition, Condition::IfVersion(Lsn(7 << 16 | 2)));
+        assert_eq!(command("incr k -3").unwrap(), Command::Incr { key: "k".into(), amount: -3, sync: false });
+        assert_eq!(command("incr k").unwrap(), Command::Incr { key: "k".into(), amount: 1, sync: false });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line() {
+        for line in [
+            "frob",
+            "set k",
+            "set k v --if-absent --if-present",
+            "del k --if-version 0",
+            "get 'k",
+            "incr k x",
+        ] {
+            let Err(Failure::Usage(message)) = command(line) else { panic!("{line} is taken") };
+            assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn keys_may_be_any_bytes() {
+        let Command::Get { key } = command(r#"get "a\x00\xff b""#).unwrap() else {
+            panic!("another command")
+        };
+        assert_eq!(key.as_bytes(), b"a\0\xff b");
+        assert!(Command::of_line(b"  \t ").unwrap().is_none());
+    }
+}

@@ -1,0 +1,258 @@
+//! One command: what is asked, what is printed, and how it ends.
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use atlaskv::base::Lsn;
+use atlaskv::client::{Batch, Client, Condition, Error, Options, Outcome, Versioned};
+
+use crate::Command;
+use crate::arguments::durability;
+use crate::text;
+
+/// How values are printed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Output {
+    /// A single value without a newline after it, and nothing escaped.
+    pub is_exact: bool,
+    /// Single values escaped; a list is escaped unless it is exact, so that a line is a value.
+    pub is_escaped: bool,
+    /// Versions before values.
+    pub with_version: bool,
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// The key is absent or the condition does not hold.
+    Unmet(String),
+    /// The command makes no sense.
+    Usage(String),
+    /// The server refused, or could not be asked.
+    Client(Error),
+    /// The output could not be written.
+    Output(io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Output(error) if error.kind() == ErrorKind::BrokenPipe => 0,
+            Failure::Unmet(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::Client(Error::Refused(_)) => 3,
+            Failure::Client(_) | Failure::Output(_) => 4,
+        }
+    }
+
+    /// As the process reports it.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    /// The worse of two, by number.
+    pub fn worse(self, than: Option<Failure>) -> Failure {
+        match than {
+            Some(other) if other.code() >= self.code() => other,
+            _ => self,
+        }
+    }
+
+    /// The one line about it, to standard error.
+    pub fn report(&self) {
+        let message = match self {
+            Failure::Unmet(message) | Failure::Usage(message) => message.clone(),
+            Failure::Client(Error::Refused(refusal)) => {
+                // A server's sentence is as foreign as its values.
+                let mut message = String::new();
+                text::escape(refusal.message.as_bytes(), &mut message);
+                format!("{message} ({})", refusal.code)
+            }
+            Failure::Client(error) => error.to_string(),
+            // Whoever reads has read enough, as `head` does.
+            Failure::Output(error) if error.kind() == ErrorKind::BrokenPipe => return,
+            Failure::Output(error) => format!("cannot write the output: {error}"),
+        };
+        // There is no other place to complain.
+        let _ = writeln!(io::stderr(), "atlaskv-cli: {message}");
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Client(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Output(error)
+    }
+}
+
+/// A client and how its answers are printed.
+pub struct Session {
+    pub client: Client,
+    pub output: Output,
+}
+
+impl Session {
+    /// Carries out one command.
+    pub fn execute(&mut self, command: &Command, out: &mut impl Write) -> Result<(), Failure> {
+        match command {
+            Command::Get { key } => match self.client.get(key.as_bytes())? {
+                Some(found) => self.print_value(&found, out),
+                None => Err(absent(key)),
+            },
+            Command::Set { key, value, condition, sync } => {
+                let options = condition.options(*sync);
+                let outcome = self.client.set_with(key.as_bytes(), value.as_bytes(), options)?;
+                self.print_outcome(outcome, key, out)
+            }
+            Command::Del { key, if_version, sync } => {
+                let condition = if_version.map_or(Condition::None, Condition::IfVersion);
+                let options = Options { condition, durability: durability(*sync) };
+                let outcome = self.client.delete_with(key.as_bytes(), options)?;
+                self.print_outcome(outcome, key, out)
+            }
+            Command::Incr { key, amount, sync } => {
+                let counter = self.client.incr_with(key.as_bytes(), *amount, durability(*sync))?;
+                self.print_version(counter.version, out)?;
+                Ok(writeln!(out, "{}", counter.value)?)
+            }
+            Command::Mget { keys } => self.mget(keys, out),
+            Command::Ping { payload: None } => {
+                self.client.ping(b"")?;
+                Ok(writeln!(out, "pong")?)
+            }
+            Command::Ping { payload: Some(payload) } => {
+                let payload = self.client.ping(payload.as_bytes())?;
+                self.print_bytes(&payload, out)
+            }
+            Command::Stats { section } => Ok(out.write_all(self.client.stats(section)?.as_bytes())?),
+            Command::Batch { words, sync } => {
+                let mut batch = parse_batch(words)?;
+                let version = self.client.batch(batch.durability(durability(*sync)))?;
+                self.print_version(version, out)?;
+                Ok(writeln!(out, "ok")?)
+            }
+        }
+    }
+
+    fn mget(&mut self, keys: &[OsString], out: &mut impl Write) -> Result<(), Failure> {
+        let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+        let found = self.client.mget(&keys)?;
+        let missing = found.iter().filter(|found| found.is_none()).count();
+        for found in found {
+            match found {
+                Some(found) => {
+                    self.print_version(found.version, out)?;
+                    write_bytes(&found.value, !self.output.is_exact, out)?;
+                    writeln!(out)?;
+                }
+                None if self.output.is_exact => writeln!(out)?,
+                None => writeln!(out, "(absent)")?,
+            }
+        }
+        match missing {
+            0 => Ok(()),
+            _ => Err(Failure::Unmet(format!("{missing} of {} keys are absent", keys.len()))),
+        }
+    }
+
+    fn print_outcome(&self, outcome: Outcome, key: &OsString, out: &mut impl Write) -> Result<(), Failure> {
+        match outcome {
+            Outcome::Written { version } => {
+                self.print_version(version, out)?;
+                Ok(writeln!(out, "ok")?)
+            }
+            Outcome::Absent | Outcome::ConditionFailed { current: None } => Err(absent(key)),
+            Outcome::ConditionFailed { current: Some(version) } => {
+                Err(Failure::Unmet(format!("{}: condition failed: it has version {version}", name(key))))
+            }
+        }
+    }
+
+    fn print_value(&self, found: &Versioned, out: &mut impl Write) -> Result<(), Failure> {
+        self.print_version(found.version, out)?;
+        self.print_bytes(&found.value, out)
+    }
+
+    fn print_bytes(&self, bytes: &[u8], out: &mut impl Write) -> Result<(), Failure> {
+        write_bytes(bytes, self.output.is_escaped, out)?;
+        if !self.output.is_exact {
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+
+    fn print_version(&self, version: Lsn, out: &mut impl Write) -> Result<(), Failure> {
+        if self.output.with_version {
+            write!(out, "{version} ")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_bytes(bytes: &[u8], is_escaped: bool, out: &mut impl Write) -> io::Result<()> {
+    if !is_escaped {
+        return out.write_all(bytes);
+    }
+    let mut text = String::with_capacity(bytes.len());
+    text::escape(bytes, &mut text);
+    out.write_all(text.as_bytes())
+}
+
+/// A key in a message.
+fn name(key: &OsString) -> String {
+    let mut name = String::new();
+    text::escape(key.as_bytes(), &mut name);
+    name
+}
+
+fn absent(key: &OsString) -> Failure {
+    Failure::Unmet(format!("{}: no such key", name(key)))
+}
+
+/// `put KEY VALUE` and `del KEY`, one after another.
+fn parse_batch(words: &[OsString]) -> Result<Batch, Failure> {
+    let mut batch = Batch::new();
+    let mut words = words.iter();
+    while let Some(verb) = words.next() {
+        let mut word = |what: &str| {
+            let missing = || Failure::Usage(format!("batch: {} lacks its {what}", verb.display()));
+            words.next().map(|word| word.as_bytes()).ok_or_else(missing)
+        };
+        match verb.as_bytes() {
+            b"put" | b"set" => batch.put(word("key")?, word("value")?)?,
+            b"del" => batch.delete(word("key")?)?,
+            _ => return Err(Failure::Usage(format!("batch: {} is neither put nor del", name(verb)))),
+        };
+    }
+    Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_made_of_puts_and_deletes() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(parse_batch(&words("put {a}x 1 del {a}y set {a}z 3")).unwrap().len(), 3);
+        for (line, code) in [("put a", 2), ("frob a", 2), ("del", 2), ("put a 1 del b", 3)] {
+            assert_eq!(parse_batch(&words(line)).unwrap_err().code(), code, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_worse_failure_wins() {
+        let unmet = || Failure::Unmet(String::new());
+        let usage = || Failure::Usage(String::new());
+        assert_eq!(unmet().worse(None).code(), 1);
+        assert_eq!(unmet().worse(Some(usage())).code(), 2);
+        assert_eq!(usage().worse(Some(unmet())).code(), 2);
+    }
+}

@@ -1,0 +1,204 @@
+//! The binary against a server of a few lines: what it prints, and how it exits.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+
+use atlaskv::base::{Lsn, OpKind};
+use atlaskv::error::{Code, Refusal};
+use atlaskv::protocol::binary::{
+    HEADER_BYTES, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
+};
+use atlaskv::protocol::{Hello, Limits, Reply, Request, ShardRange};
+use atlaskv::slot::SlotRange;
+
+type Store = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
+
+/// Serves one connection after another from one map.
+fn start() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut store = Store::new();
+        for stream in listener.incoming() {
+            serve(stream.unwrap(), &mut store);
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, store: &mut Store) {
+    let limits = Limits::for_values(1 << 20);
+    let (mut input, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        while let Some(header) = decode_header(&input, &limits).unwrap() {
+            if input.len() < header.frame_bytes() {
+                break;
+            }
+            let frame: Vec<u8> = input.drain(..header.frame_bytes()).collect();
+            let request = decode_request(&header, &frame[HEADER_BYTES..], &limits).unwrap();
+            let mut out = Vec::new();
+            answer(&request, header.request_id, limits, store, &mut out);
+            stream.write_all(&out).unwrap();
+        }
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => input.extend_from_slice(&chunk[..count]),
+        }
+    }
+}
+
+fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out: &mut Vec<u8>) {
+    let next = Lsn(store.values().map(|(version, _)| version.0).max().unwrap_or(65_536) + 1);
+    let mut reply = |reply: Reply<'_>| encode_reply(out, request.opcode(), id, 1, &reply);
+    match *request {
+        Request::Hello(_) => {
+            let ranges = vec![ShardRange { slots: SlotRange::ALL, shard: 0 }];
+            reply(Reply::Hello(Hello {
+                version: VERSION,
+                shard_count: 1,
+                shard: 0,
+                epoch: 1,
+                limits,
+                ranges,
+            }));
+        }
+        Request::Ping { payload } => reply(Reply::Pong(payload)),
+        Request::Get { key } => match store.get(key) {
+            Some((version, value)) => reply(Reply::Value { version: *version, value }),
+            None => reply(Reply::Absent),
+        },
+        Request::Set { key, value, condition, .. } => {
+            let current = store.get(key).map(|(version, _)| *version);
+            if condition.holds(current) {
+                store.insert(key.to_vec(), (next, value.to_vec()));
+                reply(Reply::Written { version: next });
+            } else {
+                reply(Reply::ConditionFailed { current });
+            }
+        }
+        Request::Delete { key, .. } => match store.remove(key) {
+            Some(_) => reply(Reply::Written { version: next }),
+            None => reply(Reply::Absent),
+        },
+        Request::Mget { keys } => {
+            let mut encoder = ValueListEncoder::begin(out, id, 1);
+            for key in keys {
+                match store.get(key) {
+                    Some((version, value)) => encoder.present(*version, value),
+                    None => encoder.absent(),
+                }
+            }
+            encoder.finish();
+        }
+        Request::Batch { ops, .. } => {
+            for op in ops.filter(|op| op.kind == OpKind::Put) {
+                store.insert(op.key.to_vec(), (next, op.value.to_vec()));
+            }
+            reply(Reply::Written { version: next });
+        }
+        Request::Incr { amount: 13, .. } => {
+            reply(Reply::Refused(Refusal::new(Code::DiskFull, "no room\nfor \x1b[31mthirteen")));
+        }
+        Request::Incr { amount, .. } => reply(Reply::Counter { version: next, value: amount }),
+        Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
+    }
+}
+
+fn cli(address: SocketAddr, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_atlaskv-cli"))
+        .args(["-a", &address.to_string()])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // One that fails early does not read it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Runs a command, compares standard output and exit code, and gives standard error.
+#[track_caller]
+fn expect(address: SocketAddr, arguments: &[&str], wanted: &[u8], code: i32) -> String {
+    let output = cli(address, arguments, b"");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.stdout, wanted, "{arguments:?}: {stderr}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+    assert_eq!(stderr.is_empty(), code == 0, "{arguments:?}: {stderr}");
+    assert!(stderr.is_empty() || stderr.starts_with("atlaskv-cli: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), usize::from(code != 0), "{stderr}");
+    stderr
+}
+
+#[test]
+fn commands_print_what_they_should_and_exit_as_they_should() {
+    let server = start();
+    expect(server, &["ping"], b"pong\n", 0);
+    expect(server, &["ping", "hello"], b"hello\n", 0);
+    expect(server, &["get", "k"], b"", 1);
+    expect(server, &["del", "k"], b"", 1);
+    expect(server, &["set", "k", "v"], b"ok\n", 0);
+    expect(server, &["get", "k"], b"v\n", 0);
+    expect(server, &["get", "k", "--raw"], b"v", 0);
+    expect(server, &["get", "k", "--version-too"], b"1.1 v\n", 0);
+    let stderr = expect(server, &["set", "k", "w", "--if-absent"], b"", 1);
+    assert_eq!(stderr, "atlaskv-cli: k: condition failed: it has version 1.1\n");
+    expect(server, &["set", "k", "w", "--if-version", "1.1", "--sync", "--version-too"], b"1.2 ok\n", 0);
+    expect(server, &["set", "j", "w", "--if-present"], b"", 1);
+    expect(server, &["mget", "k", "absent"], b"w\n(absent)\n", 1);
+    expect(server, &["incr", "n"], b"1\n", 0);
+    expect(server, &["incr", "n", "-8"], b"-8\n", 0);
+    expect(server, &["stats"], b"shards=1\n", 0);
+    expect(server, &["batch", "put", "{t}a", "1", "del", "{t}b"], b"ok\n", 0);
+    expect(server, &["get", "{t}a"], b"1\n", 0);
+    expect(server, &["batch", "put", "a", "1", "put", "b", "1"], b"", 3);
+    expect(server, &["del", "k"], b"ok\n", 0);
+    expect(server, &["frob"], b"", 2);
+    expect(server, &["set", "k"], b"", 2);
+    expect(server, &["--timeout", "never", "ping"], b"", 2);
+    let stderr = expect(server, &["incr", "n", "13"], b"", 3);
+    assert_eq!(stderr, "atlaskv-cli: no room\\nfor \\x1b[31mthirteen (disk-full)\n");
+}
+
+#[test]
+fn values_are_any_bytes_both_ways() {
+    let server = start();
+    let value: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    assert!(cli(server, &["set", "k", "-"], &value).status.success());
+    assert_eq!(cli(server, &["get", "k", "--raw"], b"").stdout, value);
+    // A line a value: those that would break the line are escaped.
+    assert!(cli(server, &["set", "k", "-"], b"a\nb").status.success());
+    expect(server, &["mget", "k", "k"], b"a\\nb\na\\nb\n", 0);
+    expect(server, &["get", "k"], b"a\nb\n", 0);
+}
+
+#[test]
+fn commands_may_stand_in_standard_input() {
+    let server = start();
+    let output = cli(server, &[], b"set \"a b\" 'it''s'\n\nget \"a b\"\nget c\nfrob\nincr n 2\nquit\nping\n");
+    assert_eq!(output.stdout, b"ok\nits\n2\n");
+    assert_eq!(output.status.code(), Some(2), "the worst of them");
+    assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 2);
+    let output = cli(server, &[], b"help\nping");
+    assert!(output.stdout.ends_with(b"pong\n") && output.status.success());
+}
+
+#[test]
+fn no_server_is_said_in_one_line() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let stderr = expect(address, &["get", "k"], b"", 4);
+    assert!(stderr.starts_with(&format!("atlaskv-cli: cannot connect to {address}: ")), "{stderr}");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    let help = cli(nowhere, &["--help"], b"");
+    assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("Exit codes"));
+    assert!(cli(nowhere, &["--version"], b"").status.success());
+}
