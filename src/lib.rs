@@ -23,6 +23,7 @@
 #![deny(missing_docs)]
 
 pub mod base;
+pub mod client;
 pub mod config;
 pub mod disk;
 pub mod engine;
@@ -31,5 +32,6 @@ pub mod error;
 pub mod metrics;
 pub mod placement;
 pub mod protocol;
+pub mod server;
 pub mod shard;
 pub mod slot;

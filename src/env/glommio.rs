@@ -16,9 +16,6 @@ use crate::disk::glommio::GlommioDisk;
 /// read beside a busy background task takes 300 ms; 250 to 500 µs cost nothing measurable.
 const PREEMPT: Duration = Duration::from_micros(400);
 
-/// Registered memory per executor for I/O buffers. What does not fit comes from the heap.
-const IO_MEMORY_BYTES: usize = 10 << 20;
-
 /// The environment of the executor it was made on.
 #[derive(Clone)]
 pub struct GlommioEnv {
@@ -55,11 +52,13 @@ impl GlommioEnv {
 }
 
 /// Starts an executor on a thread of its own, pinned to `cpu` if given, and runs what `root` makes on it.
+/// `io_bytes` are registered for I/O buffers; what does not fit them comes from the heap.
 ///
 /// Errors: too little lockable memory, a CPU that is not there, no thread.
 pub fn spawn_executor<F, T>(
     name: &str,
     cpu: Option<usize>,
+    io_bytes: usize,
     root: impl FnOnce() -> F + Send + 'static,
 ) -> io::Result<Executor<T>>
 where
@@ -69,7 +68,7 @@ where
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
     let handle = LocalExecutorBuilder::new(placement)
         .name(name)
-        .io_memory(IO_MEMORY_BYTES)
+        .io_memory(io_bytes)
         .preempt_timer(PREEMPT)
         .spawn(root)
         .map_err(io::Error::from)?;

@@ -25,6 +25,10 @@ use crate::shard::{BACKLOG_MAX, Dispatched, Outlet, Shard, Stall};
 /// Requests of one connection that may be unanswered.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
 
+/// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 16 << 20;
+
 /// A reply buffer that grew beyond this is given back when it is empty.
 const OUT_BYTES_KEPT: usize = 64 << 10;
 
@@ -99,13 +103,19 @@ impl<E: Env> Outlet for Connection<E> {
 }
 
 impl<E: Env> Connection<E> {
-    /// Serves `stream`, of which `read` was read already, until it ends. `guard` counts it as open.
-    pub async fn serve(shard: Rc<Shard<E>>, stream: TcpStream, read: Vec<u8>, open: &OpenConnections<E>) {
+    /// Serves `stream`, of which `read` was read already, until it ends.
+    /// Returns whether another shard serves it from here on.
+    pub async fn serve(
+        shard: Rc<Shard<E>>,
+        stream: TcpStream,
+        read: Vec<u8>,
+        open: &OpenConnections<E>,
+    ) -> bool {
         let socket = match Socket::adopt(stream) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!("a connection was lost before it was served: {error}");
-                return;
+                return false;
             }
         };
         let connection = Rc::new(Connection {
@@ -126,39 +136,65 @@ impl<E: Env> Connection<E> {
         let token = shard.register(connection.clone());
         connection.token.set(token);
         open.insert(token, &connection);
+        tracing::debug!(shard = shard.id, token, "connection begins");
+        Metrics::add(&shard.metrics.connections_total, 1);
+        Metrics::add(&shard.metrics.connections_open, 1);
         let end = connection.read_loop(read).await;
         if end != End::Broken {
             connection.finish().await;
         }
         open.remove(token);
+        Metrics::add(&shard.metrics.connections_open, u64::MAX); // one less, modulo 2^64
         shard.unregister(token);
         if connection.in_flight.get() > 0 {
             shard.forget_everywhere(token);
+        }
+        if end == End::OutOfStep {
+            connection.linger().await;
         }
         if end != End::Moved {
             connection.socket.shutdown(Shutdown::Both);
         }
         tracing::debug!(shard = shard.id, token, ?end, "connection ended");
+        end == End::Moved
     }
 
     async fn read_loop(self: &Rc<Self>, mut rest: Vec<u8>) -> End {
+        let mut is_ended = false;
         loop {
-            match self.take_in(&mut rest).await {
-                Ok(()) => {}
+            let needs_more = match self.take_in(&mut rest).await {
+                Ok(needs_more) => needs_more,
                 Err(end) => return end,
-            }
+            };
             self.shard.end_turn();
             self.write_now();
-            self.ready().await;
             if self.is_broken.get() {
                 return End::Broken;
             }
-            match self.read_more(&mut rest).await {
-                Ok(0) if rest.is_empty() => return End::Closed,
-                Ok(0) => {
+            if needs_more && is_ended {
+                if !rest.is_empty() {
                     tracing::debug!(token = self.token.get(), bytes = rest.len(), "closed inside a frame");
-                    return End::Closed;
                 }
+                return End::Closed;
+            }
+            let read = if needs_more && self.is_ready() {
+                self.read_more(&mut rest).await
+            } else if is_ended || rest.len() >= self.shard.limits.pipeline_bytes_max as usize {
+                self.ready().await;
+                continue;
+            } else {
+                // What the client was promised to be read even if it takes no replies.
+                let wait = async {
+                    self.ready().await;
+                    None
+                };
+                match futures_lite::future::or(wait, async { Some(self.read_more(&mut rest).await) }).await {
+                    None => continue,
+                    Some(read) => read,
+                }
+            };
+            match read {
+                Ok(0) => is_ended = true,
                 Ok(_) => self.active_at.set(self.shard.env.now()),
                 Err(error) => {
                     tracing::debug!(token = self.token.get(), "read failed: {error}");
@@ -168,39 +204,24 @@ impl<E: Env> Connection<E> {
         }
     }
 
-    /// Dispatches the whole frames in `rest` and leaves the incomplete one.
-    async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<(), End> {
-        let mut at = 0;
-        loop {
-            let dispatched = self.shard.dispatch(self.token.get(), self.as_ref(), &rest[at..]);
-            match dispatched {
-                Dispatched::NeedMore { used } => {
-                    at += used;
-                    break;
-                }
-                Dispatched::Pause { used } => {
-                    at += used;
-                    self.shard.end_turn();
-                    self.write_now();
-                    self.ready().await;
-                    if self.is_broken.get() {
-                        return Err(End::Broken);
-                    }
-                }
-                Dispatched::OutOfStep => return Err(End::OutOfStep),
-                Dispatched::MoveTo { shard, used } => {
-                    return self.move_to(shard, rest[at + used..].to_vec()).await;
-                }
-            }
-        }
-        rest.drain(..at);
+    /// Dispatches the whole frames in `rest` and leaves what can't be taken in yet. Whether more bytes are
+    /// needed to go on.
+    async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
+        let dispatched = self.shard.dispatch(self.token.get(), self.as_ref(), rest);
+        let (used, needs_more) = match dispatched {
+            Dispatched::NeedMore { used } => (used, true),
+            Dispatched::Pause { used } => (used, false),
+            Dispatched::OutOfStep => return Err(End::OutOfStep),
+            Dispatched::MoveTo { shard, used } => return self.move_to(shard, rest[used..].to_vec()).await,
+        };
+        rest.drain(..used);
         if rest.is_empty() && rest.capacity() > OUT_BYTES_KEPT {
             *rest = Vec::new();
         }
-        Ok(())
+        Ok(needs_more)
     }
 
-    async fn move_to(self: &Rc<Self>, shard: usize, rest: Vec<u8>) -> Result<(), End> {
+    async fn move_to(self: &Rc<Self>, shard: usize, rest: Vec<u8>) -> Result<bool, End> {
         self.finish().await;
         match self.socket.duplicate() {
             Ok(stream) => {
@@ -214,28 +235,30 @@ impl<E: Env> Connection<E> {
         }
     }
 
-    /// Waits until the connection may take in more requests. Lets owners go on that wait for its replies
-    /// to leave.
+    /// Whether the connection may take in more requests now.
+    fn is_ready(&self) -> bool {
+        self.unsent() < BACKLOG_MAX
+            && self.in_flight.get() < IN_FLIGHT_MAX
+            && !self.is_stalled()
+            && !self.shard.congested()
+    }
+
+    /// Waits until the connection may take in more requests, or is broken. Lets owners go on that wait for
+    /// its replies to leave.
     async fn ready(self: &Rc<Self>) {
         loop {
             let (moved, relieved) = (self.moved.notified(), self.shard.relieved.notified());
-            if self.is_broken.get() {
+            if self.is_broken.get() || self.is_ready() {
                 return;
             }
-            if self.unsent() < BACKLOG_MAX {
-                let waiting = self.stalls.borrow().iter().position(|(_, why)| *why == Stall::Output);
-                if let Some(place) = waiting {
-                    let (owner, _) = self.stalls.borrow()[place];
-                    // Until it says otherwise it runs; nothing more need be asked of it.
-                    self.stalls.borrow_mut()[place].1 = Stall::Room;
-                    self.shard.resume(owner, self.token.get());
-                    self.shard.end_turn();
-                    continue;
-                }
-                let has_room = self.in_flight.get() < IN_FLIGHT_MAX && !self.is_stalled();
-                if has_room && !self.shard.congested() {
-                    return;
-                }
+            let waiting = self.stalls.borrow().iter().position(|(_, why)| *why == Stall::Output);
+            if let Some(place) = waiting.filter(|_| self.unsent() < BACKLOG_MAX) {
+                let (owner, _) = self.stalls.borrow()[place];
+                // Until it says otherwise it runs; nothing more need be asked of it.
+                self.stalls.borrow_mut()[place].1 = Stall::Room;
+                self.shard.resume(owner, self.token.get());
+                self.shard.end_turn();
+                continue;
             }
             futures_lite::future::or(moved, relieved).await;
         }
@@ -305,7 +328,11 @@ impl<E: Env> Connection<E> {
         }
         let mut out = self.out.borrow_mut();
         self.sent.set(0);
-        if out.capacity() > OUT_BYTES_KEPT { *out = Vec::new() } else { out.clear() }
+        if out.capacity() > OUT_BYTES_KEPT {
+            *out = Vec::new()
+        } else {
+            out.clear()
+        }
         Poll::Ready(())
     }
 
@@ -333,6 +360,24 @@ impl<E: Env> Connection<E> {
         self.sent.set(0);
         self.socket.shutdown(Shutdown::Both);
         self.moved.notify();
+    }
+
+    /// Takes no notice of what still comes for a moment: to close with bytes unread would reset the
+    /// connection, and the client might never see why.
+    async fn linger(&self) {
+        self.socket.shutdown(Shutdown::Write);
+        let mut left = LINGER_BYTES;
+        let drain = async {
+            let mut sink = Vec::new();
+            while let Ok(len) = self.read_more(&mut sink).await {
+                left = left.saturating_sub(len);
+                if len == 0 || left == 0 {
+                    break;
+                }
+                sink.clear();
+            }
+        };
+        futures_lite::future::or(drain, self.shard.env.sleep(LINGER)).await;
     }
 
     /// Waits until everything in flight is answered and sent.
@@ -395,7 +440,10 @@ impl<E: Env> OpenConnections<E> {
             let quiet = now.saturating_sub(connection.active_at.get());
             if connection.is_writing.get() {
                 if quiet >= stalled {
-                    tracing::debug!(token = connection.token.get(), "disconnected: it does not read its replies");
+                    tracing::debug!(
+                        token = connection.token.get(),
+                        "disconnected: it does not read its replies"
+                    );
                     connection.abandon();
                 }
             } else if idle.is_some_and(|idle| quiet >= idle) && connection.in_flight.get() == 0 {

@@ -1,25 +1,21 @@
 //! Sockets, acceptor, signals, start and stop.
 
+mod accept;
+mod connection;
 pub mod cpu;
 pub mod lock;
 pub mod logging;
 pub mod notify;
 pub mod preflight;
+mod run;
+mod serve;
+mod socket;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::config::Config;
-use preflight::Preflight;
-
-/// Why the server stopped other than by being told to, in one line for a person.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// A signal handler could not be installed.
-    #[error("signals can't be handled ({0})")]
-    Signals(io::Error),
-}
+pub use self::run::{ServerError, run};
 
 /// Tells that clients are served: a line on standard output for whoever started the server, person or
 /// script, and word to systemd.
@@ -31,14 +27,4 @@ pub fn announce(address: SocketAddr, shards: usize, data_dir: &Path) {
         writeln!(stdout, "atlaskv ready: {address}, {shards} shard{plural}, data in {}", data_dir.display());
     let _ = stdout.flush();
     notify::notify(notify::State::Ready);
-}
-
-/// Serves until a signal ends it.
-pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
-    let mut signals =
-        signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]).map_err(ServerError::Signals)?;
-    announce(preflight.address, preflight.cpus.len(), &config.data_dir);
-    signals.forever().next();
-    notify::notify(notify::State::Stopping);
-    Ok(())
 }

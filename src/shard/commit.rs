@@ -22,7 +22,9 @@ impl<E: Env> Shard<E> {
             if let Some(cause) = self.engine.wal().failed() {
                 let refusal = Refusal::new(
                     Code::WriteFailed,
-                    format!("the log failed while this was on its way to the disk ({cause}); only a restart shows whether it is there"),
+                    format!(
+                        "the log failed while this was on its way to the disk ({cause}); only a restart shows whether it is there"
+                    ),
                 );
                 let lost = self.held.borrow_mut().fail();
                 for held in lost {

@@ -98,7 +98,13 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn mget(&self, meta: Meta, keys: Keys<'_>, loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+    fn mget(
+        &self,
+        meta: Meta,
+        keys: Keys<'_>,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
         let mut bytes = Vec::new();
         let mut wait = None;
         let mut hits = 0;
@@ -122,7 +128,9 @@ impl<E: Env> Shard<E> {
                 Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
                 Lookup::Done(true) => {}
                 Lookup::Done(false) => {
-                    let message = format!("the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys");
+                    let message = format!(
+                        "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
+                    );
                     return Err(Refusal::new(Code::ReplyTooLarge, message));
                 }
             }
@@ -252,7 +260,13 @@ impl<E: Env> Shard<E> {
         self.write(meta, &key, op, durability, |version| Reply::Counter { version, value: sum }, out)
     }
 
-    fn batch(&self, meta: Meta, ops: Ops<'_>, durability: Durability, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+    fn batch(
+        &self,
+        meta: Meta,
+        ops: Ops<'_>,
+        durability: Durability,
+        out: &mut Outputs,
+    ) -> Result<Attempt<E>, Refusal> {
         let is_put = ops.into_iter().any(|op| op.kind == OpKind::Put);
         let bytes = ops.wire_bytes().len() + ops.len() * WRITE_OVERHEAD;
         if self.room(is_put, bytes)? == Room::Wait {

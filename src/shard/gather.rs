@@ -83,9 +83,9 @@ impl<E: Env> Gather<E> {
         gather.token.set(token);
         for (owner, frame) in parts {
             if owner == shard.id {
-                shard.execute(Origin { peer: owner, token }, frame);
+                shard.execute(origin, Origin { peer: owner, token }, frame);
             } else {
-                shard.port.send(owner, Message::Requests { token, frames: frame });
+                shard.port.send(owner, Message::Requests { line: origin.token, token, frames: frame });
             }
         }
     }
@@ -101,7 +101,9 @@ impl<E: Env> Gather<E> {
                     let Some(value) = value else { continue };
                     self.bytes.set(self.bytes.get() + value.value.len());
                     if self.bytes.get() > limit {
-                        let message = format!("the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys");
+                        let message = format!(
+                            "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
+                        );
                         self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
                         return;
                     }

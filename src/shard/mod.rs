@@ -87,7 +87,9 @@ pub trait Outlet {
 pub enum Message {
     /// Frames of one connection's read for one owner.
     Requests {
-        /// The sender's token for them.
+        /// The sender's token for the connection: its frames take effect in the order sent.
+        line: u64,
+        /// The sender's token for the replies: the connection's, or that of a gathered answer.
         token: u64,
         /// Whole frames, back to back.
         frames: Vec<u8>,
@@ -115,6 +117,8 @@ pub enum Message {
     Connection(TcpStream, Vec<u8>),
     /// Stop taking in requests; finish what is in flight.
     Drain,
+    /// Disconnect everyone at once.
+    Abandon,
     /// Everyone has drained: close the log and end.
     Close,
 }
@@ -275,14 +279,11 @@ impl<E: Env> Shard<E> {
     }
 
     /// The outlet behind `token` is gone; nobody need go on with what it sent.
-    pub fn forget_everywhere(&self, token: u64) {
-        for owner in 0..self.slots.shards {
-            if owner == self.id {
-                self.forget(Origin { peer: self.id, token });
-            } else {
-                self.port.send(owner, Message::Forget { token });
-            }
+    pub fn forget_everywhere(self: &Rc<Self>, token: u64) {
+        for owner in (0..self.slots.shards).filter(|owner| *owner != self.id) {
+            self.port.send(owner, Message::Forget { token });
         }
+        self.forget(Origin { peer: self.id, token });
     }
 
     fn hold(&self, block: crate::base::BlockSeq, origin: Origin, count: u32, bytes: Vec<u8>) {
@@ -343,8 +344,9 @@ impl<E: Env> Shard<E> {
             let is_idle = inbox.is_empty();
             for (source, message) in inbox.drain(..) {
                 match message {
-                    Message::Requests { token, frames } => {
-                        self.execute(Origin { peer: source, token }, frames);
+                    Message::Requests { line, token, frames } => {
+                        let at = |token| Origin { peer: source, token };
+                        self.execute(at(line), at(token), frames);
                     }
                     Message::Replies(replies) => {
                         for reply in replies {

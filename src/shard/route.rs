@@ -10,7 +10,9 @@ use super::{Message, Origin, Outlet, Shard};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
-use crate::protocol::binary::{FrameError, HEADER_BYTES, VERSION, decode_header, decode_request, encode_refusal};
+use crate::protocol::binary::{
+    FrameError, HEADER_BYTES, VERSION, decode_header, decode_request, encode_refusal,
+};
 use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
 use crate::slot::SlotRange;
 
@@ -99,10 +101,7 @@ impl<E: Env> Shard<E> {
             used += len;
         };
         self.settle(origin, out);
-        for (owner, frames) in outbound.frames.into_iter().enumerate().filter(|(_, f)| !f.is_empty()) {
-            Metrics::add(&self.metrics.mesh_messages, 1);
-            self.port.send(owner, Message::Requests { token, frames });
-        }
+        self.send_outbound(token, &mut outbound);
         result
     }
 
@@ -118,7 +117,7 @@ impl<E: Env> Shard<E> {
         let owner = match request.route() {
             Route::Anywhere => {
                 if let Request::Stats { section } = request {
-                    self.gather_stats(origin, meta, section, outbound, out);
+                    self.gather_stats(origin, meta, section, out);
                     return;
                 }
                 self.id
@@ -128,6 +127,8 @@ impl<E: Env> Shard<E> {
                 let mut owners = keys.map(|key| self.slots.shard(crate::slot::Slot::of_key(key)));
                 let first = owners.next().unwrap_or(self.id);
                 if owners.any(|owner| owner != first) {
+                    // Its parts must not overtake what this connection sent before.
+                    self.send_outbound(origin.token, outbound);
                     Gather::mget(self, origin, meta, keys);
                     return;
                 }
@@ -139,22 +140,23 @@ impl<E: Env> Shard<E> {
             outbound.frames[owner].extend_from_slice(frame);
             return;
         }
-        if self.queue_if_stalled(origin, frame) {
-            return;
-        }
-        if let Step::Stalled(why) = self.step_request(origin, frame, meta, request, out) {
-            self.stall(origin, why, frame.to_vec());
+        if self.has_stalled(origin) {
+            self.execute(origin, origin, frame.to_vec());
+        } else if let Step::Stalled(why) = self.step_request(origin, origin, frame, meta, request, out) {
+            self.stall(origin, origin, why, frame.to_vec());
         }
     }
 
-    fn gather_stats(
-        self: &Rc<Self>,
-        origin: Origin,
-        meta: Meta,
-        section: &str,
-        _outbound: &mut Outbound,
-        out: &mut Outputs,
-    ) {
+    /// Sends what was collected for other shards.
+    fn send_outbound(&self, token: u64, outbound: &mut Outbound) {
+        for (owner, frames) in outbound.frames.iter_mut().enumerate().filter(|(_, f)| !f.is_empty()) {
+            Metrics::add(&self.metrics.mesh_messages, 1);
+            let frames = std::mem::take(frames);
+            self.port.send(owner, Message::Requests { line: token, token, frames });
+        }
+    }
+
+    fn gather_stats(self: &Rc<Self>, origin: Origin, meta: Meta, section: &str, out: &mut Outputs) {
         if !matches!(section, "" | "total" | "shards") {
             let message = format!("STATS has no section {section:?}; it has: total, shards");
             let refusal = Refusal::new(Code::UnknownSection, message);
@@ -171,7 +173,13 @@ impl<E: Env> Shard<E> {
     }
 
     /// Answers HELLO, unless it asks for another shard: then that one does.
-    fn hello(&self, meta: Meta, hello: &HelloRequest, outlet: &dyn Outlet, out: &mut Outputs) -> Option<usize> {
+    fn hello(
+        &self,
+        meta: Meta,
+        hello: &HelloRequest,
+        outlet: &dyn Outlet,
+        out: &mut Outputs,
+    ) -> Option<usize> {
         let refuse = |out: &mut Outputs, code, message: String| {
             outlet.accept(1);
             self.refuse(out, meta.opcode as u8, meta.request_id, &Refusal::new(code, message));
@@ -184,7 +192,8 @@ impl<E: Env> Shard<E> {
         }
         let shard = hello.shard.map_or(self.id, usize::from);
         if shard >= self.slots.shards {
-            let message = format!("there is no shard {shard}: they are numbered 0 to {}", self.slots.shards - 1);
+            let message =
+                format!("there is no shard {shard}: they are numbered 0 to {}", self.slots.shards - 1);
             return refuse(out, Code::NoSuchShard, message);
         }
         if shard != self.id {

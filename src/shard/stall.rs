@@ -28,8 +28,9 @@ const LOADING_BYTES_MAX: usize = 4 << 20;
 /// What is known of an origin that has something waiting.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// Frames that were not executed, oldest first.
-    frames: VecDeque<Vec<u8>>,
+    /// Frames that were not executed, oldest first, and who takes their replies: the origin itself, or
+    /// whoever gathers the answer to a request of it that concerns several shards.
+    frames: VecDeque<(Origin, Vec<u8>)>,
     loading_bytes: usize,
     for_output: bool,
     for_room: bool,
@@ -86,19 +87,19 @@ pub(super) enum Step {
 }
 
 impl<E: Env> Shard<E> {
-    /// Executes whole frames that another shard sent for one of its tokens.
-    pub(super) fn execute(self: &Rc<Self>, origin: Origin, frames: Vec<u8>) {
-        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin)
+    /// Executes whole frames of `line`, behind what waits of it. Replies go to `origin`.
+    pub(super) fn execute(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line)
             && !waiting.frames.is_empty()
         {
-            waiting.frames.push_back(frames);
+            waiting.frames.push_back((origin, frames));
             return;
         }
-        self.run(origin, frames);
+        self.run(line, origin, frames);
     }
 
     /// Runs frames until their end or until they stall.
-    fn run(self: &Rc<Self>, origin: Origin, frames: Vec<u8>) -> bool {
+    fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) -> bool {
         let mut out = Outputs::default();
         let mut at = 0;
         let mut stall = None;
@@ -108,7 +109,7 @@ impl<E: Env> Shard<E> {
                 stall = Some(Stall::Output);
                 break;
             }
-            match self.step(origin, &frames[at..at + len], &mut out) {
+            match self.step(line, origin, &frames[at..at + len], &mut out) {
                 Step::Taken => at += len,
                 Step::Stalled(why) => stall = Some(why),
             }
@@ -117,14 +118,14 @@ impl<E: Env> Shard<E> {
         match stall {
             None => true,
             Some(why) => {
-                self.stall(origin, why, frames[at..].to_vec());
+                self.stall(line, origin, why, frames[at..].to_vec());
                 false
             }
         }
     }
 
     /// Executes one whole frame that was checked before.
-    pub(super) fn step(self: &Rc<Self>, origin: Origin, frame: &[u8], out: &mut Outputs) -> Step {
+    fn step(self: &Rc<Self>, line: Origin, origin: Origin, frame: &[u8], out: &mut Outputs) -> Step {
         let header = match decode_header(frame, &self.limits) {
             Ok(Some(header)) => header,
             _ => unreachable!("frames are checked before they are executed"),
@@ -138,19 +139,20 @@ impl<E: Env> Shard<E> {
                 return Step::Taken;
             }
         };
-        self.step_request(origin, frame, meta, &request, out)
+        self.step_request(line, origin, frame, meta, &request, out)
     }
 
     /// As [`Shard::step`], for a request that was decoded already.
     pub(super) fn step_request(
         self: &Rc<Self>,
+        line: Origin,
         origin: Origin,
         frame: &[u8],
         meta: Meta,
         request: &Request<'_>,
         out: &mut Outputs,
     ) -> Step {
-        let loading = self.waiting.borrow().get(&origin).map_or(0, |waiting| waiting.loading_bytes);
+        let loading = self.waiting.borrow().get(&line).map_or(0, |waiting| waiting.loading_bytes);
         if loading > LOADING_BYTES_MAX {
             return Step::Stalled(Stall::Disk);
         }
@@ -162,10 +164,12 @@ impl<E: Env> Shard<E> {
                     Metrics::add(&self.metrics.memory_waits, 1);
                     return Step::Stalled(Stall::Room);
                 }
-                Attempt::Missing(missing) => self.wait_for_disk(origin, frame, meta, request, Some(missing)),
+                Attempt::Missing(missing) => {
+                    self.wait_for_disk(line, origin, frame, meta, request, Some(missing))
+                }
             }
         } else {
-            self.wait_for_disk(origin, frame, meta, request, None);
+            self.wait_for_disk(line, origin, frame, meta, request, None);
         }
         Step::Taken
     }
@@ -185,6 +189,7 @@ impl<E: Env> Shard<E> {
     /// Gives a request to a task of its own, which waits for its turn and for the disk.
     fn wait_for_disk(
         self: &Rc<Self>,
+        line: Origin,
         origin: Origin,
         frame: &[u8],
         meta: Meta,
@@ -193,7 +198,7 @@ impl<E: Env> Shard<E> {
     ) {
         Metrics::add(&self.metrics.disk_waits, 1);
         let bytes = frame.len() + missing.as_ref().map_or(0, MissingBlock::len);
-        self.waiting.borrow_mut().entry(origin).or_default().loading_bytes += bytes;
+        self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let hashes = self.hashes(request);
         let (turn, before) = self.turns.join(&hashes);
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
@@ -205,7 +210,7 @@ impl<E: Env> Shard<E> {
             shard.attempt_until_done(meta, &frame, missing, &mut out).await;
             shard.turns.leave(&hashes, &turn);
             shard.settle(origin, out);
-            shard.loaded(origin, bytes);
+            shard.loaded(line, bytes);
             shard.end_turn();
             drop(guard);
         });
@@ -232,7 +237,8 @@ impl<E: Env> Shard<E> {
                 out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
                 return;
             }
-            let (changed, durable) = (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
+            let (changed, durable) =
+                (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
                 Attempt::Missing(next) => missing = Some(next),
@@ -263,31 +269,20 @@ impl<E: Env> Shard<E> {
     }
 
     /// Keeps frames that can't run yet, and tells their origin.
-    pub(super) fn stall(&self, origin: Origin, why: Stall, frames: Vec<u8>) {
+    pub(super) fn stall(&self, line: Origin, origin: Origin, why: Stall, frames: Vec<u8>) {
         assert!(!frames.is_empty(), "something stalls");
         let mut all = self.waiting.borrow_mut();
-        let waiting = all.entry(origin).or_default();
-        let is_new = waiting.frames.is_empty();
-        waiting.frames.push_front(frames);
+        let waiting = all.entry(line).or_default();
+        waiting.frames.push_front((origin, frames));
         waiting.for_output |= why == Stall::Output;
         waiting.for_room |= why == Stall::Room;
         drop(all);
-        if is_new {
-            self.tell_stall(origin, why);
-        }
+        self.tell_stall(line, why);
     }
 
-    /// Adds a frame behind those that wait, if any do.
-    pub(super) fn queue_if_stalled(&self, origin: Origin, frame: &[u8]) -> bool {
-        let mut all = self.waiting.borrow_mut();
-        let Some(waiting) = all.get_mut(&origin).filter(|waiting| !waiting.frames.is_empty()) else {
-            return false;
-        };
-        match waiting.frames.back_mut() {
-            Some(last) => last.extend_from_slice(frame),
-            None => waiting.frames.push_back(frame.to_vec()),
-        }
-        true
+    /// Whether frames of `line` wait here.
+    pub(super) fn has_stalled(&self, line: Origin) -> bool {
+        self.waiting.borrow().get(&line).is_some_and(|waiting| !waiting.frames.is_empty())
     }
 
     /// The origin has room for replies again.
@@ -298,15 +293,14 @@ impl<E: Env> Shard<E> {
         self.try_resume(origin);
     }
 
-    /// The origin is gone: what it sent and was not begun is dropped.
-    pub(super) fn forget(&self, origin: Origin) {
-        let mut all = self.waiting.borrow_mut();
-        if let Some(waiting) = all.get_mut(&origin) {
-            waiting.frames.clear();
-            if waiting.loading_bytes == 0 {
-                all.remove(&origin);
-            }
+    /// The origin is gone: what it sent and was not begun is dropped. Parts of requests that others gather
+    /// still run, since those wait for their answers.
+    pub(super) fn forget(self: &Rc<Self>, line: Origin) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line) {
+            waiting.frames.retain(|(origin, _)| *origin != line);
+            waiting.for_output = false;
         }
+        self.try_resume(line);
     }
 
     /// There may be memory again for those that wait for it.
@@ -344,9 +338,9 @@ impl<E: Env> Shard<E> {
                 }
                 waiting.frames.pop_front()
             };
-            let Some(frames) = frames else { return };
+            let Some((to, frames)) = frames else { return };
             // While it runs its frames nothing else of this origin can come in between: all is one turn.
-            if !self.run(origin, frames) {
+            if !self.run(origin, to, frames) {
                 return;
             }
             let is_over = self.waiting.borrow().get(&origin).is_none_or(|w| w.frames.is_empty());

@@ -1,0 +1,128 @@
+//! The front acceptor: a plain thread that accepts connections and hands each to a shard.
+//!
+//! A thread and not an executor's task, since an accept that is raced or dropped on the ring takes
+//! connections out of the backlog and loses them. It waits in `poll`, and holds the last port of the mesh.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::error::{Code, Refusal};
+use crate::protocol::binary::encode_refusal;
+use crate::shard::Message;
+use crate::shard::mesh::Port;
+
+/// After an error that will not go away at once (no descriptors left), and while some shard's queue is
+/// full.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Counts the connections of the whole server.
+pub struct Connections {
+    open: AtomicUsize,
+    max: usize,
+}
+
+impl Connections {
+    /// At most `max`.
+    pub fn new(max: usize) -> Arc<Connections> {
+        Arc::new(Connections { open: AtomicUsize::new(0), max })
+    }
+
+    fn enter(&self) -> bool {
+        self.open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < self.max).then_some(n + 1))
+            .is_ok()
+    }
+
+    /// One less.
+    pub fn leave(&self) {
+        let before = self.open.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a connection ends once");
+    }
+}
+
+/// The running acceptor.
+pub struct Acceptor {
+    stop: UnixStream,
+    thread: JoinHandle<Port<Message>>,
+}
+
+impl Acceptor {
+    /// Starts to accept on `listener`. `port` is the mesh's last; those before it are the shards'.
+    pub fn start(
+        listener: TcpListener,
+        port: Port<Message>,
+        connections: Arc<Connections>,
+    ) -> io::Result<Acceptor> {
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = UnixStream::pair()?;
+        let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
+            accept_until(&listener, &stopped, &port, &connections);
+            port
+        })?;
+        Ok(Acceptor { stop, thread })
+    }
+
+    /// Stops accepting; those in the backlog are refused by the closing socket. Gives the port back.
+    pub fn stop(mut self) -> Port<Message> {
+        let _ = self.stop.write_all(&[1]); // an error means that the thread has ended already
+        self.thread.join().unwrap_or_else(|_| unreachable!("a panic ends the process"))
+    }
+}
+
+fn accept_until(
+    listener: &TcpListener,
+    mut stopped: &UnixStream,
+    port: &Port<Message>,
+    connections: &Connections,
+) {
+    let shards = port.peers() - 1;
+    let mut next = 0;
+    loop {
+        port.flush();
+        let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+        let is_congested = port.congested();
+        let watched = if is_congested { &mut fds[..1] } else { &mut fds[..] };
+        let _ = poll(watched, if is_congested { Some(&PAUSE) } else { None }); // an interruption is a wake-up
+        if !fds[0].revents().is_empty() {
+            let _ = stopped.read(&mut [0]);
+            return;
+        }
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) if connections.enter() => {
+                    port.send(next, Message::Connection(stream, Vec::new()));
+                    next = (next + 1) % shards;
+                }
+                Ok((stream, peer)) => {
+                    tracing::warn!(%peer, max = connections.max, "refused a connection: there are too many");
+                    refuse(&stream, connections.max);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::error!("a connection can't be accepted: {error}");
+                    let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&PAUSE));
+                    break;
+                }
+            }
+            if port.congested() {
+                break;
+            }
+        }
+    }
+}
+
+fn refuse(mut stream: &TcpStream, max: usize) {
+    let message = format!("the server has {max} connections, as many as it takes (--max-connections)");
+    let mut bytes = Vec::new();
+    encode_refusal(&mut bytes, 0, 0, 0, &Refusal::new(Code::TooManyConnections, message));
+    // Fits the empty socket buffer of a new connection; a client that is gone needs no answer.
+    let _ = stream.set_nonblocking(true);
+    let _ = stream.write(&bytes);
+}
