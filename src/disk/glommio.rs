@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -77,12 +78,14 @@ impl GlommioDisk {
         GlommioDisk { root: Rc::from(root) }
     }
 
-    /// Settles for this executor how the device is read, with a file that is not empty.
+    /// Settles for this executor how the device is read, with a file that is not empty. Executors share
+    /// the file, so nobody may truncate it: it would be empty for a moment that another may probe it in.
     pub async fn prime(&self) -> Result<()> {
         const NAME: &str = "probe";
         let error = |error: io::Error| DiskError::new("prime", NAME, error);
         let path = self.path(NAME);
-        std::fs::write(&path, [0u8; PAGE_SIZE]).map_err(error)?;
+        let probe = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        probe.and_then(|probe| probe.write_all_at(&[0u8; PAGE_SIZE], 0)).map_err(error)?;
         let file = DmaFile::open(&path).await.map_err(|e| error(e.into()))?;
         file.close().await.map_err(|e| error(e.into()))
     }
