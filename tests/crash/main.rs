@@ -158,12 +158,13 @@ fn write_and_kill(
 /// Starts the server and kills it `after` that, wherever it is then.
 fn kill_in_start(data_dir: &Path, arguments: &[&str], after: Duration) {
     let mut command = command(data_dir, arguments);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
     thread::sleep(after);
-    // It may have refused to start; then the next start tells.
+    // It may have ended by itself.
     let _ = child.kill();
-    let status = child.wait().expect("our own child can be waited for");
-    assert!(status.code().is_none(), "the server ended by itself: {status}");
+    let end = child.wait_with_output().expect("our own child can be waited for");
+    let log = String::from_utf8_lossy(&end.stderr);
+    assert!(end.status.code().is_none(), "the server ended by itself, {}:\n{log}", end.status);
 }
 
 fn rounds(default: usize) -> usize {

@@ -88,10 +88,11 @@ impl<E: Env> Segment<E> {
         Ok(Segment::new(header.segment, self.file, self.path))
     }
 
-    /// Closes the file and removes it.
+    /// Closes the file and removes it, for good: a crash may not bring it back without those after it.
     pub async fn remove(self, env: &E) -> Result<()> {
         self.file.close().await?;
-        env.disk().remove(&self.path).await
+        env.disk().remove(&self.path).await?;
+        env.disk().sync_dir("wal").await
     }
 }
 

@@ -110,7 +110,8 @@ struct State<E: Env> {
     /// Live segments, oldest first; the last one is where the next block goes.
     live: VecDeque<Rc<Segment<E>>>,
     standby: Option<Segment<E>>,
-    free: Vec<Segment<E>>,
+    /// Oldest first, and given up in that order: what a crash leaves of a log has no hole.
+    free: VecDeque<Segment<E>>,
     /// Where the next block goes in the last live segment.
     cursor: u64,
     next_segment: u64,
@@ -158,7 +159,7 @@ impl<E: Env> Wal<E> {
                 queue: VecDeque::new(),
                 live: VecDeque::from([Rc::new(first)]),
                 standby: None,
-                free: Vec::new(),
+                free: VecDeque::new(),
                 cursor: SEGMENT_HEADER_BYTES as u64,
                 next_segment: 1,
                 prev_crc: 0,
@@ -417,7 +418,7 @@ impl<E: Env> Wal<E> {
             }
             let oldest = state.live.pop_front().expect("there are two");
             match Rc::try_unwrap(oldest) {
-                Ok(segment) => state.free.push(segment),
+                Ok(segment) => state.free.push_back(segment),
                 // A write task still holds it for a moment: look again at the next flush.
                 Err(oldest) => {
                     state.live.push_front(oldest);
@@ -622,7 +623,7 @@ impl<E: Env> Wal<E> {
             }
             let surplus = {
                 let mut state = self.state.borrow_mut();
-                if state.free.len() > FREE_MAX { state.free.pop() } else { None }
+                if state.free.len() > FREE_MAX { state.free.pop_front() } else { None }
             };
             if let Some(segment) = surplus {
                 if let Err(error) = segment.remove(&self.env).await {
@@ -658,7 +659,7 @@ impl<E: Env> Wal<E> {
             let mut state = self.state.borrow_mut();
             let number = state.next_segment;
             state.next_segment += 1;
-            (number, state.free.pop())
+            (number, state.free.pop_front())
         };
         let header = segment::header(&self.env, self.options.cluster, self.log, number);
         match free {
