@@ -292,4 +292,42 @@ mod tests {
         assert!(!a.congested());
         assert_eq!(got.into_iter().map(|(_, n)| n).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     }
+
+    /// The runtime's own channels count each poll of an idle receiver, and end the executor after 32,766.
+    #[test]
+    fn an_idle_mesh_can_be_polled_for_ever() {
+        const TICKS: usize = 40_000;
+        let executors: Vec<_> = mesh::<usize>(2, 4)
+            .into_iter()
+            .enumerate()
+            .map(|(me, port)| {
+                let name = format!("idle-{me}");
+                let work = move || async move {
+                    let mut inbox = Vec::new();
+                    for _ in 0..TICKS {
+                        // Polled once and dropped, which is what a race with a timer comes to.
+                        let idle = futures_lite::future::poll_once(port.wait()).await;
+                        assert!(idle.is_none() && !port.receive(4, &mut inbox), "nobody sends yet");
+                        futures_lite::future::yield_now().await;
+                    }
+                    assert!(inbox.is_empty());
+                    // The peer may still be counting; it looks only when it is done.
+                    TICKS_DONE.wait();
+                    port.send(1 - me, me);
+                    while inbox.is_empty() {
+                        port.wait().await;
+                        port.receive(4, &mut inbox);
+                    }
+                    inbox
+                };
+                crate::env::glommio::spawn_executor(&name, None, 1 << 20, work).expect("it starts")
+            })
+            .collect();
+        for (me, executor) in executors.into_iter().enumerate() {
+            assert_eq!(executor.join().expect("no panic"), [(1 - me, 1 - me)]);
+        }
+    }
+
+    /// Both executors have counted to the end.
+    static TICKS_DONE: std::sync::Barrier = std::sync::Barrier::new(2);
 }
