@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use atlaskv::client::{Client, Config, Error};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
@@ -64,6 +65,8 @@ pub struct Server {
     pub shards: usize,
     /// The line it said it with.
     pub ready_line: String,
+    /// Sockets that it has open without a client.
+    pub sockets: usize,
     stderr: PathBuf,
     _stderr_dir: TempDir,
 }
@@ -100,7 +103,8 @@ impl Server {
             let said = fs::read_to_string(&stderr).unwrap_or_default();
             panic!("the server is not ready: it said {line:?}, ended with {status:?}, and logged:\n{said}");
         };
-        Server { child, address, shards, ready_line: line, stderr, _stderr_dir: stderr_dir }
+        let sockets = open_sockets(child.id()).expect("it runs");
+        Server { child, address, shards, ready_line: line, sockets, stderr, _stderr_dir: stderr_dir }
     }
 
     /// Its process.
@@ -147,6 +151,32 @@ impl Drop for Server {
             eprintln!("--- the server logged:\n{}", self.log());
         }
     }
+}
+
+/// A client of `server`.
+pub fn connect(server: &Server) -> Client {
+    try_connect(server.address).expect("the server serves")
+}
+
+/// A client that tries everything once.
+pub fn try_connect(address: SocketAddr) -> Result<Client, Error> {
+    Client::connect(Config { retries: 0, ..Config::new(&address.to_string()) })
+}
+
+/// Waits until `holds`, a minute at most. For what can't be awaited: the state of another process.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How many sockets a process has open; `None` when it is gone.
+pub fn open_sockets(pid: u32) -> Option<usize> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    Some(links.filter(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count())
 }
 
 /// Waits for the end of a child, a minute at most.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::harness::{OrdinaryUser, Server, command, disk_dir, is_root, refusal};
+use crate::harness::{OrdinaryUser, Server, command, connect, disk_dir, is_root, refusal};
 
 /// Lowers a limit of the process to be.
 fn with_limit(mut command: Command, resource: Resource, bytes: u64) -> Command {
@@ -260,7 +260,11 @@ fn an_ordinary_user_with_8_mib_of_locked_memory_is_served() {
     }
     let user = OrdinaryUser::new();
     let server = Server::start_command(with_limit(user.command(&[]), Resource::Memlock, most));
-    TcpStream::connect(server.address).unwrap();
+    let mut client = connect(&server);
+    assert_eq!(client.ping(b"there?").unwrap(), b"there?");
+    client.set(b"key", b"value").unwrap();
+    assert_eq!(client.get(b"key").unwrap().unwrap().value, b"value");
+    drop(client);
     let (status, log) = server.stop();
     assert_eq!(status.code(), Some(0), "{log}");
 }
