@@ -123,16 +123,20 @@ fn who_reads_slowly_gets_everything() {
     for id in 0..100 {
         raw.send_get(id, b"large");
     }
-    for id in 0..100 {
+    // Replies come in any order; each comes once.
+    let mut ids = Vec::new();
+    for read in 0..110 {
         let answer = raw.answer().unwrap();
-        assert_eq!((answer.id, answer.values), (id, vec![value.clone()]));
-        if id % 10 == 0 {
-            raw.ping_behind(1000 + id);
+        let is_right =
+            if answer.id < 1000 { answer.values == [value.as_slice()] } else { answer.status == 0 };
+        assert!(is_right, "{answer:?}");
+        ids.push(answer.id);
+        if read % 10 == 0 && read < 100 {
+            raw.ping_behind(1000 + read);
         }
     }
-    for id in (0..100).step_by(10) {
-        assert_eq!(raw.answer().unwrap().id, 1000 + id);
-    }
+    ids.sort_unstable();
+    assert_eq!(ids, (0..100).chain((1000..1100).step_by(10)).collect::<Vec<_>>());
     drop(raw);
     victim.end();
 }
@@ -259,7 +263,8 @@ fn the_largest_frames_in_parallel_are_taken_and_larger_ones_refused() {
                     let key = key_of(round % 2, usize::from(client));
                     let answer = raw.set(1, &key, &value).unwrap();
                     assert_eq!((answer.id, answer.status), (1, 0), "{:?}", answer.refusal());
-                    assert_eq!(raw.get(2, &key).unwrap().values, [value.as_slice()]);
+                    let found = raw.get(2, &key).unwrap();
+                    assert!(found.values == [value.as_slice()], "{found:?}");
                 }
                 // One byte more is refused, and the next request finds its place in the stream.
                 let answer = raw.set(3, b"too large", &vec![b'x'; LARGEST + 1]).unwrap();
@@ -285,7 +290,8 @@ fn keys_and_values_may_be_of_exactly_the_largest_size() {
     let mut raw = Raw::connect(victim.server.address);
     let (key, value) = (vec![b'k'; 65_535], vec![b'v'; 1 << 20]);
     assert_eq!(raw.set(1, &key, &value).unwrap().status, 0);
-    assert_eq!(raw.get(2, &key).unwrap().values, [value]);
+    let found = raw.get(2, &key).unwrap();
+    assert!(found.values == [value], "{found:?}");
     assert_eq!(raw.set(3, b"k", b"").unwrap().status, 0);
     assert_eq!(raw.get(4, b"k").unwrap().values, [b""]);
     let refused = raw.set(5, b"", b"value").unwrap();
@@ -375,7 +381,11 @@ fn mget_of_large_values_over_both_shards_is_whole_or_refused() {
                     let answer = raw.ask(id, &Request::Mget { keys: keys.keys() }).unwrap();
                     assert_eq!((answer.id, answer.refusal()), (id, None));
                     assert_eq!(answer.values.len(), 64);
-                    answer.values.iter().enumerate().for_each(|(at, found)| assert_eq!(found, &value(at)));
+                    answer
+                        .values
+                        .iter()
+                        .enumerate()
+                        .for_each(|(at, found)| assert!(found == &value(at), "{at}"));
                 }
             });
         }
