@@ -230,8 +230,8 @@ fn to_all(port: &Port<Message>, shards: usize, message: impl Fn() -> Message) {
 
 /// A thread that turns signals into events. `main` has no executor that could.
 fn watch_signals(events: Sender<Event>) -> Result<(), ServerError> {
-    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])
-        .map_err(ServerError::Signals)?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]).map_err(ServerError::Signals)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {

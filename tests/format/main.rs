@@ -1,0 +1,3 @@
+//! Formats that last, against files of the versions that wrote them.
+
+mod sstable;
