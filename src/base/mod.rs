@@ -5,9 +5,11 @@ mod id;
 mod limits;
 mod lsn;
 mod op;
+mod prefetch;
 
 pub use checksum::{crc32c, crc32c_append};
 pub use id::{BlockSeq, FileId, LogId, TabletId};
 pub use limits::*;
 pub use lsn::{EntryIndex, Lsn};
 pub use op::{Entry, Op, OpDecodeError, OpIter, OpKind};
+pub use prefetch::prefetch;

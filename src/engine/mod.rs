@@ -129,10 +129,11 @@ impl<E: Env> Engine<E> {
         self.tablets.len()
     }
 
-    /// Starts to fetch what a lookup of a key with this hash touches first.
+    /// Fetches what lookups of keys with these hashes touch first; at most
+    /// [`PREFETCH_MAX`](memtable::PREFETCH_MAX) of them.
     #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        self.active.borrow().prefetch(hash);
+    pub fn prefetch(&self, hashes: &[u64]) {
+        self.active.borrow().prefetch(hashes);
     }
 
     fn next_file(&self) -> FileId {

@@ -7,6 +7,7 @@ use super::gather::Gather;
 use super::outputs::{Meta, Outputs};
 use super::stall::Step;
 use super::{Message, Origin, Outlet, Shard};
+use crate::engine::memtable::PREFETCH_MAX;
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
@@ -14,7 +15,7 @@ use crate::protocol::binary::{
     FrameError, HEADER_BYTES, VERSION, decode_header, decode_request, encode_refusal,
 };
 use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
-use crate::slot::SlotRange;
+use crate::slot::{Slot, SlotRange};
 
 /// Replies waiting to be sent above which a connection takes in nothing more.
 pub const BACKLOG_MAX: usize = 1 << 20;
@@ -54,8 +55,11 @@ impl<E: Env> Shard<E> {
         let origin = Origin { peer: self.id, token };
         let mut out = Outputs::default();
         let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };
-        let mut used = 0;
+        let (mut used, mut fetched) = (0, 0);
         let result = loop {
+            if used >= fetched {
+                fetched = used + self.fetch_ahead(&bytes[used..]);
+            }
             if outlet.backlog() + out.len() > BACKLOG_MAX || outlet.is_stalled() {
                 break Dispatched::Pause { used };
             }
@@ -105,6 +109,30 @@ impl<E: Env> Shard<E> {
         result
     }
 
+    /// Looks over the next whole frames and has the memory fetched that those of this shard will touch.
+    /// Returns how far it looked.
+    pub(super) fn fetch_ahead(&self, bytes: &[u8]) -> usize {
+        let mut hashes = smallvec::SmallVec::<[u64; PREFETCH_MAX]>::new();
+        let mut at = 0;
+        let mut frames = 0;
+        while frames < PREFETCH_MAX
+            && let Ok(Some(header)) = decode_header(&bytes[at..], &self.limits)
+            && let Some(frame) = bytes.get(at..at + header.frame_bytes())
+        {
+            if let Some(key) = header.key(&frame[HEADER_BYTES..])
+                && self.slots.shard(Slot::of_key(key)) == self.id
+            {
+                hashes.push(self.engine.hash(key));
+            }
+            at += header.frame_bytes();
+            frames += 1;
+        }
+        if frames > 1 {
+            self.engine.prefetch(&hashes);
+        }
+        at.max(1)
+    }
+
     fn send_to_owner(
         self: &Rc<Self>,
         origin: Origin,
@@ -124,7 +152,7 @@ impl<E: Env> Shard<E> {
             }
             Route::Slot(slot) => self.slots.shard(slot),
             Route::Keys(keys) => {
-                let mut owners = keys.map(|key| self.slots.shard(crate::slot::Slot::of_key(key)));
+                let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
                 let first = owners.next().unwrap_or(self.id);
                 if owners.any(|owner| owner != first) {
                     // Its parts must not overtake what this connection sent before.

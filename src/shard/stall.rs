@@ -101,9 +101,12 @@ impl<E: Env> Shard<E> {
     /// Runs frames until their end or until they stall.
     fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) -> bool {
         let mut out = Outputs::default();
-        let mut at = 0;
+        let (mut at, mut fetched) = (0, 0);
         let mut stall = None;
         while at < frames.len() && stall.is_none() {
+            if at >= fetched {
+                fetched = at + self.fetch_ahead(&frames[at..]);
+            }
             let len = frame_len(self, &frames[at..]);
             if out.len() > OUT_BYTES_MAX {
                 stall = Some(Stall::Output);

@@ -2,6 +2,7 @@
 
 use super::SEGMENTS;
 use super::arena::Place;
+use crate::base::prefetch;
 
 /// Slots of a fresh table.
 const SLOTS_MIN: usize = 64;
@@ -67,16 +68,16 @@ impl Index {
     /// Starts to fetch the first slot that `find` looks at.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        let table = &self.tables[Self::table(hash)];
-        if table.slots.is_empty() {
-            return;
+        let slots = &self.tables[Self::table(hash)].slots;
+        if !slots.is_empty() {
+            prefetch(&slots[home(u64::from(tag(hash)) << 32, slots.len() - 1)]);
         }
-        #[cfg(target_arch = "x86_64")]
-        {
-            let slot = &raw const table.slots[home(u64::from(tag(hash)) << 32, table.slots.len() - 1)];
-            // SAFETY: a prefetch has no effect on memory, and the address is that of a live slot.
-            unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(slot.cast()) }
-        }
+    }
+
+    /// The first node whose slot has the hash bits: nearly always the one that `find` returns.
+    #[inline]
+    pub fn candidate(&self, hash: u64) -> Option<Place> {
+        self.find(hash, |_| true)
     }
 
     /// Bytes allocated.

@@ -23,10 +23,13 @@ pub use order::{MemtableIter, RUN_ENTRIES};
 use self::arena::{Arena, Place};
 use self::index::Index;
 use self::order::Order;
-use crate::base::{Entry, Lsn, OpKind};
+use crate::base::{Entry, Lsn, OpKind, prefetch};
 
 /// Tables that the index is cut into, chosen by the upper bits of the hash.
 pub const SEGMENTS: usize = 128;
+
+/// Lookups that are prefetched together, at most: about as many misses as a core keeps in flight.
+pub const PREFETCH_MAX: usize = 32;
 
 /// Where a node starts in the arena, and what follows it.
 const NODE_HEADER: usize = 16; // newest version u32, key length u16, tablet u16, first version 8 bytes spare
@@ -131,10 +134,25 @@ impl Memtable {
         })
     }
 
-    /// Starts to fetch what a lookup of `hash` will touch first.
-    #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        self.index.prefetch(hash);
+    /// Fetches what lookups of these hashes will touch, all of one kind before the next depends on it:
+    /// index slots, then nodes, then versions. A lookup alone waits for each of these in turn.
+    pub fn prefetch(&self, hashes: &[u64]) {
+        let mut nodes = [Place::NONE; PREFETCH_MAX];
+        let hashes = &hashes[..hashes.len().min(PREFETCH_MAX)];
+        hashes.iter().for_each(|hash| self.index.prefetch(*hash));
+        for (node, hash) in nodes.iter_mut().zip(hashes) {
+            if let Some(candidate) = self.index.candidate(*hash) {
+                *node = candidate;
+                prefetch(&self.arena.from(candidate)[0]);
+            }
+        }
+        for node in nodes.into_iter().filter(|node| *node != Place::NONE) {
+            let version = self.arena.from(newest(&self.arena, node));
+            prefetch(&version[0]);
+            if let Some(second) = version.get(64) {
+                prefetch(second);
+            }
+        }
     }
 
     /// Bytes allocated.

@@ -68,6 +68,12 @@ impl FrameHeader {
         HEADER_BYTES + self.body_bytes()
     }
 
+    /// The key at the start of `body`, if the request has one.
+    #[inline]
+    pub fn key<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
+        if self.key_len == 0 { None } else { body.get(..usize::from(self.key_len)) }
+    }
+
     /// Bytes of key and value.
     #[inline]
     pub fn body_bytes(&self) -> usize {
