@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::manifest::{Change, Edit, TableRef};
+use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::{Table, TableBuilder, TableMeta};
 use super::write::Sealed;
 use super::{Engine, EngineError};
@@ -66,10 +66,15 @@ impl<E: Env> Engine<E> {
     }
 
     pub(super) async fn flush(&self, sealed: &Rc<Sealed>) -> Result<(), EngineError> {
+        if let Some(cause) = self.manifest.failed() {
+            return Err(ManifestError::Failed(cause).into()); // tables that nothing can name are in vain
+        }
         let started = self.env.now();
         let mut files = Vec::new();
         let result = self.flush_tables(sealed, &mut files).await;
-        if result.is_err() {
+        // The next start may find an edit whose write failed: then it needs the tables that it names.
+        let is_undecided = matches!(&result, Err(EngineError::Manifest(error)) if error.is_undecided());
+        if result.is_err() && !is_undecided {
             // Best effort: what stays is an orphan, and the next start removes it.
             for file in files {
                 let _ = self.env.disk().remove(&file.table_path()).await;
@@ -200,5 +205,75 @@ impl<E: Env> Engine<E> {
             engine.space_loop().await;
             drop(guard);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EngineOptions;
+    use super::super::recovery;
+    use super::*;
+    use crate::base::{Op, OpKind};
+    use crate::disk::sim::SimDisk;
+    use crate::env::sim::{SimEnv, SimWorld};
+    use crate::placement::SlotTable;
+    use crate::slot::Slot;
+
+    async fn start(env: &SimEnv) -> Result<(Rc<Engine<SimEnv>>, SlotTable), EngineError> {
+        let found = recovery::load(env, 16).await?;
+        let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await?;
+        let start = recovery::plan(found.state, scans, 1)?;
+        recovery::install(env, &start).await?;
+        let options = EngineOptions {
+            memtable_bytes: 64 << 20,
+            sealed_max: 1,
+            cache_bytes: 1 << 20,
+            segment_bytes: 4 << 20,
+            window: 2,
+            lazy: None,
+            compaction_fan: 4,
+            reserve_bytes: 0,
+        };
+        let engine = Engine::open(env, options, &start, 0, Rc::new(Metrics::default())).await?;
+        Ok((engine, SlotTable::new(&start.state)))
+    }
+
+    fn put(engine: &Engine<SimEnv>, table: &SlotTable, key: &[u8]) {
+        let op = Op { kind: OpKind::Put, key, value: b"value", expiry_ms: 0 };
+        engine.write(table.local(Slot::of_key(key)), &[op], &[engine.hash(key)]).unwrap();
+    }
+
+    /// A flush whose manifest edit failed once removed the tables that the edit named. But a write that
+    /// failed may be on disk all the same: the next start read that edit, missed the tables, and refused.
+    #[test]
+    fn tables_stay_when_the_fate_of_their_edit_is_unknown() {
+        for (keep, seed) in [(100, 1), (0, 2), (50, 3), (50, 4), (50, 5)] {
+            let world = SimWorld::new(seed);
+            let env = SimEnv::new(&world, SimDisk::new(&world));
+            world.run(async {
+                let (engine, table) = start(&env).await.unwrap();
+                for number in 0..200 {
+                    put(&engine, &table, format!("key-{number}").as_bytes());
+                }
+                env.disk().fail("dsync", "manifest/", 0, libc::EIO, true);
+                engine.rotate();
+                while engine.metrics.flush_failures.get() < 3 {
+                    env.sleep(RETRY).await;
+                }
+                let tables = env.disk().paths().iter().filter(|path| path.ends_with(".sst")).count();
+                let trouble = engine.flush_trouble.borrow().clone();
+                assert_eq!(tables, engine.tablets(), "retries in vain write no more tables: {trouble:?}");
+            });
+            let world = SimWorld::new(seed);
+            let disk = env.disk().crash(&world, &mut fastrand::Rng::with_seed(seed), keep);
+            let env = SimEnv::new(&world, disk);
+            world.run(async {
+                let (engine, _) = start(&env).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                let in_memory = engine.active.borrow().entries()
+                    + engine.sealed.borrow().iter().map(|s| s.memtable.entries()).sum::<usize>();
+                let in_tables = engine.metrics().table_entries;
+                assert_eq!(in_memory as u64 + in_tables, 200, "seed {seed}");
+            });
+        }
     }
 }

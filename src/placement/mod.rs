@@ -1,8 +1,14 @@
 //! Slot → tablet → shard: the mapping of tablets to a number of shards, and the table that routes by it.
 //! Pure.
+//!
+//! - Each shard gets a run of neighbouring tablets, and no two shards differ by more than one tablet.
+//! - With the number of shards unchanged nothing moves, even if it was placed by hand.
+//! - With another number the runs are cut anew. Fewer tablets would move if a shard could get several runs,
+//!   but a move at start costs nothing (every old log is read anyway, by whoever), while runs keep the table
+//!   that clients fetch at one line a shard.
+//! - A tablet that moves gets a higher epoch, so of two descriptions of it the newer one is known.
 
-use crate::base::TabletId;
-use crate::engine::manifest::State;
+use crate::engine::manifest::{State, TabletState};
 use crate::slot::{SLOT_COUNT, Slot};
 
 /// Tablets of a new store: 8 a core, at least 16, a power of two, at most one a slot.
@@ -13,17 +19,24 @@ pub fn tablets_for(cores: usize) -> u16 {
 
 /// Divides the tablets among `shards` shards, in the order of their slots and as evenly as may be. With
 /// the number of shards that they were divided by last, each stays where it is.
+///
+/// # Panics
+/// If `shards` is 0.
 pub fn assign(state: &mut State, shards: u32) {
     assert!(shards > 0, "there is a shard");
-    let is_same = state.shards == shards;
-    let mut order: Vec<TabletId> = state.tablets.keys().copied().collect();
-    order.sort_by_key(|id| state.tablets[id].slots.first());
+    if state.shards == shards {
+        return;
+    }
+    let mut order: Vec<&mut TabletState> = state.tablets.values_mut().collect();
+    order.sort_by_key(|tablet| tablet.slots.first());
     let count = order.len() as u64;
-    for (place, id) in (0u64..).zip(order) {
-        if let Some(tablet) = state.tablets.get_mut(&id)
-            && !is_same
-        {
-            tablet.shard = (place * u64::from(shards) / count) as u32;
+    // Of a store that was never divided nothing moves: its tablets are where they are first put.
+    let is_new = state.shards == 0;
+    for (place, tablet) in (0u64..).zip(order) {
+        let shard = (place * u64::from(shards) / count) as u32;
+        if shard != tablet.shard {
+            tablet.shard = shard;
+            tablet.epoch += u64::from(!is_new);
         }
     }
     state.shards = shards;
@@ -41,8 +54,11 @@ pub struct SlotTable {
 }
 
 impl SlotTable {
-    /// The table of `state`, whose tablets cover every slot once. A shard's tablets are numbered in the
-    /// order of their ids.
+    /// The table of `state`. A shard's tablets are numbered in the order of their ids.
+    ///
+    /// # Panics
+    /// If the tablets do not cover every slot once, or one is on a shard that is not there; what
+    /// [`load`](crate::engine::manifest::load) returns was checked for that.
     pub fn new(state: &State) -> SlotTable {
         let mut next_local = vec![0u16; state.shards as usize];
         let mut places = vec![(u16::MAX, 0); usize::from(SLOT_COUNT)].into_boxed_slice();
@@ -86,6 +102,7 @@ impl SlotTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::TabletId;
 
     #[test]
     fn tablets_spread_evenly_and_stay_when_nothing_changed() {
@@ -113,5 +130,45 @@ mod tests {
         state.tablets.get_mut(&TabletId(0)).unwrap().shard = 1;
         assign(&mut state, 2);
         assert_eq!(state.tablets[&TabletId(0)].shard, 1);
+    }
+
+    #[test]
+    fn any_sequence_of_shard_counts_stays_even_and_moves_are_marked() {
+        let seed = 5;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..40 {
+            let tablets = 1 << rng.u32(4..10);
+            let mut state = State::create(1, 1, tablets);
+            for _ in 0..6 {
+                let shards = rng.u32(1..40);
+                let before = state.clone();
+                assign(&mut state, shards);
+                state.check().unwrap();
+                let mut sizes = vec![0u32; shards as usize];
+                state.tablets.values().for_each(|tablet| sizes[tablet.shard as usize] += 1);
+                let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+                assert!(most - least <= 1, "seed {seed}: {sizes:?}");
+                let used = sizes.iter().filter(|size| **size > 0).count();
+                assert_eq!(SlotTable::new(&state).ranges().len(), used, "one run a shard");
+                for (old, new) in before.tablets.values().zip(state.tablets.values()) {
+                    let has_moved = before.shards != 0 && old.shard != new.shard;
+                    assert_eq!(new.epoch, old.epoch + u64::from(has_moved), "seed {seed}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tablets_of_a_shard_are_numbered_without_gaps() {
+        let mut state = State::create(1, 1, 64);
+        assign(&mut state, 3);
+        let table = SlotTable::new(&state);
+        for shard in 0..3 {
+            let slots = (0..SLOT_COUNT).map(|number| Slot::new(number).unwrap());
+            let locals: std::collections::BTreeSet<usize> =
+                slots.filter(|slot| table.shard(*slot) == shard).map(|slot| table.local(slot)).collect();
+            assert!(locals.iter().copied().eq(0..locals.len()));
+            assert!((21..=22).contains(&locals.len()));
+        }
     }
 }

@@ -1,3 +1,5 @@
-//! Formats that last, against files of the versions that wrote them.
+//! Formats: golden bytes of everything that lasts. A change that breaks one of these breaks the data of
+//! those who upgrade.
 
+mod manifest;
 mod sstable;

@@ -1,6 +1,14 @@
 //! Changes to the manifest, and their bodies on disk: the fields in the order in which they are declared,
 //! integers little-endian, a byte string as u16 length and bytes, a list as u32 count and items, an option
-//! as u8 0 or 1 and the value.
+//! as u8 0 or 1 and the value. A known kind whose body is longer or shorter than its fields is refused.
+//!
+//! | kind | change | | kind | change |
+//! |---|---|---|---|---|
+//! | 1 | store | | 6 | flushed |
+//! | 2 | log (no end: `u64::MAX`) | | 7 | logs done |
+//! | 3 | tablet | | 8 | pin |
+//! | 4 | add table | | 9 | unpin |
+//! | 5 | remove tables | | 10 | replace tables |
 
 use super::state::{Store, TabletState};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, TabletId};
@@ -41,7 +49,7 @@ pub struct TableRef {
     pub smallest: Box<[u8]>,
     /// Largest key.
     pub largest: Box<[u8]>,
-    /// Which part counts; `None`: all of it.
+    /// Which part counts; `None`: all of it. Stored and returned; whoever opens the table applies it.
     pub clip: Option<Clip>,
 }
 
@@ -93,6 +101,16 @@ pub enum Change {
         /// Which.
         files: Vec<FileId>,
     },
+    /// A merge: its output, if there is any, takes the place of its inputs, which stand next to each
+    /// other. Says no position on purpose: the list may have grown between the merge and its commit.
+    ReplaceTables {
+        /// Whose.
+        tablet: TabletId,
+        /// The inputs, newest first; at least one.
+        files: Vec<FileId>,
+        /// The output.
+        table: Option<TableRef>,
+    },
     /// Tables hold everything of the tablet up to here.
     Flushed {
         /// Whose.
@@ -133,6 +151,21 @@ pub struct Edit {
 }
 
 const SKIPPABLE: u8 = 1;
+const KIND_MAX: u8 = 10;
+
+/// A payload that can't be read, though its checksum is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// It ends inside a change.
+    #[error("a change is cut short")]
+    Cut,
+    /// A kind that must be understood, and is not.
+    #[error("a change of kind {0}, which only a newer version knows")]
+    Unknown(u8),
+    /// Fields that can't be.
+    #[error("a change of kind {0} does not parse")]
+    Invalid(u8),
+}
 
 #[derive(Default)]
 struct Writer {
@@ -247,6 +280,19 @@ impl TableRef {
 }
 
 impl Change {
+    /// The tablet that it is about.
+    pub(super) fn tablet(&self) -> Option<TabletId> {
+        match self {
+            Change::Tablet(tablet) => Some(tablet.id),
+            Change::AddTable { tablet, .. }
+            | Change::RemoveTables { tablet, .. }
+            | Change::ReplaceTables { tablet, .. }
+            | Change::Flushed { tablet, .. }
+            | Change::LogsDone { tablet, .. } => Some(*tablet),
+            Change::Store(_) | Change::Log { .. } | Change::Pin { .. } | Change::Unpin { .. } => None,
+        }
+    }
+
     fn kind(&self) -> u8 {
         match self {
             Change::Store(_) => 1,
@@ -258,6 +304,7 @@ impl Change {
             Change::LogsDone { .. } => 7,
             Change::Pin { .. } => 8,
             Change::Unpin { .. } => 9,
+            Change::ReplaceTables { .. } => 10,
         }
     }
 
@@ -283,6 +330,12 @@ impl Change {
             }
             Change::RemoveTables { tablet, files } => {
                 out.u32(tablet.0).list(files.iter().map(|file| file.0));
+            }
+            Change::ReplaceTables { tablet, files, table } => {
+                out.u32(tablet.0).list(files.iter().map(|file| file.0)).u8(u8::from(table.is_some()));
+                if let Some(table) = table {
+                    table.encode(out);
+                }
             }
             Change::Flushed { tablet, index, term } => {
                 out.u32(tablet.0).u64(index.0).u64(*term);
@@ -341,6 +394,15 @@ impl Change {
             7 => Change::LogsDone { tablet: TabletId(from.u32()?), oldest: LogId(from.u64()?) },
             8 => Change::Pin { file: FileId(from.u64()?), holder: from.u64()? },
             9 => Change::Unpin { file: FileId(from.u64()?), holder: from.u64()? },
+            10 => Change::ReplaceTables {
+                tablet: TabletId(from.u32()?),
+                files: from.list()?.into_iter().map(FileId).collect(),
+                table: match from.u8()? {
+                    0 => None,
+                    1 => Some(TableRef::decode(from)?),
+                    _ => return None,
+                },
+            },
             _ => return None,
         })
     }
@@ -359,22 +421,28 @@ impl Edit {
         out.out
     }
 
-    /// Reads a payload whose checksum was verified. `Err` says what can't be read.
-    pub fn decode(payload: &[u8]) -> Result<Edit, String> {
+    /// Reads a payload whose checksum was verified.
+    pub fn decode(payload: &[u8]) -> Result<Edit, EditError> {
         let mut from = Reader { rest: payload };
         let mut changes = Vec::new();
         while !from.rest.is_empty() {
-            let short = || "a change is cut short".to_owned();
-            let kind = from.u8().ok_or_else(short)?;
-            let flags = from.u8().ok_or_else(short)?;
-            from.u16().ok_or_else(short)?;
-            let len = from.u32().ok_or_else(short)? as usize;
-            let mut body = Reader { rest: from.slice(len).ok_or_else(short)? };
+            let kind = from.u8().ok_or(EditError::Cut)?;
+            let flags = from.u8().ok_or(EditError::Cut)?;
+            let zero = from.u16().ok_or(EditError::Cut)?;
+            let len = from.u32().ok_or(EditError::Cut)? as usize;
+            let mut body = Reader { rest: from.slice(len).ok_or(EditError::Cut)? };
+            if kind > KIND_MAX && flags & SKIPPABLE != 0 {
+                continue;
+            }
+            if kind == 0 || zero != 0 || flags & !SKIPPABLE != 0 {
+                return Err(EditError::Invalid(kind));
+            }
+            if kind > KIND_MAX {
+                return Err(EditError::Unknown(kind));
+            }
             match Change::decode_body(kind, &mut body) {
-                Some(change) => changes.push(change),
-                None if kind > 9 && flags & SKIPPABLE != 0 => {}
-                None if kind > 9 => return Err(format!("change of kind {kind}, of a newer version")),
-                None => return Err(format!("change of kind {kind} does not parse")),
+                Some(change) if body.rest.is_empty() => changes.push(change),
+                _ => return Err(EditError::Invalid(kind)),
             }
         }
         Ok(Edit { changes })
@@ -392,7 +460,7 @@ mod tests {
         assert_eq!(Edit::decode(&payload).unwrap().changes.len(), 1);
         let at = payload.len() - 9;
         payload[at] = 0;
-        assert!(Edit::decode(&payload).unwrap_err().contains("newer"));
+        assert_eq!(Edit::decode(&payload), Err(EditError::Unknown(77)));
         for len in 1..16 {
             assert!(Edit::decode(&payload[..len]).is_err(), "{len}");
         }

@@ -19,8 +19,15 @@
 //! change: kind u8, flags u8 (1 = may be skipped if unknown), zero u16, length u32, body (see `edit`)
 //! ```
 //!
-//! One block is in flight at a time. So a bad block is *torn*, and cut, if no valid one follows; it is
-//! *damage* if one does.
+//! Torn, damaged, stale:
+//! - One block is in flight at a time, and files are never recycled. So a bad block is *torn*, and cut, if
+//!   no whole block of this file follows; it is *damage* if one does.
+//! - A whole block that is not the next one (another file's, another number, another chain) was put there
+//!   by something else than a crash: damage.
+//! - The first block was synced before anything named the file, so it is never torn.
+//!
+//! Every later version keeps the lengths of `CURRENT`'s fields and of the block header, their magic, their
+//! version at byte 8, and their checksums: that is how an old build knows a new file from a damaged one.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -29,8 +36,13 @@ use crate::base::{PAGE_SIZE, crc32c};
 
 /// Version of the format.
 pub const VERSION: u32 = 1;
+/// Highest feature level that this build reads.
+pub const FEATURE_LEVEL: u32 = 0;
 /// Bytes before a block's payload.
 pub const BLOCK_HEADER_BYTES: usize = size_of::<BlockHeader>();
+/// Longest payload. Far beyond any snapshot that could be kept in memory, and its length fits the header
+/// with the block rounded up.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 30;
 /// Name of the file that names the generation.
 pub const CURRENT: &str = "CURRENT";
 /// Directory of the manifest files.
@@ -138,13 +150,18 @@ impl FileKey {
             shard: numbers.next()?.parse().ok()?,
             part: numbers.next()?.parse().ok()?,
         };
-        numbers.next().is_none().then_some(key)
+        // Only names that this code writes: `+1-2-3` parses too, but its path would be another file's.
+        (key.path() == format!("{DIR}/{name}")).then_some(key)
     }
 }
 
 /// Writes a block's header and checksums around a payload that stands behind the header's place already.
 /// Returns the header's crc.
+///
+/// # Panics
+/// If the payload is longer than [`PAYLOAD_BYTES_MAX`], or than the block.
 pub fn seal_block(key: FileKey, seq: u32, prev_crc: u32, payload_len: usize, block: &mut [u8]) -> u32 {
+    assert!(payload_len <= PAYLOAD_BYTES_MAX, "the caller refuses longer payloads");
     let mut header = BlockHeader {
         magic: BLOCK_MAGIC,
         version: VERSION.into(),
@@ -168,6 +185,9 @@ pub fn seal_block(key: FileKey, seq: u32, prev_crc: u32, payload_len: usize, blo
 pub enum Parsed<'a> {
     /// A whole block.
     Block(BlockHeader, &'a [u8]),
+    /// A whole header, but not the payload that it promises; its checksum as computed, or `None` if the
+    /// file ends before it does.
+    Damaged(BlockHeader, Option<u32>),
     /// A whole header of a later version.
     Newer(u32),
     /// Nothing whole.
@@ -184,8 +204,23 @@ pub fn parse_block(bytes: &[u8]) -> Parsed<'_> {
         return Parsed::Newer(header.version.get());
     }
     match rest.get(..header.payload_len.get() as usize) {
-        Some(payload) if crc32c(payload) == header.payload_crc.get() => Parsed::Block(*header, payload),
-        _ => Parsed::Nothing,
+        Some(payload) => match crc32c(payload) {
+            crc if crc == header.payload_crc.get() => Parsed::Block(*header, payload),
+            crc => Parsed::Damaged(*header, Some(crc)),
+        },
+        None => Parsed::Damaged(*header, None),
+    }
+}
+
+impl BlockHeader {
+    /// The file that it says it belongs to.
+    pub fn key(&self) -> FileKey {
+        FileKey { generation: self.generation.get(), shard: self.shard.get(), part: self.part.get() }
+    }
+
+    /// Checksum that the payload should have.
+    pub fn payload_crc(&self) -> u32 {
+        self.payload_crc.get()
     }
 }
 

@@ -7,22 +7,34 @@
 //!
 //! Invariants:
 //! - An edit that was acknowledged is found by the next start; one that was not is there wholly or not.
-//! - A failed write is final: later commits are refused with the first cause.
+//! - A failed write is final: later commits are refused with the first cause. Such an edit *may* be found by
+//!   the next start, so nothing that it names may be removed ([`ManifestError::is_undecided`]).
 //! - Space is reserved ahead, so a full disk is met *before* an edit is begun, and can be waited out.
+//! - A tablet's tables are in the order of their LSNs, newest first, and no two overlap.
+//! - The tablets of a generation cover every slot once.
 //!
 //! Clips of table references (left by splits) are stored and returned; applying them is the reader's
-//! part, and no table has one until tablets split.
+//! part, and no table has one until tablets split. Pins are stored, returned and keep a file among the live
+//! ones; nothing sets one yet.
 
 mod edit;
 pub mod format;
+mod inspect;
+mod install;
 mod log;
+mod read;
 mod state;
 
 #[cfg(test)]
 mod tests;
 
-pub use edit::{Change, Clip, Edit, TableRef};
-pub use log::{InspectedEdit, ShardManifest, inspect_manifest, install, load};
+pub use edit::{Change, Clip, Edit, EditError, TableRef};
+pub use inspect::{
+    InspectedEdit, Inspection, Item, ItemState, inspect_current, inspect_file, inspect_manifest,
+};
+pub use install::install;
+pub use log::ShardManifest;
+pub use read::load;
 pub use state::{LogMeta, State, Store, TabletState};
 
 use std::rc::Rc;
@@ -36,7 +48,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// No space for more edits; nothing was written, and it may be tried again.
-    #[error("no space to extend {path}: {source}")]
+    #[error("no space to extend {path} ({source}); free some, and it goes on by itself")]
     Full {
         /// The manifest file.
         path: String,
@@ -55,6 +67,16 @@ pub enum ManifestError {
         /// How.
         what: String,
     },
+    /// Whole files that do not fit each other.
+    #[error(
+        "the files of manifest generation {generation} contradict each other ({what}); restore CURRENT and manifest/ together from one copy"
+    )]
+    Inconsistent {
+        /// Which generation.
+        generation: u64,
+        /// How.
+        what: String,
+    },
     /// A file that `CURRENT` names is not there.
     #[error("{path} is missing, though CURRENT names its generation; restore it from a copy")]
     Missing {
@@ -63,16 +85,65 @@ pub enum ManifestError {
     },
     /// A later format.
     #[error(
-        "{path} was written by a newer version (format {found}, this build reads {}); start it with that version",
-        format::VERSION
+        "{path} was written by a newer version (format {found}, this build reads {supported}); start it with that version"
     )]
-    Newer {
+    NewerFormat {
         /// The file.
         path: String,
         /// What it says.
         found: u32,
+        /// What this build reads.
+        supported: u32,
+    },
+    /// A store that uses features which this build does not have.
+    #[error(
+        "{path} uses features of a newer version (level {found}, this build reads {supported}); start it with that version"
+    )]
+    NewerFeatures {
+        /// The file.
+        path: String,
+        /// What it says.
+        found: u32,
+        /// What this build reads.
+        supported: u32,
+    },
+    /// A change that must be understood, and is not.
+    #[error(
+        "{path}: the edit at byte {offset} makes a change of kind {kind}, which only a newer version knows; start it with that version"
+    )]
+    NewerChange {
+        /// The file.
+        path: String,
+        /// Where the edit stands.
+        offset: u64,
+        /// What it says.
+        kind: u8,
+    },
+    /// More than a block can hold.
+    #[error("{path}: an edit of {bytes} bytes is more than the {} that fit", format::PAYLOAD_BYTES_MAX)]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A commit was dropped before it had ended.
+    #[error("{path}: an edit was abandoned half-way, so it may or may not be there; restart")]
+    Abandoned {
+        /// The file.
+        path: String,
     },
     /// An earlier commit failed.
-    #[error("the manifest takes no more edits since an earlier write failed: {0}")]
+    #[error(
+        "the manifest takes no more edits since an earlier write failed: {0}; check the disk, then restart"
+    )]
     Failed(Rc<ManifestError>),
+}
+
+impl ManifestError {
+    /// Whether the edit that got this error may still be found by the next start. Then the files that it
+    /// names must stay, the added ones as well as the removed ones.
+    pub fn is_undecided(&self) -> bool {
+        !matches!(self, ManifestError::Full { .. } | ManifestError::TooLarge { .. })
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::edit::{Change, TableRef};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, TabletId};
-use crate::slot::SlotRange;
+use crate::slot::{SLOT_COUNT, SlotRange};
 
 /// Facts of the whole store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +72,17 @@ pub struct State {
     pub logs: BTreeMap<LogId, LogMeta>,
     /// Tablets.
     pub tablets: BTreeMap<TabletId, TabletState>,
+    /// Files that must stay though no tablet may refer to them, and for whom (reserved).
+    pub pins: BTreeSet<(FileId, u64)>,
 }
 
 impl State {
+    /// No tablets, no logs.
+    pub(super) fn empty(store: Store, generation: u64, shards: u32) -> State {
+        let (logs, tablets, pins) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        State { store, generation, shards, logs, tablets, pins }
+    }
+
     /// A new store's: `tablets` tablets of even size, none of them placed or flushed.
     pub fn create(cluster: u128, hash_seed: u64, tablets: u16) -> State {
         let store = Store { cluster, node: 1, hash_seed, feature_level: 0, next_log: 1 };
@@ -100,15 +108,49 @@ impl State {
                 (TabletId(id), tablet)
             })
             .collect();
-        State { store, generation: 0, shards: 0, logs: BTreeMap::new(), tablets }
+        State { tablets, ..State::empty(store, 0, 0) }
     }
 
-    /// The part of one shard.
+    /// The part of one shard. Store and logs are in each; pins, which some shard must end, in the first.
     #[must_use]
     pub fn of_shard(&self, shard: u32) -> State {
-        let mut part = self.clone();
-        part.tablets.retain(|_, tablet| tablet.shard == shard);
+        let mut part = State::empty(self.store, self.generation, self.shards);
+        part.logs.clone_from(&self.logs);
+        let mine = self.tablets.values().filter(|tablet| tablet.shard == shard);
+        part.tablets = mine.map(|tablet| (tablet.id, tablet.clone())).collect();
+        if shard == 0 {
+            part.pins.clone_from(&self.pins);
+        }
         part
+    }
+
+    /// Whether all of it fits together: `Err` says what does not. For a whole state, not a shard's part.
+    pub fn check(&self) -> Result<(), String> {
+        let mut next_slot = 0;
+        let mut tablets: Vec<&TabletState> = self.tablets.values().collect();
+        tablets.sort_by_key(|tablet| tablet.slots.first());
+        for tablet in tablets {
+            let (id, slots) = (tablet.id, tablet.slots);
+            if slots.first() != next_slot {
+                return Err(format!("slot {next_slot} should begin a tablet, but tablet {id} has {slots}"));
+            }
+            next_slot = slots.last() + 1;
+            if tablet.shard >= self.shards {
+                return Err(format!("tablet {id} is on shard {} of {}", tablet.shard, self.shards));
+            }
+            if let Some(log) = tablet.logs.iter().find(|log| !self.logs.contains_key(log)) {
+                return Err(format!("tablet {id} needs log {log}, which is not listed"));
+            }
+        }
+        if next_slot != SLOT_COUNT {
+            return Err(format!("slots from {next_slot} on are in no tablet"));
+        }
+        match self.logs.last_key_value() {
+            Some((log, _)) if log.0 >= self.store.next_log => {
+                Err(format!("log {log} exists, but the next one is {}", self.store.next_log))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The changes that build this state from nothing.
@@ -121,6 +163,7 @@ impl State {
                 changes.push(Change::AddTable { tablet: tablet.id, position, table: table.clone() });
             }
         }
+        changes.extend(self.pins.iter().map(|(file, holder)| Change::Pin { file: *file, holder: *holder }));
         changes
     }
 
@@ -132,25 +175,30 @@ impl State {
                 self.logs.insert(*log, LogMeta { end: *end });
             }
             Change::Tablet(tablet) => {
-                self.tablets.insert(tablet.id, tablet.clone());
+                let tables = self.tablets.remove(&tablet.id).map_or(Vec::new(), |known| known.tables);
+                self.tablets.insert(tablet.id, TabletState { tables, ..tablet.clone() });
             }
             Change::AddTable { tablet, position, table } => {
-                let tablet = self.tablet(*tablet)?;
-                if tablet.tables.iter().any(|known| known.file == table.file) {
-                    return Err(format!("table {} is added twice", table.file));
-                }
-                let position = *position as usize;
-                if position > tablet.tables.len() {
-                    return Err(format!("table {} is added at place {position}", table.file));
-                }
-                tablet.tables.insert(position, table.clone());
+                self.tablet(*tablet)?.insert(*position as usize, table)?;
             }
             Change::RemoveTables { tablet, files } => {
                 let tablet = self.tablet(*tablet)?;
                 for file in files {
-                    let at = tablet.tables.iter().position(|table| table.file == *file);
-                    let at = at.ok_or_else(|| format!("table {file} is removed, but not there"))?;
+                    let at = tablet.place_of(*file)?;
                     tablet.tables.remove(at);
+                }
+            }
+            Change::ReplaceTables { tablet, files, table } => {
+                let tablet = self.tablet(*tablet)?;
+                let first = files.first().ok_or("a merge of no tables")?;
+                let at = tablet.place_of(*first)?;
+                let inputs = tablet.tables.get(at..at + files.len()).unwrap_or_default();
+                if !inputs.iter().map(|input| input.file).eq(files.iter().copied()) {
+                    return Err(format!("the tables merged with {first} are not next to it"));
+                }
+                tablet.tables.drain(at..at + files.len());
+                if let Some(table) = table {
+                    tablet.insert(at, table)?;
                 }
             }
             Change::Flushed { tablet, index, term } => {
@@ -166,7 +214,14 @@ impl State {
             Change::LogsDone { tablet, oldest } => {
                 self.tablet(*tablet)?.logs.retain(|log| log >= oldest);
             }
-            Change::Pin { .. } | Change::Unpin { .. } => {}
+            Change::Pin { file, holder } => {
+                self.pins.insert((*file, *holder));
+            }
+            Change::Unpin { file, holder } => {
+                if !self.pins.remove(&(*file, *holder)) {
+                    return Err(format!("table {file} is not pinned for {holder}"));
+                }
+            }
         }
         Ok(())
     }
@@ -175,13 +230,79 @@ impl State {
         self.tablets.get_mut(&id).ok_or_else(|| format!("tablet {id} is unknown"))
     }
 
-    /// Files of all live tables.
+    /// The part of this state that `changes` read or write, to try them on.
+    pub(super) fn touched_by(&self, changes: &[Change]) -> State {
+        let mut part = State::empty(self.store, self.generation, self.shards);
+        part.logs.clone_from(&self.logs);
+        part.pins.clone_from(&self.pins);
+        for id in changes.iter().filter_map(Change::tablet) {
+            if let Some(tablet) = self.tablets.get(&id) {
+                part.tablets.entry(id).or_insert_with(|| tablet.clone());
+            }
+        }
+        part
+    }
+
+    /// Takes over a part made by [`State::touched_by`].
+    pub(super) fn take_over(&mut self, part: State) {
+        self.store = part.store;
+        self.logs = part.logs;
+        self.pins = part.pins;
+        self.tablets.extend(part.tablets);
+    }
+
+    /// A tablet's tables, newest first.
+    pub fn tables(&self, tablet: TabletId) -> &[TableRef] {
+        self.tablets.get(&tablet).map_or(&[], |tablet| &tablet.tables)
+    }
+
+    /// Up to where tables hold everything of a tablet.
+    pub fn flushed(&self, tablet: TabletId) -> EntryIndex {
+        self.tablets.get(&tablet).map_or(EntryIndex::ZERO, |tablet| tablet.flushed)
+    }
+
+    /// Files of all live tables, and pinned ones: what is not among them may be removed.
     pub fn live_files(&self) -> BTreeSet<FileId> {
-        self.tablets.values().flat_map(|tablet| &tablet.tables).map(|table| table.file).collect()
+        let live = self.tablets.values().flat_map(|tablet| &tablet.tables).map(|table| table.file);
+        live.chain(self.pins.iter().map(|(file, _)| *file)).collect()
     }
 
     /// Logs that some tablet needs.
     pub fn needed_logs(&self) -> BTreeSet<LogId> {
         self.tablets.values().flat_map(|tablet| &tablet.logs).copied().collect()
+    }
+
+    /// Logs that are listed, though no tablet needs them any more. Of a whole state: a shard's part does
+    /// not know what the tablets of the others need.
+    pub fn removable_logs(&self) -> BTreeSet<LogId> {
+        let needed = self.needed_logs();
+        self.logs.keys().filter(|log| !needed.contains(log)).copied().collect()
+    }
+}
+
+impl TabletState {
+    fn place_of(&self, file: FileId) -> Result<usize, String> {
+        let at = self.tables.iter().position(|table| table.file == file);
+        at.ok_or_else(|| format!("table {file} is to go from tablet {}, but is not there", self.id))
+    }
+
+    /// A table's place follows from its LSNs; a wrong one would let old values hide new ones.
+    fn insert(&mut self, at: usize, table: &TableRef) -> Result<(), String> {
+        let file = table.file;
+        if self.tables.iter().any(|known| known.file == file) {
+            return Err(format!("table {file} is added to tablet {} twice", self.id));
+        }
+        if at > self.tables.len() {
+            return Err(format!("table {file} is added to tablet {} at place {at}", self.id));
+        }
+        let newer = at.checked_sub(1).and_then(|newer| self.tables.get(newer));
+        let is_ordered = newer.is_none_or(|newer| newer.min_lsn > table.max_lsn)
+            && self.tables.get(at).is_none_or(|older| older.max_lsn < table.min_lsn)
+            && table.min_lsn <= table.max_lsn;
+        if !is_ordered {
+            return Err(format!("table {file} is out of order at place {at} of tablet {}", self.id));
+        }
+        self.tables.insert(at, table.clone());
+        Ok(())
     }
 }

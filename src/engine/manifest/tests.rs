@@ -1,14 +1,24 @@
 //! The manifest on the simulated disk.
 
-use super::format::{CURRENT, FileKey};
+mod crash;
+
+use std::rc::Rc;
+
+use super::format::{CURRENT, Current, FileKey};
 use super::*;
-use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, PAGE_SIZE, TabletId};
+use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, PAGE_SIZE, TabletId, crc32c};
+use crate::disk::Disk;
 use crate::disk::sim::SimDisk;
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 use crate::slot::SlotRange;
 
-fn table(file: u64) -> TableRef {
+fn table(number: u64) -> TableRef {
+    spanning(number, number, number)
+}
+
+/// A table with the LSNs of entries `first` to `last`.
+fn spanning(file: u64, first: u64, last: u64) -> TableRef {
     TableRef {
         file: FileId(file),
         level: 3,
@@ -16,8 +26,8 @@ fn table(file: u64) -> TableRef {
         entries: 7,
         tombstones: 1,
         expiring: 2,
-        min_lsn: Lsn(5),
-        max_lsn: Lsn(9),
+        min_lsn: Lsn::new(EntryIndex(first), 0),
+        max_lsn: Lsn::new(EntryIndex(last), 9),
         smallest: b"a".as_slice().into(),
         largest: b"z".as_slice().into(),
         clip: Some(Clip {
@@ -30,16 +40,25 @@ fn table(file: u64) -> TableRef {
 
 fn state(shards: u32) -> State {
     let mut state = State::create(0x1234_5678_9ABC, 42, 16);
+    state.store.next_log = 3;
     state.generation = 1;
-    state.shards = shards;
-    for tablet in state.tablets.values_mut() {
-        tablet.shard = tablet.id.0 % shards;
-    }
     state.logs.insert(LogId(1), LogMeta { end: Some(BlockSeq(17)) });
     state.logs.insert(LogId(2), LogMeta { end: None });
-    state
+    for tablet in state.tablets.values_mut() {
+        tablet.logs = vec![LogId(1), LogId(2)];
+    }
+    state.pins.insert((FileId(99), 5));
+    next_generation(&state, 1, shards)
 }
 
+fn next_generation(before: &State, generation: u64, shards: u32) -> State {
+    let mut next = before.clone();
+    (next.generation, next.shards) = (generation, shards);
+    next.tablets.values_mut().for_each(|tablet| tablet.shard = tablet.id.0 % shards);
+    next
+}
+
+/// Names two tablets of shard 0, for two shards as for one.
 fn edit(number: u64) -> Edit {
     let tablet = TabletId(0);
     let mut changes = vec![
@@ -50,7 +69,20 @@ fn edit(number: u64) -> Edit {
     if number > 3 {
         changes.push(Change::RemoveTables { tablet, files: vec![FileId(number - 3)] });
     }
+    if number == 2 {
+        changes.push(Change::LogsDone { tablet, oldest: LogId(2) });
+    }
     Edit { changes }
+}
+
+fn with(state: &State, edit: &Edit) -> State {
+    let mut after = state.clone();
+    edit.changes.iter().for_each(|change| after.apply(change).unwrap());
+    after
+}
+
+fn manifests(disk: &SimDisk) -> Vec<String> {
+    disk.paths().into_iter().filter(|path| path != CURRENT).collect()
 }
 
 #[test]
@@ -64,79 +96,59 @@ fn everything_comes_back_from_every_shard() {
         let mut expected = state(2);
         for number in 1..=5 {
             manifest.commit(edit(number)).await.unwrap();
-            edit(number).changes.iter().for_each(|change| expected.apply(change).unwrap());
+            expected = with(&expected, &edit(number));
         }
         assert_eq!(load(&env).await.unwrap().as_ref(), Some(&expected));
-        assert_eq!(manifest.state().tablets[&TabletId(0)].tables.len(), 3);
+        let files: Vec<u64> = manifest.state().tables(TabletId(0)).iter().map(|table| table.file.0).collect();
+        assert_eq!(files, [5, 4, 3], "newest first");
+        assert_eq!(manifest.state().flushed(TabletId(2)), EntryIndex(5));
+        assert!(expected.live_files().contains(&FileId(99)), "a pinned file is live");
         manifest.close().await.unwrap();
         // Another number of shards is another generation.
-        let mut next = expected.clone();
-        (next.generation, next.shards) = (2, 3);
-        next.tablets.values_mut().for_each(|tablet| tablet.shard = tablet.id.0 % 3);
+        let next = next_generation(&expected, 2, 3);
         install(&env, &next).await.unwrap();
         assert_eq!(load(&env).await.unwrap(), Some(next));
         assert!(env.disk().paths().iter().all(|path| !path.contains("00000001-")), "the old one is gone");
     });
 }
 
-/// Creates, commits, installs a second generation; returns how many commits were acknowledged and
-/// whether the second generation was.
-async fn history(env: SimEnv, progress: std::rc::Rc<std::cell::Cell<(bool, u64, bool)>>) {
-    let Ok(()) = install(&env, &state(2)).await else { return };
-    progress.set((true, 0, false));
-    let manifest = ShardManifest::open(&env, 1, 2, 0).await.unwrap();
-    for number in 1..=6 {
-        manifest.commit(edit(number)).await.unwrap();
-        progress.set((true, number, false));
+#[test]
+fn logs_are_removable_once_no_tablet_needs_them() {
+    let mut state = state(2);
+    assert!(state.removable_logs().is_empty());
+    for id in 0..16 {
+        assert!(state.needed_logs().contains(&LogId(1)));
+        state.apply(&Change::LogsDone { tablet: TabletId(id), oldest: LogId(2) }).unwrap();
     }
-    let mut next = load(&env).await.unwrap().unwrap();
-    (next.generation, next.shards) = (2, 1);
-    next.tablets.values_mut().for_each(|tablet| tablet.shard = 0);
-    install(&env, &next).await.unwrap();
-    progress.set((true, 6, true));
+    assert_eq!(state.removable_logs().into_iter().collect::<Vec<_>>(), [LogId(1)]);
+    assert_eq!(state.needed_logs().into_iter().collect::<Vec<_>>(), [LogId(2)]);
 }
 
 #[test]
-fn a_crash_anywhere_leaves_the_state_before_or_after_and_no_acknowledged_edit_is_lost() {
-    let run = |seed: u64, crash_at: u64| {
-        let (world, env) = SimEnv::fresh(seed);
-        env.disk().crash_at(crash_at);
-        let progress = std::rc::Rc::new(std::cell::Cell::new((false, 0, false)));
-        world.run(futures_lite::future::or(history(env.clone(), progress.clone()), async {
-            while !env.disk().is_down() {
-                env.sleep(std::time::Duration::from_micros(50)).await;
-            }
-        }));
-        (env, progress.get())
-    };
-    let (env, done) = run(1, u64::MAX);
-    assert_eq!(done, (true, 6, true));
-    for crash_at in 1..=env.disk().operations() {
-        for (seed, keep) in [(1, 50), (2, 10), (3, 90)] {
-            let (env, (installed, acked, switched)) = run(seed, crash_at);
-            let world = SimWorld::new(seed);
-            let disk = env.disk().crash(&world, &mut fastrand::Rng::with_seed(crash_at * 7 + seed), keep);
-            let env = SimEnv::new(&world, disk);
-            let found =
-                world.run(load(&env)).unwrap_or_else(|e| panic!("crash at {crash_at}, seed {seed}: {e}"));
-            let Some(found) = found else {
-                assert!(!installed, "crash at {crash_at}, seed {seed}");
-                continue;
-            };
-            let flushed = found.tablets[&TabletId(0)].flushed.0;
-            assert!(
-                flushed == acked || flushed == acked + 1,
-                "crash at {crash_at}: {flushed}, {acked} acked"
-            );
-            assert_eq!(found.tablets[&TabletId(2)].flushed.0, flushed, "an edit is atomic over tablets");
-            assert!(!switched || found.generation == 2);
-            // The next start works on what is there, leftovers included.
-            let mut next = found.clone();
-            next.generation += 1;
-            world.run(install(&env, &next)).unwrap();
-            assert_eq!(world.run(load(&env)).unwrap(), Some(next));
-        }
+fn leftovers_of_every_kind_are_ignored_and_then_removed() {
+    let (world, env, path) = with_edits(1);
+    let bytes = env.disk().peek(&path).unwrap();
+    let foreign = ["manifest/notes.txt", "manifest/+1-0-0.manifest", "manifest/1-2.manifest"];
+    let leftovers = [
+        "CURRENT.tmp".to_owned(),
+        format!("{}.tmp", FileKey { generation: 1, shard: 0, part: 7 }.path()),
+        FileKey { generation: 2, shard: 0, part: 0 }.path(),
+        FileKey { generation: 0, shard: 3, part: 1 }.path(),
+    ];
+    for leftover in leftovers.iter().map(String::as_str).chain(foreign) {
+        env.disk().poke(leftover, bytes[..PAGE_SIZE].to_vec());
     }
+    let found = world.run(load(&env)).unwrap().unwrap();
+    assert_eq!(found.flushed(TabletId(0)), EntryIndex(3));
+    let next = next_generation(&found, 2, 1);
+    world.run(install(&env, &next)).unwrap();
+    assert_eq!(world.run(load(&env)).unwrap(), Some(next));
+    let paths = env.disk().paths();
+    assert!(
+        leftovers.iter().all(|path| path.contains("00000002-0000") || !paths.contains(path)),
+        "{paths:?}"
+    );
+    assert!(foreign.iter().all(|path| paths.contains(&(*path).to_owned())), "what is not ours stays");
 }
 
 fn with_edits(seed: u64) -> (SimWorld, SimEnv, String) {
@@ -157,63 +169,361 @@ fn flip(disk: &SimDisk, path: &str, at: usize) {
     disk.poke(path, bytes);
 }
 
+/// Offsets of the blocks of a whole file.
+fn offsets(disk: &SimDisk, path: &str) -> Vec<usize> {
+    let (_, edits) = inspect_manifest(&path["manifest/".len()..], &disk.peek(path).unwrap()).unwrap();
+    edits.iter().map(|edit| edit.offset as usize).collect()
+}
+
 #[test]
 fn a_torn_last_edit_is_cut_and_damage_before_it_is_refused() {
+    let (_, env, path) = with_edits(1);
+    let offsets = offsets(env.disk(), &path);
+    assert_eq!(offsets.len(), 4);
+    for (block, offset) in offsets.iter().enumerate() {
+        // In the header, and in the payload.
+        for at in [offset + 20, offset + 70] {
+            let (world, env, path) = with_edits(1);
+            flip(env.disk(), &path, at);
+            match world.run(load(&env)) {
+                Ok(found) => {
+                    assert_eq!(block, 3, "only the last may be torn");
+                    assert_eq!(found.unwrap().flushed(TabletId(0)), EntryIndex(2));
+                }
+                Err(error) => {
+                    assert!(block < 3);
+                    let is_there =
+                        matches!(&error, ManifestError::Corrupt { offset: o, .. } if *o == *offset as u64);
+                    assert!(is_there && error.to_string().contains(&path), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_an_edit_in_the_middle_is_found() {
     let (world, env, path) = with_edits(1);
-    let bytes = env.disk().peek(&path).unwrap();
-    let (_, edits) = inspect_manifest(path.strip_prefix("manifest/").unwrap(), &bytes).unwrap();
-    let last = edits.last().unwrap().offset as usize;
-    flip(env.disk(), &path, last + 70);
-    let found = world.run(load(&env)).unwrap().unwrap();
-    assert_eq!(found.tablets[&TabletId(0)].flushed, EntryIndex(2));
+    let offsets = offsets(env.disk(), &path);
+    let payload = u32::from_le_bytes(
+        env.disk().peek(&path).unwrap()[offsets[1] + 32..offsets[1] + 36].try_into().unwrap(),
+    );
+    let whole = env.disk().peek(&path).unwrap();
+    for bit in 0..(56 + payload as usize) * 8 {
+        let mut bytes = whole.clone();
+        bytes[offsets[1] + bit / 8] ^= 1 << (bit % 8);
+        env.disk().poke(&path, bytes);
+        let error = world.run(load(&env)).unwrap_err();
+        assert!(matches!(error, ManifestError::Corrupt { .. }), "bit {bit}: {error}");
+    }
+}
+
+#[test]
+fn whole_blocks_in_the_wrong_place_are_refused() {
     let (world, env, path) = with_edits(1);
-    flip(env.disk(), &path, last - PAGE_SIZE + 70);
-    let error = world.run(load(&env)).unwrap_err();
-    assert!(matches!(&error, ManifestError::Corrupt { offset, .. } if *offset == (last - PAGE_SIZE) as u64));
-    assert!(error.to_string().contains(&path), "{error}");
+    let whole = env.disk().peek(&path).unwrap();
+    let at = offsets(env.disk(), &path);
+    // The last edit missing and an older one in its place; an edit twice; a block of another file.
+    let other = FileKey { generation: 1, shard: 1, part: 0 };
+    let mut foreign = whole[at[1]..at[2]].to_vec();
+    let len = u32::from_le_bytes(foreign[32..36].try_into().unwrap()) as usize;
+    format::seal_block(other, 4, 0, len, &mut foreign);
+    for (block, name) in [(&whole[at[1]..at[2]], "edit 2 stands where"), (&foreign, "-0001-0000.manifest")] {
+        let mut bytes = whole.clone();
+        bytes[at[3]..at[3] + block.len()].copy_from_slice(block);
+        env.disk().poke(&path, bytes);
+        let error = world.run(load(&env)).unwrap_err();
+        let is_there = matches!(&error, ManifestError::Corrupt { offset, .. } if *offset == at[3] as u64);
+        assert!(is_there && error.to_string().contains(name), "{error}");
+    }
+}
+
+fn newer_block(bytes: &mut [u8]) {
+    bytes[8] = 9;
+    let crc = crc32c(&bytes[..52]);
+    bytes[52..56].copy_from_slice(&crc.to_le_bytes());
 }
 
 #[test]
 fn newer_missing_and_damaged_files_are_told_apart() {
     let (world, env, path) = with_edits(2);
-    let mut page = env.disk().peek(CURRENT).unwrap();
-    page[8] = 9;
-    let crc = crate::base::crc32c(&page[..24]);
-    page[24..28].copy_from_slice(&crc.to_le_bytes());
     let old = env.disk().peek(CURRENT).unwrap();
+    let mut page = old.clone();
+    page[8] = 9;
+    let crc = crc32c(&page[..24]);
+    page[24..28].copy_from_slice(&crc.to_le_bytes());
     env.disk().poke(CURRENT, page);
-    assert!(matches!(world.run(load(&env)), Err(ManifestError::Newer { found: 9, .. })));
+    let error = world.run(load(&env)).unwrap_err();
+    assert!(matches!(&error, ManifestError::NewerFormat { path, found: 9, supported: 1 } if path == CURRENT));
     env.disk().poke(CURRENT, vec![1; PAGE_SIZE]);
     assert!(matches!(world.run(load(&env)), Err(ManifestError::Corrupt { .. })));
+    env.disk().poke(CURRENT, Vec::new());
+    assert!(matches!(world.run(load(&env)), Err(ManifestError::Corrupt { .. })));
     env.disk().poke(CURRENT, old);
-    world.run(async { crate::disk::Disk::remove(env.disk(), &path).await.unwrap() });
+
+    let whole = env.disk().peek(&path).unwrap();
+    for at in offsets(env.disk(), &path) {
+        let mut bytes = whole.clone();
+        newer_block(&mut bytes[at..]);
+        env.disk().poke(&path, bytes);
+        let error = world.run(load(&env)).unwrap_err();
+        let is_newer =
+            matches!(&error, ManifestError::NewerFormat { path: p, found: 9, supported: 1 } if *p == path);
+        assert!(is_newer, "{error}");
+    }
+    world.run(async { env.disk().remove(&path).await.unwrap() });
+    let error = world.run(load(&env)).unwrap_err();
+    assert!(matches!(&error, ManifestError::Missing { path: p } if *p == path), "{error}");
+    // And with the whole directory gone.
+    let world = SimWorld::new(1);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    let mut page = vec![0; PAGE_SIZE];
+    Current { generation: 1, shards: 1 }.encode(&mut page);
+    env.disk().poke(CURRENT, page);
     assert!(matches!(world.run(load(&env)), Err(ManifestError::Missing { .. })));
 }
 
 #[test]
-fn a_full_disk_is_met_before_an_edit_is_begun_and_a_failed_write_is_final() {
+fn features_and_changes_of_newer_versions_are_refused_as_such() {
+    let (world, env, path) = with_edits(2);
+    let key = FileKey { generation: 1, shard: 0, part: 0 };
+    let mut newer = state(1);
+    newer.store.feature_level = 7;
+    let (block, crc) = install::encode_block(key, 1, 0, &Edit { changes: newer.snapshot() }).unwrap();
+    env.disk().poke(&path, block);
+    let error = world.run(load(&env)).unwrap_err();
+    assert!(matches!(error, ManifestError::NewerFeatures { found: 7, supported: 0, .. }), "{error}");
+
+    let snapshot = Edit { changes: state(1).snapshot() };
+    let (mut bytes, last) = install::encode_block(key, 1, 0, &snapshot).unwrap();
+    assert_ne!(crc, last);
+    let at = bytes.len();
+    bytes.resize(at + PAGE_SIZE, 0);
+    bytes[at + 56..at + 64].copy_from_slice(&[200, 0, 0, 0, 0, 0, 0, 0]);
+    format::seal_block(key, 2, last, 8, &mut bytes[at..]);
+    env.disk().poke(&path, bytes);
+    let error = world.run(load(&env)).unwrap_err();
+    assert!(
+        matches!(&error, ManifestError::NewerChange { offset, kind: 200, .. } if *offset == at as u64),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_generation_that_contradicts_itself_is_refused() {
+    type Spoil = fn(&mut State);
+    let spoil: [(Spoil, &str); 5] = [
+        (|s| s.tablets.retain(|id, _| id.0 != 5), "should begin a tablet"),
+        (|s| s.tablets.retain(|id, _| id.0 != 15), "in no tablet"),
+        (|s| s.tablets.get_mut(&TabletId(3)).unwrap().slots = SlotRange::ALL, "should begin a tablet"),
+        (|s| s.tablets.get_mut(&TabletId(3)).unwrap().logs.push(LogId(77)), "not listed"),
+        (|s| s.store.next_log = 1, "the next one is 1"),
+    ];
+    for (spoil, expected) in spoil {
+        let (world, env, path) = with_edits(2);
+        let mut bad = state(1);
+        spoil(&mut bad);
+        let key = FileKey { generation: 1, shard: 0, part: 0 };
+        let (block, _) = install::encode_block(key, 1, 0, &Edit { changes: bad.snapshot() }).unwrap();
+        env.disk().poke(&path, block);
+        let error = world.run(load(&env)).unwrap_err();
+        assert!(matches!(error, ManifestError::Inconsistent { generation: 1, .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn of_two_owners_the_one_with_the_higher_epoch_counts() {
+    let (world, env) = SimEnv::fresh(7);
+    world.run(install(&env, &state(2))).unwrap();
+    let mut both = state(2).of_shard(1);
+    let mut moved = state(2).tablets[&TabletId(0)].clone();
+    (moved.shard, moved.epoch, moved.flushed) = (1, 2, EntryIndex(8));
+    both.tablets.insert(moved.id, moved.clone());
+    let key = FileKey { generation: 1, shard: 1, part: 0 };
+    let poke = |state: &State| {
+        let (block, _) = install::encode_block(key, 1, 0, &Edit { changes: state.snapshot() }).unwrap();
+        env.disk().poke(&key.path(), block);
+    };
+    poke(&both);
+    assert_eq!(world.run(load(&env)).unwrap().unwrap().tablets[&TabletId(0)], moved);
+    both.tablets.get_mut(&TabletId(0)).unwrap().epoch = 1;
+    poke(&both);
+    assert!(matches!(world.run(load(&env)), Err(ManifestError::Inconsistent { .. })));
+}
+
+#[test]
+fn a_full_disk_is_met_before_an_edit_is_begun() {
     let (world, env) = SimEnv::fresh(3);
     world.run(async {
         install(&env, &state(1)).await.unwrap();
         let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
-        env.disk().set_capacity(0);
-        let mut acked = 0;
-        let refused = loop {
-            match manifest.commit(edit(acked + 1)).await {
-                Ok(()) => acked += 1,
-                Err(error) => break error,
+        // Wherever in a step the disk fills up, some edits still go.
+        for round in 1..=20 {
+            let before = manifest.state().flushed(TabletId(0)).0;
+            let mut acked = before;
+            env.disk().set_capacity(0);
+            let refused = loop {
+                match manifest.commit(edit(acked + 1)).await {
+                    Ok(()) => acked += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(refused, ManifestError::Full { .. }), "{refused}");
+            assert!(!refused.is_undecided() && manifest.failed().is_none());
+            assert!(acked - before >= 7, "round {round}: only {} edits had room", acked - before);
+            let contents = env.disk().peek(&FileKey { generation: 1, shard: 0, part: 0 }.path());
+            let refused = manifest.commit(edit(acked + 1)).await.unwrap_err();
+            assert!(matches!(refused, ManifestError::Full { .. }), "{refused}");
+            assert_eq!(
+                contents,
+                env.disk().peek(&FileKey { generation: 1, shard: 0, part: 0 }.path()),
+                "nothing was written"
+            );
+            env.disk().set_capacity(u64::MAX);
+            for number in acked + 1..=acked + round {
+                manifest.commit(edit(number)).await.unwrap();
             }
-        };
-        assert!(matches!(refused, ManifestError::Full { .. }));
-        assert!(acked > 3, "space was reserved ahead");
-        env.disk().set_capacity(u64::MAX);
-        manifest.commit(edit(acked + 1)).await.unwrap();
-        env.disk().fail("dsync", "manifest/", 0, libc::EIO, true);
-        assert!(matches!(manifest.commit(edit(acked + 2)).await, Err(ManifestError::Failed(_))));
-        assert!(matches!(manifest.commit(edit(acked + 2)).await, Err(ManifestError::Failed(_))));
-        let found = load(&env).await.unwrap().unwrap();
-        assert!(found.tablets[&TabletId(0)].flushed.0 > acked);
+            assert_eq!(load(&env).await.unwrap().as_ref(), Some(&*manifest.state()));
+        }
     });
+}
+
+#[test]
+fn a_failed_write_is_final_for_those_who_wait_as_well() {
+    let (world, env) = SimEnv::fresh(3);
+    world.run(async {
+        install(&env, &state(1)).await.unwrap();
+        let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
+        manifest.commit(edit(1)).await.unwrap();
+        env.disk().fail("dsync", "manifest/", 0, libc::EIO, true);
+        let (a, b) = futures_lite::future::zip(manifest.commit(edit(2)), manifest.commit(edit(2))).await;
+        let first = manifest.failed().unwrap();
+        for error in [a.unwrap_err(), b.unwrap_err(), manifest.commit(edit(3)).await.unwrap_err()] {
+            assert!(error.is_undecided());
+            assert!(matches!(&error, ManifestError::Failed(cause) if Rc::ptr_eq(cause, &first)), "{error}");
+            assert!(error.to_string().contains("Input/output error"), "{error}");
+        }
+        assert_eq!(manifest.state().flushed(TabletId(0)), EntryIndex(1));
+        let found = load(&env).await.unwrap().unwrap();
+        assert!((1..=2).contains(&found.flushed(TabletId(0)).0), "undecided");
+    });
+}
+
+#[test]
+fn a_commit_that_is_dropped_half_way_leaves_the_manifest_failed_and_not_locked() {
+    let (world, env) = SimEnv::fresh(3);
+    world.run(async {
+        install(&env, &state(1)).await.unwrap();
+        let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
+        let given_up = futures_lite::future::or(
+            async { Some(manifest.commit(edit(1)).await) },
+            async {
+                env.yield_now().await;
+                None
+            },
+        );
+        assert!(given_up.await.is_none());
+        let error = manifest.commit(edit(1)).await.unwrap_err();
+        assert!(matches!(&error, ManifestError::Failed(cause) if matches!(**cause, ManifestError::Abandoned { .. })));
+    });
+}
+
+#[test]
+fn concurrent_commits_queue_and_all_of_them_last() {
+    for seed in 0..20 {
+        let (world, env) = SimEnv::fresh(seed);
+        world.run(async {
+            install(&env, &state(1)).await.unwrap();
+            let manifest = Rc::new(ShardManifest::open(&env, 1, 1, 0).await.unwrap());
+            manifest.rotate_above(PAGE_SIZE as u64);
+            let gate = crate::env::Gate::new();
+            for id in 0..16 {
+                let (manifest, guard) = (manifest.clone(), gate.enter());
+                env.spawn(crate::env::Queue::Flush, async move {
+                    for index in 1..=4 {
+                        let flushed =
+                            Change::Flushed { tablet: TabletId(id), index: EntryIndex(index), term: 1 };
+                        manifest.commit(Edit { changes: vec![flushed] }).await.unwrap();
+                    }
+                    drop(guard);
+                });
+            }
+            gate.empty().await;
+            let found = load(&env).await.unwrap().unwrap();
+            assert!(found.tablets.values().all(|tablet| tablet.flushed == EntryIndex(4)), "seed {seed}");
+            assert_eq!(found, *manifest.state());
+        });
+    }
+}
+
+/// A merge names no position. It did once: computed before its commit had its turn, while the edit of a
+/// flush was on its way. After the next start the merge's output stood in front of that flush's table, and
+/// its old values hid the new ones.
+#[test]
+fn a_merge_stays_behind_tables_that_came_meanwhile() {
+    let (world, env) = SimEnv::fresh(1);
+    world.run(async {
+        install(&env, &state(1)).await.unwrap();
+        let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
+        for number in 1..=3 {
+            manifest.commit(edit(number)).await.unwrap();
+        }
+        let tablet = TabletId(0);
+        let merge = |table| Edit {
+            changes: vec![Change::ReplaceTables { tablet, files: vec![FileId(3), FileId(2)], table }],
+        };
+        let flush = Edit { changes: vec![Change::AddTable { tablet, position: 0, table: table(9) }] };
+        let merged = merge(Some(spanning(50, 2, 3)));
+        let (a, b) = futures_lite::future::zip(manifest.commit(flush), manifest.commit(merged)).await;
+        a.unwrap();
+        b.unwrap();
+        let found = load(&env).await.unwrap().unwrap();
+        let files: Vec<u64> = found.tables(tablet).iter().map(|table| table.file.0).collect();
+        assert_eq!(files, [9, 50, 1]);
+        let nothing = Change::ReplaceTables { tablet, files: vec![FileId(50), FileId(1)], table: None };
+        manifest.commit(Edit { changes: vec![nothing] }).await.unwrap();
+        let found = load(&env).await.unwrap().unwrap();
+        assert_eq!(found.tables(tablet).len(), 1);
+    });
+}
+
+#[test]
+fn changes_that_do_not_fit_are_refused() {
+    let tablet = TabletId(0);
+    let state = with(&with(&state(1), &edit(1)), &edit(3));
+    let add = |position, table| Change::AddTable { tablet, position, table };
+    let replace = |files: &[u64], table| Change::ReplaceTables {
+        tablet,
+        files: files.iter().copied().map(FileId).collect(),
+        table,
+    };
+    let unfit = [
+        add(0, table(2)),                       // older than what stands behind it
+        add(1, table(4)),                       // newer than what stands before it
+        add(1, spanning(7, 2, 3)),              // overlaps
+        add(3, table(0)),                       // leaves a gap
+        add(0, table(3)),                       // twice
+        add(0, spanning(9, 9, 8)),              // ends before it begins
+        replace(&[], None),                     // of nothing
+        replace(&[1, 3], None),                 // in the wrong order
+        replace(&[1, 0], None),                 // beyond the end
+        replace(&[3], Some(spanning(9, 1, 2))), // overlaps what stays
+        Change::RemoveTables { tablet, files: vec![FileId(2)] },
+        Change::Flushed { tablet, index: EntryIndex(2), term: 1 },
+        Change::Flushed { tablet: TabletId(99), index: EntryIndex(2), term: 1 },
+        Change::Unpin { file: FileId(99), holder: 6 },
+    ];
+    for change in unfit {
+        assert!(state.clone().apply(&change).is_err(), "{change}");
+    }
+    let mut state = state;
+    state.apply(&add(1, table(2))).unwrap();
+    let mut moved = state.tablets[&tablet].clone();
+    moved.epoch += 1;
+    moved.tables.clear();
+    state.apply(&Change::Tablet(moved)).unwrap();
+    assert_eq!(state.tables(tablet).len(), 3, "a new description of a tablet keeps its tables");
 }
 
 #[test]
@@ -225,15 +535,95 @@ fn a_long_file_is_rewritten_and_nothing_is_lost() {
         for number in 1..=600 {
             manifest.commit(edit(number)).await.unwrap();
         }
-        let manifests = env.disk().paths().into_iter().filter(|path| path.starts_with("manifest/"));
-        let manifests: Vec<_> = manifests.collect();
+        let manifests = manifests(env.disk());
         assert_eq!(manifests.len(), 1, "{manifests:?}");
         assert!(!manifests[0].contains("-0000.manifest"), "it was rewritten");
+        assert!(env.disk().peek(&manifests[0]).unwrap().len() < 2 << 20);
         let found = load(&env).await.unwrap().unwrap();
-        assert_eq!(found.tablets[&TabletId(0)].flushed, EntryIndex(600));
-        assert_eq!(found, {
-            let s = manifest.state().clone();
-            s
-        });
+        assert_eq!(found.flushed(TabletId(0)), EntryIndex(600));
+        assert_eq!(found, *manifest.state());
     });
+}
+
+#[test]
+fn on_a_full_disk_the_old_file_goes_on() {
+    for operation in ["write", "rename"] {
+        let (world, env) = SimEnv::fresh(4);
+        world.run(async {
+            install(&env, &state(1)).await.unwrap();
+            let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
+            manifest.rotate_above(PAGE_SIZE as u64);
+            env.disk().fail(operation, ".tmp", 0, libc::ENOSPC, false);
+            for number in 1..=8 {
+                manifest.commit(edit(number)).await.unwrap();
+                let found = load(&env).await.unwrap().unwrap();
+                assert_eq!(found, *manifest.state());
+                assert_eq!(manifests(env.disk()).len(), 1, "the attempt leaves nothing");
+            }
+            env.disk().heal();
+            for number in 9..=20 {
+                manifest.commit(edit(number)).await.unwrap();
+            }
+            assert!(!manifests(env.disk())[0].contains("-0000.manifest"), "it was rewritten after all");
+        });
+    }
+}
+
+#[test]
+fn a_snapshot_longer_than_one_transfer_comes_back() {
+    let (world, env) = SimEnv::fresh(5);
+    let mut long = state(2);
+    for (number, tablet) in (0u64..).zip(long.tablets.values_mut()) {
+        for age in 1..=3 {
+            let key = |byte: u8| vec![byte; 60_000].into_boxed_slice();
+            let (smallest, largest) = (key(1), key(number as u8 + 2));
+            tablet.tables.insert(0, TableRef { smallest, largest, ..table(number * 10 + age) });
+        }
+    }
+    world.run(install(&env, &long)).unwrap();
+    assert!(env.disk().peek(&FileKey { generation: 1, shard: 0, part: 0 }.path()).unwrap().len() > 2 << 20);
+    assert_eq!(world.run(load(&env)).unwrap(), Some(long));
+}
+
+#[test]
+fn a_tool_reads_on_behind_damage() {
+    let (_, env, path) = with_edits(1);
+    let name = &path["manifest/".len()..];
+    let whole = env.disk().peek(&path).unwrap();
+    let at = offsets(env.disk(), &path);
+    let good = inspect_file(name, &whole);
+    assert!(good.verdict.is_ok() && good.items.len() == 4);
+    assert!(good.items.iter().all(|item| item.state == ItemState::Good && item.edit.is_some()));
+    assert!(good.items[3].to_string().contains("flushed 3 (term 1)"), "{}", good.items[3]);
+    assert_eq!(good.blank_bytes, (whole.len() - at[3] - PAGE_SIZE) as u64);
+
+    let mut bytes = whole.clone();
+    bytes[at[1] + 70] ^= 1;
+    bytes[at[2] + 3] ^= 1;
+    let bad = inspect_file(name, &bytes);
+    let is_damaged = matches!(bad.items[1].state, ItemState::PayloadDamaged { found: Some(_), .. });
+    assert!(is_damaged && bad.items[1].seq == Some(2), "{}", bad.items[1]);
+    assert_eq!(bad.items[2].state, ItemState::NoBlock);
+    assert!(matches!(bad.items[3].state, ItemState::Misplaced(_)), "{}", bad.items[3]);
+    assert!(bad.items[3].edit.is_some(), "what follows the damage is shown");
+    assert!(bad.verdict.unwrap_err().contains(&format!("byte {}", at[1])));
+
+    // A file of another name, one that is cut, and bytes that are anything.
+    assert_eq!(inspect_file("copy.bin", &whole).key, good.key);
+    let cut = inspect_file(name, &whole[..at[2] + 100]);
+    assert!(matches!(cut.items[2].state, ItemState::PayloadDamaged { found: None, .. }));
+    assert!(inspect_file("x", &[7; 3 * PAGE_SIZE]).items.len() == 1);
+    assert!(inspect_file("x", &[]).verdict.is_err());
+    let seed = 11;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for _ in 0..300 {
+        let mut bytes = whole[..at[3] + PAGE_SIZE].to_vec();
+        for _ in 0..rng.usize(1..40) {
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+        }
+        bytes.truncate(rng.usize(..=bytes.len()));
+        let inspection = inspect_file(name, &bytes);
+        inspection.items.iter().for_each(|item| assert!(!item.to_string().is_empty(), "seed {seed}"));
+    }
 }
