@@ -25,10 +25,31 @@ impl Weighter<Key, Rc<Block>> for ByBytes {
     }
 }
 
+/// A block that is being read.
+#[derive(Default)]
+struct Flight {
+    block: RefCell<Option<Rc<Block>>>,
+    landed: Notify,
+}
+
 /// A shard's block cache.
 pub struct BlockCache {
     cache: RefCell<Cache<Key, Rc<Block>, ByBytes>>,
-    reading: RefCell<HashMap<Key, Notify>>,
+    reading: RefCell<HashMap<Key, Rc<Flight>>>,
+}
+
+/// Ends a flight, whether the read came to its end or its future was dropped: those who wait must not wait
+/// for ever.
+struct Landing<'a> {
+    cache: &'a BlockCache,
+    key: Key,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let flight = self.cache.reading.borrow_mut().remove(&self.key);
+        flight.expect("a flight is ended by whoever began it").landed.notify();
+    }
 }
 
 impl BlockCache {
@@ -49,26 +70,28 @@ impl BlockCache {
         self.cache.borrow().weight()
     }
 
-    /// A block from here or from disk. Whoever asks for a block that is being read waits for that read.
+    /// A block from here or from disk. Whoever asks for a block that is being read waits for that read, and
+    /// reads it himself only if that one failed.
     pub async fn read<E: Env>(&self, table: &Table<E>, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
         let key = (table.file(), handle.offset);
-        let waiting = self.reading.borrow().get(&key).map(Notify::notified);
-        if let Some(done) = waiting {
-            done.await;
-            if let Some(block) = self.get(key.0, key.1) {
+        loop {
+            // The flight's own result, since a block too large for the cache never gets into it.
+            let flight = self.reading.borrow().get(&key).cloned();
+            let Some(flight) = flight else { break };
+            flight.landed.notified().await;
+            if let Some(block) = flight.block.borrow().clone() {
                 return Ok(block);
             }
-            // It failed, or was evicted at once: read it ourselves, without making others wait.
-            return table.read_block(handle).await;
         }
-        self.reading.borrow_mut().insert(key, Notify::new());
-        let block = table.read_block(handle).await;
-        if let Ok(block) = &block {
-            self.cache.borrow_mut().insert(key, block.clone());
+        if let Some(block) = self.get(key.0, key.1) {
+            return Ok(block);
         }
-        if let Some(done) = self.reading.borrow_mut().remove(&key) {
-            done.notify();
-        }
-        block
+        let flight = Rc::new(Flight::default());
+        self.reading.borrow_mut().insert(key, flight.clone());
+        let _landing = Landing { cache: self, key };
+        let block = table.read_block(handle).await?;
+        self.cache.borrow_mut().insert(key, block.clone());
+        *flight.block.borrow_mut() = Some(block.clone());
+        Ok(block)
     }
 }

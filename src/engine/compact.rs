@@ -1,6 +1,7 @@
 //! Drives compaction: asks the picker about each tablet, runs the job, installs the result. Removes files
 //! that nothing refers to any more, and watches free space.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,11 +29,11 @@ impl<E: Env> Engine<E> {
             if self.is_stopping.get() {
                 return;
             }
-            let Some((local, count)) = self.pick() else {
+            let Some((local, range)) = self.pick() else {
                 next.await;
                 continue;
             };
-            let Err(error) = self.compact(local, count).await else { continue };
+            let Err(error) = self.compact(local, range).await else { continue };
             tracing::error!(tablet = self.tablets[local].id.0, "merging tables failed: {error}");
             Metrics::add(&self.metrics.compaction_failures, 1);
             if is_full(&error) {
@@ -43,23 +44,24 @@ impl<E: Env> Engine<E> {
         }
     }
 
-    /// The tablet with the most tables to merge, and how many.
-    fn pick(&self) -> Option<(usize, usize)> {
+    /// The tablet with the most tables to merge, and which.
+    fn pick(&self) -> Option<(usize, Range<usize>)> {
         let candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
         candidates
             .filter_map(|(local, tablet)| {
-                let sizes: Vec<u64> = tablet.tables.borrow().iter().map(|table| table.meta().bytes).collect();
-                compaction::pick(&sizes, self.options.compaction_fan).map(|count| (local, count))
+                let runs: Vec<_> =
+                    tablet.tables.borrow().iter().map(|table| compaction::Run::from(table.meta())).collect();
+                compaction::pick(&runs, self.options.compaction_fan).map(|range| (local, range))
             })
-            .max_by_key(|(_, count)| *count)
+            .max_by_key(|(_, range)| range.len())
     }
 
-    async fn compact(&self, local: usize, count: usize) -> Result<(), EngineError> {
+    async fn compact(&self, local: usize, range: Range<usize>) -> Result<(), EngineError> {
         let started = self.env.now();
         let tablet = &self.tablets[local];
         let tables = tablet.tables.borrow().clone();
-        let inputs = &tables[..count];
-        let is_last = count == tables.len();
+        let is_last = range.end == tables.len();
+        let inputs = &tables[range];
         let bytes_in: u64 = inputs.iter().map(|table| table.meta().bytes).sum();
         let file = self.next_file();
         let hash = |key: &[u8]| self.hash(key);
@@ -80,7 +82,14 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.compaction_bytes_in, bytes_in);
         Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);
         Metrics::add(&self.metrics.compaction_micros, micros);
-        tracing::info!(tablet = tablet.id.0, tables = count, bytes_in, bytes_out, micros, "merged tables");
+        tracing::info!(
+            tablet = tablet.id.0,
+            tables = inputs.len(),
+            bytes_in,
+            bytes_out,
+            micros,
+            "merged tables"
+        );
         Ok(())
     }
 

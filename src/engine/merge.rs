@@ -1,59 +1,179 @@
-//! Merge of sorted tables, newest first: each key once, with its newest version.
+//! Merge of sorted sources, newest first: each key once, with its newest version.
+
+use std::future::Future;
 
 use super::sstable::{TableError, TableIter};
 use crate::base::Entry;
 use crate::env::Env;
 
-/// Merges tables. With the few inputs that a compaction has, a linear search for the smallest key beats a
-/// heap.
-pub struct MergeIter<E: Env> {
-    /// Newest first.
-    sources: Vec<TableIter<E>>,
-    smallest: Option<usize>,
+/// Entries in ascending order of keys, versions of one key newest first.
+pub trait Source {
+    /// The entry it stands on; `None` at the end.
+    fn current(&self) -> Option<(&[u8], Entry<'_>)>;
+
+    /// Moves to the next entry. May suspend.
+    fn advance(&mut self) -> impl Future<Output = Result<(), TableError>>;
 }
 
-impl<E: Env> MergeIter<E> {
+impl<E: Env> Source for TableIter<E> {
+    fn current(&self) -> Option<(&[u8], Entry<'_>)> {
+        TableIter::current(self)
+    }
+
+    async fn advance(&mut self) -> Result<(), TableError> {
+        TableIter::advance(self).await
+    }
+}
+
+/// A sorted iterator in memory, as a memtable's.
+pub struct MemorySource<'a, I> {
+    rest: I,
+    current: Option<(&'a [u8], Entry<'a>)>,
+}
+
+impl<'a, I: Iterator<Item = (&'a [u8], Entry<'a>)>> MemorySource<'a, I> {
+    /// Stands on the first entry of `iter`.
+    pub fn new(mut iter: I) -> MemorySource<'a, I> {
+        let current = iter.next();
+        MemorySource { rest: iter, current }
+    }
+}
+
+impl<'a, I: Iterator<Item = (&'a [u8], Entry<'a>)>> Source for MemorySource<'a, I> {
+    fn current(&self) -> Option<(&[u8], Entry<'_>)> {
+        self.current
+    }
+
+    async fn advance(&mut self) -> Result<(), TableError> {
+        self.current = self.rest.next();
+        Ok(())
+    }
+}
+
+/// One of two kinds of sources, so that memtables and tables go into one merge.
+pub enum Either<A, B> {
+    /// The one kind.
+    Left(A),
+    /// The other.
+    Right(B),
+}
+
+impl<A: Source, B: Source> Source for Either<A, B> {
+    fn current(&self) -> Option<(&[u8], Entry<'_>)> {
+        match self {
+            Either::Left(source) => source.current(),
+            Either::Right(source) => source.current(),
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), TableError> {
+        match self {
+            Either::Left(source) => source.advance().await,
+            Either::Right(source) => source.advance().await,
+        }
+    }
+}
+
+/// Merges sources. Those not at their end are kept in the order of the keys they stand on: the one that
+/// moved most often stays in front, which takes one comparison, and its new place is never further than
+/// log2 comparisons away.
+pub struct MergeIter<S> {
+    /// Newest first.
+    sources: Vec<S>,
+    /// Sources by (key, age), the least last.
+    order: Vec<usize>,
+    /// The key that is being left.
+    key: Vec<u8>,
+}
+
+impl<S: Source> MergeIter<S> {
     /// Stands on the first key.
-    pub fn new(sources: Vec<TableIter<E>>) -> MergeIter<E> {
-        let mut merge = MergeIter { sources, smallest: None };
-        merge.pick();
+    pub fn new(sources: Vec<S>) -> MergeIter<S> {
+        let mut merge = MergeIter { order: Vec::with_capacity(sources.len()), sources, key: Vec::new() };
+        (0..merge.sources.len()).for_each(|number| merge.enlist(number));
         merge
     }
 
-    fn pick(&mut self) {
-        let mut smallest: Option<(usize, &[u8])> = None;
-        for (number, source) in self.sources.iter().enumerate() {
-            let Some((key, _)) = source.current() else { continue };
-            // On equal keys the newer source, which comes first, stays.
-            if smallest.is_none_or(|(_, least)| key < least) {
-                smallest = Some((number, key));
-            }
+    /// Puts a source into its place, unless it is at its end.
+    fn enlist(&mut self, number: usize) {
+        let Some((key, _)) = self.sources[number].current() else { return };
+        let is_before = |other: usize| {
+            let other_key = self.sources[other].current().map(|(key, _)| key);
+            // On equal keys the newer source, which comes first, is the lesser.
+            (Some(key), number) < (other_key, other)
+        };
+        if self.order.last().is_none_or(|least| is_before(*least)) {
+            self.order.push(number);
+        } else {
+            let at = self.order.partition_point(|other| is_before(*other));
+            self.order.insert(at, number);
         }
-        self.smallest = smallest.map(|(number, _)| number);
     }
 
     /// The entry it stands on; `None` at the end.
     pub fn current(&self) -> Option<(&[u8], Entry<'_>)> {
-        self.sources[self.smallest?].current()
+        self.sources[*self.order.last()?].current()
     }
 
-    /// Moves past the current key in all sources. Suspends when blocks must be read.
+    /// Moves past all versions of the current key in all sources. Suspends when blocks must be read. After
+    /// an error it is of no further use.
     pub async fn advance(&mut self) -> Result<(), TableError> {
-        let Some(smallest) = self.smallest else { return Ok(()) };
-        let Some((key, _)) = self.sources[smallest].current() else { return Ok(()) };
-        let same: u64 = self
-            .sources
-            .iter()
-            .enumerate()
-            .filter(|(_, source)| source.current().is_some_and(|(other, _)| other == key))
-            .fold(0, |same, (number, _)| same | 1 << number);
-        assert!(self.sources.len() <= 64, "a merge has a bounded number of inputs");
-        for (number, source) in self.sources.iter_mut().enumerate() {
-            if same & 1 << number != 0 {
-                source.advance().await?;
+        let mut left = std::mem::take(&mut self.key);
+        left.clear();
+        let Some((key, _)) = self.current() else { return Ok(()) };
+        left.extend_from_slice(key);
+        while self.current().is_some_and(|(key, _)| key == left) {
+            let Some(number) = self.order.pop() else { break };
+            while self.sources[number].current().is_some_and(|(key, _)| key == left) {
+                self.sources[number].advance().await?;
             }
+            self.enlist(number);
         }
-        self.pick();
+        self.key = left;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::base::{Lsn, OpKind};
+
+    #[test]
+    fn each_key_comes_once_with_its_newest_version() {
+        for seed in 0..200 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut model = BTreeMap::new();
+            let mut lsn = 0;
+            // Oldest first here; several versions of a key within one source as well.
+            let mut runs: Vec<BTreeMap<(Vec<u8>, u64), ()>> = Vec::new();
+            for _ in 0..rng.usize(1..20) {
+                let mut run = BTreeMap::new();
+                for _ in 0..rng.usize(..40) {
+                    lsn += 1;
+                    let key = vec![rng.u8(..30); rng.usize(1..3)];
+                    run.insert((key.clone(), u64::MAX - lsn), ());
+                    model.insert(key, lsn);
+                }
+                runs.insert(0, run);
+            }
+            let sources = runs.iter().map(|run| {
+                MemorySource::new(run.keys().map(|(key, inverse)| {
+                    let lsn = Lsn(u64::MAX - inverse);
+                    (&key[..], Entry { lsn, kind: OpKind::Put, expiry_ms: 0, value: &[][..] })
+                }))
+            });
+            let mut merge = MergeIter::new(sources.collect());
+            for (key, lsn) in &model {
+                let (found, entry) = merge.current().unwrap();
+                assert_eq!((found, entry.lsn.0), (&key[..], *lsn), "seed {seed}");
+                block_on(merge.advance()).unwrap();
+            }
+            assert!(merge.current().is_none());
+        }
     }
 }

@@ -2,3 +2,4 @@
 //! those who upgrade.
 
 mod manifest;
+mod sstable;

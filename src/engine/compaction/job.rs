@@ -58,7 +58,7 @@ pub async fn merge<E: Env>(
 /// Writes what survives. `false`: told to stop.
 async fn write<E: Env>(
     env: &E,
-    merge: &mut MergeIter<E>,
+    merge: &mut MergeIter<TableIter<E>>,
     builder: &mut TableBuilder<E>,
     is_last: bool,
     hash: impl Fn(&[u8]) -> u64,

@@ -4,4 +4,4 @@ mod job;
 mod picker;
 
 pub use job::{Merged, merge};
-pub use picker::{INPUTS_MAX, pick};
+pub use picker::{INPUTS_MAX, Run, pick};

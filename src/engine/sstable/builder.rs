@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::block::BlockBuilder;
 use super::filter::Filter;
-use super::format::{Footer, MAGIC, VERSION};
+use super::format::{Footer, MAGIC, VERSION, placed_crc};
 use super::index::Index;
 use super::{TableError, TableMeta};
 use crate::base::{Entry, FileId, Lsn, OpKind, PAGE_SIZE, TabletId, crc32c, page_align};
@@ -25,6 +25,8 @@ pub struct TableBuilder<E: Env> {
     pending: Vec<u8>,
     written: u64,
     last_key: Vec<u8>,
+    last_lsn: Lsn,
+    keys: u64,
     meta: TableMeta,
 }
 
@@ -48,6 +50,8 @@ impl<E: Env> TableBuilder<E> {
             pending: Vec::with_capacity(WRITE_BYTES + PAGE_SIZE),
             written: 0,
             last_key: Vec::new(),
+            last_lsn: Lsn::ZERO,
+            keys: 0,
             meta: TableMeta {
                 file,
                 tablet,
@@ -64,22 +68,30 @@ impl<E: Env> TableBuilder<E> {
         })
     }
 
-    /// Adds an entry; keys ascend. Suspends when enough is collected to be written.
+    /// Adds an entry; keys ascend, and versions of one key descend. Suspends when enough is collected to be
+    /// written.
     pub async fn add(&mut self, key: &[u8], hash: u64, entry: &Entry<'_>) -> Result<(), TableError> {
-        assert!(self.meta.entries == 0 || key > &self.last_key[..], "entries are added in the order of keys");
+        let is_first = self.meta.entries == 0;
+        let is_new_key = is_first || key != &self.last_key[..];
+        assert!(is_first || key >= &self.last_key[..], "entries are added in the order of keys");
+        assert!(is_new_key || entry.lsn < self.last_lsn, "versions of a key are added newest first");
         if !self.block.fits(key, entry) {
-            self.finish_block();
+            self.finish_block(Some(key));
             if self.pending.len() >= WRITE_BYTES {
                 self.write_pending().await?;
             }
         }
         self.block.add(key, hash, entry);
-        self.filter.insert(hash);
-        if self.meta.entries == 0 {
+        if is_new_key {
+            self.filter.insert(hash);
+            self.keys += 1;
+            self.last_key.clear();
+            self.last_key.extend_from_slice(key);
+        }
+        if is_first {
             self.meta.smallest = key.into();
         }
-        self.last_key.clear();
-        self.last_key.extend_from_slice(key);
+        self.last_lsn = entry.lsn;
         self.meta.entries += 1;
         self.meta.tombstones += u64::from(entry.kind == OpKind::Delete);
         self.meta.expiring += u64::from(entry.expiry_ms != 0);
@@ -93,10 +105,12 @@ impl<E: Env> TableBuilder<E> {
         self.meta.entries
     }
 
-    fn finish_block(&mut self) {
+    /// Ends the block; the next one, if there will be one, begins with `next_key`.
+    fn finish_block(&mut self, next_key: Option<&[u8]>) {
         let offset = self.written + self.pending.len() as u64;
+        assert_eq!(offset, self.index.end(), "blocks stand back to back");
         let len = self.block.finish(self.meta.file, offset, &mut self.pending);
-        self.index.push(offset, len, &self.last_key);
+        self.index.push(len, &self.last_key, next_key);
     }
 
     async fn write_pending(&mut self) -> Result<(), TableError> {
@@ -116,23 +130,38 @@ impl<E: Env> TableBuilder<E> {
     }
 
     /// Writes what is left, index, filter and footer; syncs and closes. The caller syncs the directory.
+    /// After an error no file stays, as far as that can be had from the disk.
     pub async fn finish(mut self) -> Result<TableMeta, TableError> {
         assert!(self.meta.entries > 0, "a table holds something");
+        match self.write_rest().await {
+            Ok(()) => {
+                self.file.close().await?;
+                Ok(self.meta)
+            }
+            Err(error) => {
+                self.abandon().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_rest(&mut self) -> Result<(), TableError> {
         if !self.block.is_empty() {
-            self.finish_block();
+            self.finish_block(None);
         }
         self.meta.largest = self.last_key.as_slice().into();
         self.write_pending().await?;
         let index_offset = self.written;
         self.pending =
             self.index.encode(self.meta.file, index_offset, &self.meta.smallest, &self.meta.largest);
-        let index_bytes = self.pending.len() as u64;
+        let index_len = self.pending.len();
+        let index_bytes = index_len as u64;
+        self.filter.fold_to(self.keys);
         let filter_offset = index_offset + index_bytes;
-        let filter = self.filter.bytes();
-        let filter_bytes = filter.len() as u64;
-        let filter_crc = crc32c(filter);
-        self.pending.extend_from_slice(filter);
+        let filter_bytes = self.filter.bytes().len() as u64;
+        self.pending.extend_from_slice(self.filter.bytes());
         self.pending.resize(page_align(self.pending.len()), 0);
+        let filter_crc = placed_crc(self.meta.file, filter_offset, &self.pending[index_len..]);
         let mut footer = Footer {
             magic: MAGIC,
             version: VERSION.into(),
@@ -158,8 +187,7 @@ impl<E: Env> TableBuilder<E> {
         self.write_pending().await?;
         self.meta.bytes = self.written;
         self.file.sync().await?;
-        self.file.close().await?;
-        Ok(self.meta)
+        Ok(())
     }
 
     /// Gives up: closes and removes the file. An orphan that stays is removed by the next start.

@@ -22,7 +22,7 @@ pub struct TableIter<E: Env> {
 }
 
 impl<E: Env> TableIter<E> {
-    /// Stands before the first entry not below `from`; [`TableIter::advance`] moves onto it.
+    /// Stands on the first entry not below `from`.
     pub async fn seek(table: &Rc<Table<E>>, from: &[u8]) -> Result<TableIter<E>, TableError> {
         let next_block = table.find_block(from).unwrap_or(table.blocks());
         let mut iter = TableIter {
@@ -36,7 +36,11 @@ impl<E: Env> TableIter<E> {
         iter.load().await?;
         if let Some(block) = &iter.block {
             iter.record = block.lower_bound(from);
-            assert!(iter.record < block.len(), "the index names a block that reaches `from`");
+            if iter.record == block.len() {
+                // `from` is between the last key of this block and its separator.
+                iter.record = 0;
+                iter.load().await?;
+            }
         }
         Ok(iter)
     }

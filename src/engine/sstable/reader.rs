@@ -6,10 +6,10 @@ use zerocopy::FromBytes;
 
 use super::block::Block;
 use super::filter::Filter;
-use super::format::{Footer, MAGIC, VERSION, check_part};
+use super::format::{Footer, MAGIC, VERSION, check_part, placed_crc};
 use super::index::{BlockHandle, Index};
 use super::{TableError, TableMeta};
-use crate::base::{FileId, Lsn, PAGE_SIZE, TabletId, crc32c, page_align};
+use crate::base::{FileId, Lsn, PAGE_SIZE, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 use crate::slot::SlotRange;
@@ -22,11 +22,10 @@ pub struct Table<E: Env> {
     filter: Filter,
 }
 
-/// What the parts of a file say, verified.
+/// What footer and index say, verified.
 pub(super) struct Parts {
     pub meta: TableMeta,
     pub index: Index,
-    pub filter: Filter,
 }
 
 fn corrupt(path: &str, part: &'static str, offset: u64, expected: String, found: String) -> TableError {
@@ -50,43 +49,39 @@ pub(super) fn check_footer(path: &str, page: &[u8], bytes: u64) -> Result<Footer
     }
     let index_end = footer.index_offset.get().checked_add(footer.index_bytes.get());
     let filter_end = footer.filter_offset.get().checked_add(footer.filter_bytes.get());
-    let is_sound = footer.index_bytes.get() >= PAGE_SIZE as u64
+    let page = PAGE_SIZE as u64;
+    let is_sound = footer.index_bytes.get() >= page
+        && footer.index_offset.get().is_multiple_of(page)
+        && footer.index_bytes.get().is_multiple_of(page)
+        && footer.filter_bytes.get() > 0
         && index_end == Some(footer.filter_offset.get())
-        && filter_end.is_some_and(|end| end <= offset);
+        && filter_end.is_some_and(|end| end.checked_next_multiple_of(page) == Some(offset));
     if !is_sound {
         return Err(bad("parts within the file".into(), "others".into()));
     }
     Ok(footer)
 }
 
-/// Verifies index and filter against the footer.
-pub(super) fn check_parts(
-    path: &str,
-    footer: &Footer,
-    index: &[u8],
-    filter: &[u8],
-    bytes: u64,
-) -> Result<Parts, TableError> {
+fn checksums(path: &str, part: &'static str, offset: u64, stored: u32, computed: u32) -> TableError {
+    corrupt(path, part, offset, format!("checksum {stored:08x}"), format!("{computed:08x}"))
+}
+
+/// Verifies the index part. `TableMeta` comes of footer and index together.
+pub(super) fn check_index(path: &str, footer: &Footer, part: &[u8], bytes: u64) -> Result<Parts, TableError> {
     let file = FileId(footer.file.get());
     let offset = footer.index_offset.get();
-    let (stored, computed) = check_part(file, offset, index);
+    let bad = |expected: &str| corrupt(path, "index", offset, expected.into(), "others".into());
+    let (stored, computed) = check_part(file, offset, part);
     if stored != computed {
-        let (expected, found) = (format!("checksum {stored:08x}"), format!("{computed:08x}"));
-        return Err(corrupt(path, "index", offset, expected, found));
+        return Err(checksums(path, "index", offset, stored, computed));
     }
-    let (smallest, largest, index) = Index::decode(index)
-        .ok_or_else(|| corrupt(path, "index", offset, "whole entries".into(), "others".into()))?;
-    let offset = footer.filter_offset.get();
-    let computed = crc32c(filter);
-    if footer.filter_crc.get() != computed {
-        let (expected, found) =
-            (format!("checksum {:08x}", footer.filter_crc.get()), format!("{computed:08x}"));
-        return Err(corrupt(path, "filter", offset, expected, found));
+    let (smallest, largest, index) = Index::decode(part).ok_or_else(|| bad("whole entries in order"))?;
+    if index.len() == 0 || index.end() != offset {
+        return Err(bad("blocks from the file's start to here"));
     }
-    let filter = Filter::from_bytes(filter)
-        .ok_or_else(|| corrupt(path, "filter", offset, "whole lines".into(), "others".into()))?;
-    let slots = SlotRange::new(footer.first_slot.get(), footer.last_slot.get())
-        .ok_or_else(|| corrupt(path, "footer", bytes, "a slot range".into(), "none".into()))?;
+    let slots = SlotRange::new(footer.first_slot.get(), footer.last_slot.get()).ok_or_else(|| {
+        corrupt(path, "footer", bytes - PAGE_SIZE as u64, "a slot range".into(), "none".into())
+    })?;
     let meta = TableMeta {
         file,
         tablet: TabletId(footer.tablet.get()),
@@ -100,7 +95,20 @@ pub(super) fn check_parts(
         smallest,
         largest,
     };
-    Ok(Parts { meta, index, filter })
+    Ok(Parts { meta, index })
+}
+
+/// Verifies the pages of the filter.
+pub(super) fn check_filter(path: &str, footer: &Footer, pages: &[u8]) -> Result<Filter, TableError> {
+    let offset = footer.filter_offset.get();
+    let computed = placed_crc(FileId(footer.file.get()), offset, pages);
+    if footer.filter_crc.get() != computed {
+        return Err(checksums(path, "filter", offset, footer.filter_crc.get(), computed));
+    }
+    usize::try_from(footer.filter_bytes.get())
+        .ok()
+        .and_then(|len| Filter::from_bytes(pages.get(..len)?))
+        .ok_or_else(|| corrupt(path, "filter", offset, "whole lines".into(), "others".into()))
 }
 
 impl<E: Env> Table<E> {
@@ -110,7 +118,7 @@ impl<E: Env> Table<E> {
         let options = OpenOptions { mode: OpenMode::Read, dsync: false };
         let disk_file = env.disk().open(&path, options).await?;
         match Self::read_parts(&disk_file, &path, file, tablet).await {
-            Ok(Parts { meta, index, filter }) => Ok(Table { meta, disk_file, index, filter }),
+            Ok((Parts { meta, index }, filter)) => Ok(Table { meta, disk_file, index, filter }),
             Err(error) => {
                 let _ = disk_file.close().await; // the first error is the one to report
                 Err(error)
@@ -123,21 +131,28 @@ impl<E: Env> Table<E> {
         path: &str,
         file: FileId,
         tablet: TabletId,
-    ) -> Result<Parts, TableError> {
+    ) -> Result<(Parts, Filter), TableError> {
         let bytes = disk_file.len();
-        if bytes < 3 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
-            return Err(corrupt(path, "file", 0, "three pages or more".into(), format!("{bytes} bytes")));
+        if bytes < 4 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
+            let expected = "whole pages, four or more".to_owned();
+            return Err(corrupt(path, "file", 0, expected, format!("{bytes} bytes")));
         }
-        let page = disk_file.read_at(bytes - PAGE_SIZE as u64, PAGE_SIZE).await?;
+        let footer_offset = bytes - PAGE_SIZE as u64;
+        let page = disk_file.read_at(footer_offset, PAGE_SIZE).await?;
         let footer = check_footer(path, &page, bytes)?;
+        drop(page);
         if footer.file.get() != file.0 || footer.tablet.get() != tablet.0 {
             let found = format!("file {} of tablet {}", FileId(footer.file.get()), footer.tablet.get());
-            return Err(corrupt(path, "footer", bytes, format!("file {file} of tablet {tablet}"), found));
+            let expected = format!("file {file} of tablet {tablet}");
+            return Err(corrupt(path, "footer", footer_offset, expected, found));
         }
-        let part = |bytes: u64| page_align(bytes as usize);
-        let index = disk_file.read_at(footer.index_offset.get(), part(footer.index_bytes.get())).await?;
-        let filter = disk_file.read_at(footer.filter_offset.get(), part(footer.filter_bytes.get())).await?;
-        check_parts(path, &footer, &index, &filter[..footer.filter_bytes.get() as usize], bytes)
+        // Both end within the file, which was checked, so they fit `usize` as well as the file does.
+        let read = async |offset: u64, end: u64| disk_file.read_at(offset, (end - offset) as usize).await;
+        let index = read(footer.index_offset.get(), footer.filter_offset.get()).await?;
+        let parts = check_index(path, &footer, &index, bytes)?;
+        drop(index);
+        let filter = read(footer.filter_offset.get(), footer_offset).await?;
+        Ok((parts, check_filter(path, &footer, &filter)?))
     }
 
     /// Its facts.
@@ -161,9 +176,9 @@ impl<E: Env> Table<E> {
         self.filter.may_contain(hash)
     }
 
-    /// The only block that may hold `key`.
+    /// The block that holds the newest version of `key`, if there is one.
     pub fn locate(&self, key: &[u8]) -> Option<BlockHandle> {
-        if key < &self.meta.smallest[..] {
+        if key < &self.meta.smallest[..] || key > &self.meta.largest[..] {
             return None;
         }
         self.index.find(key).map(|block| self.index.handle(block))
