@@ -1,7 +1,9 @@
 //! Append-only memory in chunks, addressed by 8-byte words in 32 bits: up to 32 GiB.
 
-/// Bytes of an ordinary chunk. A larger piece gets chunks' worth of address space of its own.
+/// Bytes of an ordinary chunk: small enough that freeing one is no stall.
 const CHUNK_BYTES: usize = 1 << 20;
+/// A larger piece gets a chunk of its own, so at most this much is left unused at a chunk's end.
+const PIECE_BYTES_MAX: usize = CHUNK_BYTES / 4;
 const WORD: usize = 8;
 const CHUNK_WORDS: u32 = (CHUNK_BYTES / WORD) as u32;
 
@@ -14,86 +16,126 @@ impl Place {
     pub const NONE: Place = Place(0);
 }
 
-/// Memory that is only freed as a whole.
+/// Memory that is only freed as a whole. Chunks are filled by appending, so nothing is zeroed first.
 #[derive(Default)]
 pub struct Arena {
     /// Chunk `i` covers words from `i · CHUNK_WORDS`. A large piece's chunk is followed by empty ones.
-    chunks: Vec<Box<[u8]>>,
-    used: usize,
+    chunks: Vec<Vec<u8>>,
     /// The ordinary chunk that is being filled.
-    current: Option<usize>,
+    current: usize,
     bytes: usize,
 }
 
 impl Arena {
-    /// Space for `len` bytes.
+    /// Appends the concatenation of `parts` as one piece.
     ///
     /// # Panics
     /// Beyond 32 GiB; the memory budget is far below.
-    pub fn alloc(&mut self, len: usize) -> Place {
-        let len = len.next_multiple_of(WORD);
-        if len > CHUNK_BYTES / 4 {
-            let first = self.push(len);
-            for _ in 1..len.div_ceil(CHUNK_BYTES) {
-                self.chunks.push(Box::default());
-            }
-            return Self::place(first, 0);
+    #[inline]
+    pub fn push(&mut self, parts: &[&[u8]]) -> Place {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let number = self.chunk_for(len.next_multiple_of(WORD));
+        let chunk = &mut self.chunks[number];
+        let at = chunk.len();
+        for part in parts {
+            chunk.extend_from_slice(part);
         }
-        let current = match self.current.filter(|_| self.used + len <= CHUNK_BYTES) {
-            Some(current) => current,
-            None => {
-                let fresh = self.push(CHUNK_BYTES);
-                // Word 0 means "none".
-                self.used = if fresh == 0 { WORD } else { 0 };
-                self.current = Some(fresh);
-                fresh
-            }
-        };
-        let place = Self::place(current, self.used);
-        self.used += len;
-        place
-    }
-
-    fn push(&mut self, len: usize) -> usize {
-        if self.chunks.is_empty() && len != CHUNK_BYTES {
-            // Word 0 means "none": a large first piece must not start there.
-            self.chunks.push(Box::default());
-        }
-        self.chunks.push(vec![0; len].into_boxed_slice());
-        self.bytes += len;
-        self.chunks.len() - 1
-    }
-
-    fn place(chunk: usize, at: usize) -> Place {
-        let word = chunk as u64 * u64::from(CHUNK_WORDS) + (at / WORD) as u64;
+        chunk.resize(chunk.len().next_multiple_of(WORD), 0);
+        let word = number as u64 * u64::from(CHUNK_WORDS) + (at / WORD) as u64;
         Place(u32::try_from(word).expect("a memtable is far smaller than 32 GiB"))
     }
 
-    /// `len` bytes at `place`, to fill.
-    pub fn get_mut(&mut self, place: Place, len: usize) -> &mut [u8] {
-        let at = (place.0 % CHUNK_WORDS) as usize * WORD;
-        &mut self.chunks[(place.0 / CHUNK_WORDS) as usize][at..at + len]
+    /// The number of a chunk with room for `len` bytes.
+    #[inline]
+    fn chunk_for(&mut self, len: usize) -> usize {
+        match self.chunks.get(self.current) {
+            Some(chunk) if len <= PIECE_BYTES_MAX && chunk.len() + len <= CHUNK_BYTES => self.current,
+            _ => self.add_chunk(len),
+        }
     }
 
-    /// `len` bytes at `place`.
-    #[inline]
-    pub fn get(&self, place: Place, len: usize) -> &[u8] {
-        &self.from(place)[..len]
+    #[cold]
+    fn add_chunk(&mut self, len: usize) -> usize {
+        if self.chunks.is_empty() {
+            // The first chunk is an ordinary one with its first word taken: word 0 means "none".
+            self.allocate(CHUNK_BYTES);
+            self.chunks[0].resize(WORD, 0);
+        }
+        if len > PIECE_BYTES_MAX {
+            let own = self.allocate(len);
+            self.chunks.resize_with(own + len.div_ceil(CHUNK_BYTES), Vec::new);
+            return own;
+        }
+        if self.chunks[self.current].len() + len > CHUNK_BYTES {
+            self.current = self.allocate(CHUNK_BYTES);
+        }
+        self.current
+    }
+
+    fn allocate(&mut self, len: usize) -> usize {
+        self.chunks.push(Vec::with_capacity(len));
+        self.bytes += len;
+        self.chunks.len() - 1
     }
 
     /// Everything from `place` to the end of its chunk.
     #[inline]
     pub fn from(&self, place: Place) -> &[u8] {
-        &self.chunks[(place.0 / CHUNK_WORDS) as usize][(place.0 % CHUNK_WORDS) as usize * WORD..]
+        &self.chunks[(place.0 / CHUNK_WORDS) as usize][Self::offset(place)..]
+    }
+
+    /// Replaces the first four bytes at `place`.
+    #[inline]
+    pub fn set_u32(&mut self, place: Place, value: u32) {
+        let at = Self::offset(place);
+        self.chunks[(place.0 / CHUNK_WORDS) as usize][at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn offset(place: Place) -> usize {
+        (place.0 % CHUNK_WORDS) as usize * WORD
     }
 
     /// Bytes allocated.
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Frees one chunk; `false` if none is left.
     pub fn drop_step(&mut self) -> bool {
-        self.chunks.pop().is_some()
+        self.bytes -= self.chunks.pop().map_or(0, |chunk| chunk.capacity());
+        !self.chunks.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_every_size_come_back_and_none_is_at_word_0() {
+        let sizes =
+            [0, 1, 8, 200, PIECE_BYTES_MAX, PIECE_BYTES_MAX + 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 << 20];
+        // Each size comes first once: the first piece decides what the first chunk is.
+        for first in 0..sizes.len() {
+            let mut arena = Arena::default();
+            let mut places = Vec::new();
+            for round in 0..2 * sizes.len() {
+                let byte = round as u8 + 1;
+                let piece = vec![byte; sizes[(first + round) % sizes.len()]];
+                let place = arena.push(&[&piece[..piece.len() / 2], &piece[piece.len() / 2..]]);
+                assert_ne!(place, Place::NONE);
+                places.push((place, piece));
+            }
+            for (place, piece) in &places {
+                assert_eq!(&arena.from(*place)[..piece.len()], &piece[..]);
+            }
+            let used: usize = places.iter().map(|(_, piece)| piece.len()).sum();
+            assert!(arena.bytes() >= used);
+            assert_eq!(arena.bytes(), arena.chunks.iter().map(Vec::capacity).sum::<usize>());
+            while arena.drop_step() {}
+            assert_eq!(arena.bytes(), 0);
+            assert!(!arena.drop_step());
+        }
     }
 }

@@ -1,77 +1,140 @@
-//! Order on the side: per tablet, the nodes as they were inserted, in runs that are sorted in small steps.
+//! Order on the side: per tablet, the first records of its keys as they came, in runs that are sorted in
+//! small steps and merged when they are read.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 use super::arena::{Arena, Place};
-use super::{newest, node_key, version};
+use super::record::Record;
 use crate::base::Entry;
 
-/// Entries of a run: sorting one takes about 40 µs, less than a disk read.
+/// Entries of a run: sorting one nearly always takes less than a disk read.
 pub const RUN_ENTRIES: usize = 1024;
+/// Entries that the first run of a tablet has room for at first: one with few keys must not pay for a
+/// whole run.
+const RUN_ENTRIES_MIN: usize = 16;
+/// Runs freed in one step.
+const DROP_RUNS: usize = 16;
 
-/// A node with the first bytes of its key, so that most comparisons don't touch the arena.
-#[derive(Clone, Copy)]
+/// The first bytes of a key, zero-padded, as numbers that compare like them.
+type Prefix = (u128, u32);
+const PREFIX_BYTES: usize = 20;
+
+/// A record with the first bytes of its key, so that most comparisons don't touch the arena. The prefix
+/// lies in pieces, because a tuple of it would be padded.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Item {
-    prefix: u128,
-    node: Place,
+    prefix_0: u64,
+    prefix_8: u64,
+    prefix_16: u32,
+    record: Place,
 }
 
-/// The nodes of one tablet. Runs are sorted behind a `RefCell`, since a sealed memtable is shared with
+const _: () = assert!(size_of::<Item>() == PREFIX_BYTES + size_of::<Place>());
+
+/// The keys of one tablet. Runs are sorted behind a `RefCell`, since a sealed memtable is shared with
 /// readers while the flush sorts it; no borrow leaves a call.
 #[derive(Default)]
 pub struct Order {
     runs: RefCell<Vec<Vec<Item>>>,
-    /// Full runs before this one are sorted.
+    /// Runs before this one are full and sorted.
     sorted: Cell<usize>,
     len: usize,
 }
 
-fn prefix(key: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    let len = key.len().min(16);
-    bytes[..len].copy_from_slice(&key[..len]);
-    u128::from_be_bytes(bytes)
+/// The first 16 bytes, zero-padded.
+#[inline]
+fn leading(bytes: &[u8]) -> u128 {
+    let mut padded = [0; 16];
+    let len = bytes.len().min(16);
+    padded[..len].copy_from_slice(&bytes[..len]);
+    u128::from_be_bytes(padded)
 }
 
-fn sort<'a>(run: &mut [Item], key: impl Fn(Place) -> &'a [u8]) {
-    run.sort_unstable_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| key(a.node).cmp(key(b.node))));
+#[inline]
+fn prefix(key: &[u8]) -> Prefix {
+    (leading(key), (leading(key.get(16..).unwrap_or_default()) >> 96) as u32)
+}
+
+impl Item {
+    #[inline]
+    fn new(key: &[u8], record: Place) -> Item {
+        let (upper, prefix_16) = prefix(key);
+        Item { prefix_0: (upper >> 64) as u64, prefix_8: upper as u64, prefix_16, record }
+    }
+
+    #[inline]
+    fn prefix(&self) -> Prefix {
+        (u128::from(self.prefix_0) << 64 | u128::from(self.prefix_8), self.prefix_16)
+    }
+
+    #[inline]
+    fn key<'a>(&self, arena: &'a Arena) -> &'a [u8] {
+        Record::at(arena, self.record).key()
+    }
+}
+
+#[inline]
+fn compare(arena: &Arena, a: &Item, b: &Item) -> Ordering {
+    a.prefix().cmp(&b.prefix()).then_with(|| a.key(arena).cmp(b.key(arena)))
+}
+
+fn sort(arena: &Arena, run: &mut [Item]) {
+    run.sort_unstable_by_key(Item::prefix);
+    for group in run.chunk_by_mut(|a, b| a.prefix() == b.prefix()).filter(|group| group.len() > 1) {
+        sort_equal_prefix(arena, group);
+    }
+}
+
+/// Keys that share their prefix are told apart by what follows all that they share. Each costs a cache
+/// miss once, so all are fetched together first.
+#[cold]
+fn sort_equal_prefix(arena: &Arena, group: &mut [Item]) {
+    group.iter().for_each(|item| Record::at(arena, item.record).prefetch());
+    let first = group[0].key(arena);
+    let shared = |item: &Item| first.iter().zip(item.key(arena)).take_while(|(a, b)| a == b).count();
+    let shared = group.iter().map(shared).min().unwrap_or_default();
+    let mut keyed: Vec<(u128, Item)> =
+        group.iter().map(|item| (leading(&item.key(arena)[shared..]), *item)).collect();
+    keyed.sort_unstable_by(|(a, a_item), (b, b_item)| {
+        a.cmp(b).then_with(|| a_item.key(arena).cmp(b_item.key(arena)))
+    });
+    group.iter_mut().zip(keyed).for_each(|(item, (_, sorted))| *item = sorted);
 }
 
 impl Order {
-    /// Adds a node.
-    pub fn push(&mut self, key: &[u8], node: Place) {
+    /// Adds a key, and returns how many bytes more are allocated.
+    #[inline]
+    pub fn push(&mut self, key: &[u8], record: Place) -> usize {
+        let mut allocated = 0;
         let runs = self.runs.get_mut();
         if runs.last().is_none_or(|run| run.len() == RUN_ENTRIES) {
-            // A tablet with few keys must not pay for a whole run.
-            runs.push(Vec::with_capacity(if runs.is_empty() { 16 } else { RUN_ENTRIES }));
+            let first = if runs.is_empty() { RUN_ENTRIES_MIN } else { RUN_ENTRIES };
+            runs.push(Vec::with_capacity(first));
+            allocated = first * size_of::<Item>() + size_of::<Vec<Item>>();
         }
         if let Some(run) = runs.last_mut() {
-            run.push(Item { prefix: prefix(key), node });
+            let before = run.capacity();
+            run.push(Item::new(key, record));
+            allocated += (run.capacity() - before) * size_of::<Item>();
         }
         self.len += 1;
+        allocated
     }
 
-    /// Nodes in here.
+    /// Keys in here.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Bytes allocated.
-    pub fn bytes(&self) -> usize {
-        let runs = self.runs.borrow();
-        let last = runs.last().map_or(0, Vec::capacity);
-        (runs.len().saturating_sub(1) * RUN_ENTRIES + last) * size_of::<Item>()
-    }
-
     /// Sorts one full run, if one is left.
-    pub fn sort_step<'a>(&self, key: impl Fn(Place) -> &'a [u8]) -> bool {
-        let mut runs = self.runs.borrow_mut();
+    pub fn sort_step(&self, arena: &Arena) -> bool {
         let next = self.sorted.get();
-        match runs.get_mut(next) {
+        match self.runs.borrow_mut().get_mut(next) {
             Some(run) if run.len() == RUN_ENTRIES => {
-                sort(run, key);
+                sort(arena, run);
                 self.sorted.set(next + 1);
                 true
             }
@@ -79,38 +142,48 @@ impl Order {
         }
     }
 
-    /// All nodes whose keys are not below `from`, in order. Sorts what is left to sort; after
+    /// All keys that are not below `from`, in order. Sorts what is left to sort; after
     /// [`Order::sort_step`] said that nothing is, that is one run at the most.
     pub fn iter<'a>(&'a self, arena: &'a Arena, from: &[u8]) -> MemtableIter<'a> {
-        while self.sort_step(|node| node_key(arena, node)) {}
+        while self.sort_step(arena) {}
         let runs = self.runs.borrow();
         let full = self.sorted.get();
         let mut tail = runs.get(full).cloned().unwrap_or_default();
-        sort(&mut tail, |node| node_key(arena, node));
-        let start = |run: &[Item]| run.partition_point(|item| node_key(arena, item.node) < from);
-        let mut cursors: Vec<usize> = runs[..full].iter().map(|run| start(run)).collect();
-        cursors.push(start(&tail));
+        sort(arena, &mut tail);
+        let least = prefix(from);
+        let is_below = |item: &Item| {
+            let keys = || item.key(arena).cmp(from);
+            item.prefix().cmp(&least).then_with(keys).is_lt()
+        };
+        let start = |run: &Vec<Item>| if from.is_empty() { 0 } else { run.partition_point(is_below) };
+        let cursors: Vec<usize> = runs[..full].iter().chain([&tail]).map(start).collect();
         drop(runs);
-        let heap = BinaryHeap::with_capacity(cursors.len());
-        let mut iter = MemtableIter { order: self, arena, tail, cursors, heap };
-        for source in 0..iter.cursors.len() {
-            iter.refill(source);
-        }
+        let mut iter = MemtableIter { order: self, arena, tail, cursors, heap: BinaryHeap::new() };
+        let heads = (0..iter.cursors.len()).filter_map(|source| iter.head(source)).collect();
+        iter.heap = heads;
         iter
+    }
+
+    /// Frees some runs; `false` if none is left.
+    pub fn drop_step(&mut self) -> bool {
+        let runs = self.runs.get_mut();
+        runs.truncate(runs.len().saturating_sub(DROP_RUNS));
+        self.sorted.set(self.sorted.get().min(runs.len()));
+        !runs.is_empty()
     }
 }
 
+/// The next item of a run.
 struct Head<'a> {
-    prefix: u128,
-    key: &'a [u8],
-    node: Place,
+    item: Item,
     source: usize,
+    arena: &'a Arena,
 }
 
 impl Ord for Head<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Reversed: the heap gives the largest first. A key has one node, so keys never tie.
-        other.prefix.cmp(&self.prefix).then_with(|| other.key.cmp(self.key))
+        // Reversed: the heap gives the largest first. A key has one item, so keys never tie.
+        compare(self.arena, &other.item, &self.item)
     }
 }
 
@@ -122,7 +195,7 @@ impl PartialOrd for Head<'_> {
 
 impl PartialEq for Head<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
+        self.item == other.item
     }
 }
 
@@ -140,19 +213,18 @@ pub struct MemtableIter<'a> {
     heap: BinaryHeap<Head<'a>>,
 }
 
-impl MemtableIter<'_> {
-    fn refill(&mut self, source: usize) {
+impl<'a> MemtableIter<'a> {
+    /// The next item of a run. Starts to fetch the record of the one after it, which takes its turn some
+    /// hundred entries later.
+    #[inline]
+    fn head(&self, source: usize) -> Option<Head<'a>> {
         let at = self.cursors[source];
-        let item = if source + 1 == self.cursors.len() {
-            self.tail.get(at).copied()
-        } else {
-            self.order.runs.borrow()[source].get(at).copied()
-        };
-        if let Some(item) = item {
-            self.cursors[source] = at + 1;
-            let key = node_key(self.arena, item.node);
-            self.heap.push(Head { prefix: item.prefix, key, node: item.node, source });
+        let runs = self.order.runs.borrow();
+        let run = if source + 1 == self.cursors.len() { &self.tail } else { &runs[source] };
+        if let Some(later) = run.get(at + 1) {
+            Record::at(self.arena, later.record).prefetch();
         }
+        Some(Head { item: *run.get(at)?, source, arena: self.arena })
     }
 }
 
@@ -160,8 +232,18 @@ impl<'a> Iterator for MemtableIter<'a> {
     type Item = (&'a [u8], Entry<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let head = self.heap.pop()?;
-        self.refill(head.source);
-        Some((head.key, version(self.arena, newest(self.arena, head.node))))
+        let Head { item, source, .. } = *self.heap.peek()?;
+        self.cursors[source] += 1;
+        let next = self.head(source);
+        if let Some(mut top) = self.heap.peek_mut() {
+            match next {
+                Some(next) => *top = next,
+                None => drop(PeekMut::pop(top)),
+            }
+        }
+        let first = Record::at(self.arena, item.record);
+        let newest = first.link();
+        let entry = if newest == item.record { first } else { Record::at(self.arena, newest) }.entry();
+        Some((first.key(), entry))
     }
 }
