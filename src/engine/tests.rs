@@ -1,1 +1,1 @@
-use super::*;
+//! The engine as a whole, on the simulated disk.

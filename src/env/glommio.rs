@@ -160,14 +160,12 @@ impl Env for GlommioEnv {
             .detach();
     }
 
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> {
-        async move {
-            glommio::timer::sleep(duration).await;
-        }
+    async fn sleep(&self, duration: Duration) {
+        glommio::timer::sleep(duration).await;
     }
 
-    fn yield_now(&self) -> impl Future<Output = ()> {
-        async { glommio::executor().yield_now().await }
+    async fn yield_now(&self) {
+        glommio::executor().yield_now().await;
     }
 }
 

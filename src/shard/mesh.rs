@@ -230,7 +230,7 @@ mod tests {
                     block_on(async {
                         let others: Vec<usize> = (0..PEERS).filter(|&p| p != me).collect();
                         let (mut sent, mut asked) = (0, 0);
-                        let mut answered = vec![0usize; PEERS];
+                        let mut answered = [0usize; PEERS];
                         let mut inbox = Vec::new();
                         while asked < ASKS * others.len()
                             || answered.iter().sum::<usize>() < ASKS * others.len()

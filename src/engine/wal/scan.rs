@@ -174,8 +174,7 @@ fn walk_segment(
 fn identities(payload: &[u8], path: &str) -> Result<(Vec<Identity>, usize), WalError> {
     let mut records = Records::new(payload);
     let mut identities = Vec::new();
-    let mut ordinal = 0;
-    while let Some(record) = records.next() {
+    for (ordinal, record) in (0u32..).zip(records.by_ref()) {
         match record {
             Ok(record) if record.info.kind.is_some_and(|kind| kind.is_entry()) => identities.push(Identity {
                 tablet: record.info.tablet,
@@ -189,7 +188,6 @@ fn identities(payload: &[u8], path: &str) -> Result<(Vec<Identity>, usize), WalE
             }
             Err(RecordError::Damaged(_)) => break,
         }
-        ordinal += 1;
     }
     Ok((identities, records.at()))
 }

@@ -77,7 +77,7 @@ async fn write(env: SimEnv, log: u64, start: [u64; 2], count: usize, window: usi
         let appended = wal.append(tablets[tablet], &[put(b"k", &value)]).unwrap();
         writer.appended.borrow_mut().push((appended.lsn, tablet as u32, value));
         blocks.push(appended.block);
-        if env.random() % 3 == 0 {
+        if env.random().is_multiple_of(3) {
             env.sleep(std::time::Duration::from_micros(env.random() % 300)).await;
         }
         let durable = blocks.iter().take_while(|block| **block <= wal.durable()).count();

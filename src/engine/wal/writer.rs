@@ -442,10 +442,11 @@ impl<E: Env> Wal<E> {
                 self.issue(block);
                 continue;
             }
-            let state = self.state.borrow();
-            let is_idle = self.in_flight.get() == 0 && state.queue.is_empty() && state.open.bytes == 0;
-            let open_since = (state.open.bytes > 0).then_some(state.open.since);
-            drop(state);
+            let (is_idle, open_since) = {
+                let state = self.state.borrow();
+                let is_idle = self.in_flight.get() == 0 && state.queue.is_empty() && state.open.bytes == 0;
+                (is_idle, (state.open.bytes > 0).then_some(state.open.since))
+            };
             if is_idle && self.closing.get() && !self.has_unsealed.get() {
                 return;
             }
