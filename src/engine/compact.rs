@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::compaction::{self, Merged};
 use super::manifest::{Change, Edit, ManifestError, TableRef};
-use super::sstable::{Table, TableError};
+use super::sstable::Table;
 use super::wal::remove_log;
 use super::{Engine, EngineError};
 use crate::disk::Disk;
@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 /// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
 /// reserve is larger than those.
 const SPACE_CHECK: Duration = Duration::from_millis(500);
-/// A merge that found no space is tried again after this.
+/// A merge that found no space, or a disk that failed, is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl<E: Env> Engine<E> {
@@ -26,7 +26,7 @@ impl<E: Env> Engine<E> {
         loop {
             let next = self.changed.notified();
             self.remove_obsolete().await;
-            if self.is_stopping.get() {
+            if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
             }
             let Some((local, range)) = self.pick() else {
@@ -36,10 +36,14 @@ impl<E: Env> Engine<E> {
             let Err(error) = self.compact(local, range).await else { continue };
             tracing::error!(tablet = self.tablets[local].id.0, "merging tables failed: {error}");
             Metrics::add(&self.metrics.compaction_failures, 1);
-            if is_full(&error) {
-                futures_lite::future::or(self.env.sleep(RETRY), next).await;
-            } else {
+            if error.is_damage() {
                 self.tablets[local].is_uncompactable.set(true);
+            } else {
+                futures_lite::future::or(
+                    self.env.sleep(RETRY),
+                    self.changed.until(|| self.is_stopping.get()),
+                )
+                .await;
             }
         }
     }
@@ -76,7 +80,13 @@ impl<E: Env> Engine<E> {
                 (Some(Rc::new(table)), meta.bytes)
             }
         };
-        self.install_merge(local, inputs, output).await?;
+        if let Err(error) = self.install_merge(local, inputs, output).await {
+            // The next start may find an edit whose write failed: then it needs the table.
+            if !error.is_undecided() {
+                let _ = self.env.disk().remove(&file.table_path()).await;
+            }
+            return Err(error.into());
+        }
         let micros = (self.env.now() - started).as_micros() as u64;
         Metrics::add(&self.metrics.compactions, 1);
         Metrics::add(&self.metrics.compaction_bytes_in, bytes_in);
@@ -100,7 +110,7 @@ impl<E: Env> Engine<E> {
         local: usize,
         inputs: &[Rc<Table<E>>],
         output: Option<Rc<Table<E>>>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), ManifestError> {
         let tablet = &self.tablets[local];
         let place = || {
             let tables = tablet.tables.borrow();
@@ -177,13 +187,5 @@ impl<E: Env> Engine<E> {
             let stopped = self.changed.until(|| self.is_stopping.get());
             futures_lite::future::or(self.env.sleep(SPACE_CHECK), stopped).await;
         }
-    }
-}
-
-fn is_full(error: &EngineError) -> bool {
-    match error {
-        EngineError::Disk(error) | EngineError::Table(TableError::Disk(error)) => error.is_full(),
-        EngineError::Manifest(ManifestError::Full { .. }) => true,
-        _ => false,
     }
 }

@@ -91,7 +91,7 @@ pub struct Engine<E: Env> {
     /// Too little space for puts, in words.
     shortage: RefCell<Option<String>>,
     /// Why the last flush failed.
-    flush_trouble: RefCell<Option<String>>,
+    flush_trouble: RefCell<Option<EngineError>>,
     changed: Notify,
     is_stopping: Cell<bool>,
     background: Gate,

@@ -39,6 +39,9 @@ pub enum EngineError {
     /// No space. Goes away when there is some.
     #[error("the disk is full: {0}; free some space, writing resumes by itself")]
     Full(String),
+    /// Memtables are full, and can't be flushed. Goes away when they can.
+    #[error("memtables are full and flushing them fails: {0}; check the disk, writing resumes by itself")]
+    Flush(String),
     /// Data on disk is damaged. Concerns the keys in it only.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -51,4 +54,20 @@ pub enum EngineError {
     /// A disk operation failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+impl EngineError {
+    /// Whether data on disk is at fault: trying again meets it again.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, EngineError::Table(error) if !matches!(error, TableError::Disk(_)))
+    }
+
+    /// Whether some free space would have helped.
+    pub fn is_full(&self) -> bool {
+        match self {
+            EngineError::Full(_) | EngineError::Manifest(ManifestError::Full { .. }) => true,
+            EngineError::Disk(error) | EngineError::Table(TableError::Disk(error)) => error.is_full(),
+            _ => false,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::mem;
 use std::rc::Rc;
 
+use super::manifest::ManifestError;
 use super::memtable::Memtable;
 use super::wal::{Appended, WalRoom};
 use super::{Engine, EngineError};
@@ -39,6 +40,10 @@ impl<E: Env> Engine<E> {
         if let Some(cause) = self.wal.failed() {
             return Err(EngineError::Log(cause));
         }
+        if let Some(cause) = self.manifest.failed() {
+            // Nothing can be flushed any more: better refused now than when memory is used up.
+            return Err(ManifestError::Failed(cause).into());
+        }
         if is_put && let Some(shortage) = self.shortage.borrow().as_ref() {
             return Err(EngineError::Full(shortage.clone()));
         }
@@ -52,7 +57,8 @@ impl<E: Env> Engine<E> {
             return Ok(Room::Yes);
         }
         match self.flush_trouble.borrow().as_ref() {
-            Some(cause) => Err(EngineError::Full(cause.clone())),
+            Some(cause) if cause.is_full() => Err(EngineError::Full(cause.to_string())),
+            Some(cause) => Err(EngineError::Flush(cause.to_string())),
             None => Ok(Room::Wait),
         }
     }

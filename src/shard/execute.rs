@@ -7,6 +7,7 @@
 use super::Shard;
 use super::outputs::{Meta, Outputs};
 use crate::base::{Lsn, Op, OpKind};
+use crate::engine::manifest::ManifestError;
 use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
@@ -350,7 +351,8 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
     use crate::engine::sstable::TableError;
     use crate::engine::wal::WalError;
     let code = match &error {
-        EngineError::Log(_) => Code::ShardFailed,
+        EngineError::Log(_) | EngineError::Manifest(ManifestError::Failed(_)) => Code::ShardFailed,
+        EngineError::Flush(_) => Code::Io,
         EngineError::Full(_) => Code::DiskFull,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
