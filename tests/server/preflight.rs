@@ -322,3 +322,58 @@ fn a_file_system_without_direct_io_is_refused() {
     );
     assert_eq!(line, expected);
 }
+
+/// A data directory with some keys in it, after a clean stop.
+fn stopped_store(data: &Path) {
+    let server = Server::start(data, &["--cores", "1"]);
+    let mut client = connect(&server);
+    for number in 0..100 {
+        client.set(format!("key-{number}").as_bytes(), b"value").unwrap();
+    }
+    drop(client);
+    let (status, log) = server.stop();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn data_of_a_newer_format_is_refused_and_left_alone() {
+    let dir = disk_dir();
+    stopped_store(dir.path());
+    let current = dir.path().join("CURRENT");
+    let mut bytes = fs::read(&current).unwrap();
+    let older = bytes.clone();
+    bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
+    let crc = atlaskv::base::crc32c(&bytes[..24]);
+    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&current, &bytes).unwrap();
+    let line = refusal(command(dir.path(), &["--cores", "1"]));
+    assert_eq!(
+        line,
+        "CURRENT was written by a newer version (format 2, this build reads 1); start it with that version"
+    );
+    assert_eq!(fs::read(&current).unwrap(), bytes);
+    fs::write(&current, older).unwrap();
+    let server = Server::start(dir.path(), &["--cores", "1"]);
+    assert_eq!(connect(&server).get(b"key-99").unwrap().unwrap().value, b"value");
+}
+
+#[test]
+fn a_rotten_log_is_refused_and_left_alone() {
+    let dir = disk_dir();
+    stopped_store(dir.path());
+    let mut logs: Vec<_> = fs::read_dir(dir.path().join("wal")).unwrap().map(|e| e.unwrap().path()).collect();
+    logs.sort();
+    let log = &logs[0];
+    let mut bytes = fs::read(log).unwrap();
+    let at = bytes.windows(6).position(|window| window == b"key-50").expect("the key is in the log");
+    bytes[at] ^= 1;
+    fs::write(log, &bytes).unwrap();
+    let line = refusal(command(dir.path(), &["--cores", "1"]));
+    let name = log.file_name().unwrap().to_str().unwrap();
+    assert!(line.contains(name) && line.contains("byte "), "{line}");
+    assert_eq!(fs::read(log).unwrap(), bytes);
+    bytes[at] ^= 1;
+    fs::write(log, &bytes).unwrap();
+    let server = Server::start(dir.path(), &["--cores", "2", "--oversubscribe"]);
+    assert_eq!(connect(&server).get(b"key-50").unwrap().unwrap().value, b"value");
+}
