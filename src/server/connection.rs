@@ -98,6 +98,7 @@ impl<E: Env> Outlet for Connection<E> {
 
     fn flush(&self) {
         self.write_now();
+        self.let_owner_go_on();
         self.moved.notify();
     }
 }
@@ -243,25 +244,36 @@ impl<E: Env> Connection<E> {
             && !self.shard.congested()
     }
 
-    /// Waits until the connection may take in more requests, or is broken. Lets owners go on that wait for
-    /// its replies to leave.
+    /// Waits until the connection may take in more requests, or is broken.
     async fn ready(self: &Rc<Self>) {
         loop {
             let (moved, relieved) = (self.moved.notified(), self.shard.relieved.notified());
             if self.is_broken.get() || self.is_ready() {
                 return;
             }
-            let waiting = self.stalls.borrow().iter().position(|(_, why)| *why == Stall::Output);
-            if let Some(place) = waiting.filter(|_| self.unsent() < BACKLOG_MAX) {
-                let (owner, _) = self.stalls.borrow()[place];
-                // Until it says otherwise it runs; nothing more need be asked of it.
-                self.stalls.borrow_mut()[place].1 = Stall::Room;
-                self.shard.resume(owner, self.token.get());
-                self.shard.end_turn();
-                continue;
-            }
             futures_lite::future::or(moved, relieved).await;
         }
+    }
+
+    /// Lets an owner go on that waits for replies to leave, if enough have left. Called whenever an owner
+    /// says that it waits and whenever something was sent, since nobody may come by otherwise: the client
+    /// may have sent all it wants to, or even have closed its half.
+    fn let_owner_go_on(&self) {
+        if self.is_broken.get() || self.unsent() >= BACKLOG_MAX {
+            return;
+        }
+        let mut stalls = self.stalls.borrow_mut();
+        let Some((owner, why)) = stalls.iter_mut().find(|(_, why)| *why == Stall::Output) else { return };
+        // Until it says otherwise it runs; nothing more need be asked of it.
+        *why = Stall::Room;
+        let (owner, token) = (*owner, self.token.get());
+        // A turn of its own: it may run many frames.
+        let (shard, guard) = (self.shard.clone(), self.shard.pending.enter());
+        self.shard.env.spawn(Queue::Foreground, async move {
+            shard.resume(owner, token);
+            shard.end_turn();
+            drop(guard);
+        });
     }
 
     async fn read_more(&self, rest: &mut Vec<u8>) -> io::Result<usize> {
@@ -344,6 +356,7 @@ impl<E: Env> Connection<E> {
             let before = self.unsent();
             let sent = self.poll_send(cx);
             if self.unsent() < before {
+                self.let_owner_go_on();
                 self.moved.notify();
             }
             sent

@@ -404,6 +404,28 @@ fn mget_of_large_values_over_both_shards_is_whole_or_refused() {
     victim.end();
 }
 
+/// An owner waits after each MiB of replies until they have left. It was told to go on only by a connection
+/// that came by for another reason: a client that had sent all it wanted to got no more.
+#[test]
+fn replies_of_another_shard_beyond_the_backlog_all_come() {
+    let victim = Victim::start(&[]);
+    for round in 0..4 {
+        // Connections go to the shards in turn, so half of these are not on the owner.
+        let key = key_of(round / 2, 1);
+        let mut raw = Raw::connect(victim.server.address);
+        raw.set(1, &key, &vec![b'v'; 300_000]).unwrap();
+        let bytes: Vec<u8> = (0..40).flat_map(|id| frame(id, &Request::Get { key: &key })).collect();
+        raw.stream.write_all(&bytes).unwrap();
+        if round % 2 == 1 {
+            raw.stream.shutdown(Shutdown::Write).unwrap();
+        }
+        let mut ids: Vec<u64> = (0..40).map(|_| raw.answer().unwrap().id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..40).collect::<Vec<_>>());
+    }
+    victim.end();
+}
+
 #[test]
 fn connections_may_change_shards_under_load() {
     let mut victim = Victim::start(&[]);
