@@ -418,6 +418,8 @@ thread_local! {
 /// The connections of one shard.
 pub struct OpenConnections<E: Env> {
     connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
+    is_draining: Cell<bool>,
+    is_abandoning: Cell<bool>,
     /// Counts the tasks that serve them.
     pub gate: Gate,
 }
@@ -425,11 +427,23 @@ pub struct OpenConnections<E: Env> {
 impl<E: Env> OpenConnections<E> {
     /// None.
     pub fn new() -> OpenConnections<E> {
-        OpenConnections { connections: RefCell::default(), gate: Gate::new() }
+        OpenConnections {
+            connections: RefCell::default(),
+            is_draining: Cell::new(false),
+            is_abandoning: Cell::new(false),
+            gate: Gate::new(),
+        }
     }
 
     fn insert(&self, token: u64, connection: &Rc<Connection<E>>) {
         self.connections.borrow_mut().insert(token, Rc::downgrade(connection));
+        // Taken over before the server was told to stop, begun after.
+        if self.is_draining.get() {
+            connection.socket.shutdown(Shutdown::Read);
+        }
+        if self.is_abandoning.get() {
+            connection.abandon();
+        }
     }
 
     fn remove(&self, token: u64) {
@@ -468,6 +482,7 @@ impl<E: Env> OpenConnections<E> {
 
     /// Takes in no more requests; what is in flight is answered, then the connections end.
     pub fn drain(&self) {
+        self.is_draining.set(true);
         self.each(|connection| {
             connection.socket.shutdown(Shutdown::Read);
         });
@@ -475,6 +490,7 @@ impl<E: Env> OpenConnections<E> {
 
     /// Ends all of them at once.
     pub fn abandon(&self) {
+        self.is_abandoning.set(true);
         self.each(Connection::abandon);
     }
 }

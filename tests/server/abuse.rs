@@ -426,6 +426,23 @@ fn replies_of_another_shard_beyond_the_backlog_all_come() {
     victim.end();
 }
 
+/// A connection that a shard was given before it was told to stop, and that it began to serve after, was
+/// told of no end; the server waited for its client.
+#[test]
+fn who_connects_while_the_server_stops_does_not_keep_it() {
+    for _ in 0..10 {
+        let dir = disk_dir();
+        let server = Server::start(dir.path(), &["--cores", "1", "--memory", "128MiB"]);
+        let mut busy = Raw::connect(server.address);
+        let requests = (0..2_000).map(|id| frame(id, &set(&id.to_le_bytes(), &[1; 500])));
+        busy.stream.write_all(&requests.collect::<Vec<_>>().concat()).unwrap();
+        let late: Vec<Raw> = (0..3).map(|_| Raw::connect(server.address)).collect();
+        let (status, log) = server.stop();
+        assert_eq!(status.code(), Some(0), "{log}");
+        drop((busy, late));
+    }
+}
+
 #[test]
 fn connections_may_change_shards_under_load() {
     let mut victim = Victim::start(&[]);
