@@ -20,10 +20,7 @@ use std::time::Duration;
 use super::socket::Socket;
 use crate::env::{Env, Gate, GateGuard, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::shard::{BACKLOG_MAX, Dispatched, Outlet, Shard, Stall};
-
-/// Requests of one connection that may be unanswered.
-pub const IN_FLIGHT_MAX: u32 = 16_384;
+use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX, Outlet, Shard, Stall};
 
 /// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
 const LINGER: Duration = Duration::from_secs(1);

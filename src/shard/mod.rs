@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
 
-pub use self::route::{BACKLOG_MAX, Dispatched};
+pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -335,9 +335,8 @@ impl<E: Env> Shard<E> {
         const BATCH: usize = 32;
         let mut inbox = Vec::new();
         loop {
-            let was_congested = self.port.congested();
             self.port.flush();
-            if was_congested && !self.port.congested() {
+            if self.port.take_relief() && !self.congested() {
                 self.relieved.notify();
             }
             let more = self.port.receive(BATCH, &mut inbox);
