@@ -19,6 +19,8 @@ pub mod mesh;
 mod outputs;
 mod route;
 mod stall;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -289,6 +291,10 @@ impl<E: Env> Shard<E> {
     fn hold(&self, block: crate::base::BlockSeq, origin: Origin, count: u32, bytes: Vec<u8>) {
         Metrics::add(&self.metrics.held_replies, u64::from(count));
         self.held.borrow_mut().hold(block, HeldReplies { origin, count, bytes });
+        if self.engine.wal().failed().is_some() {
+            // That block will never be durable, and nobody else would wake who tells so.
+            self.engine.wal().durable_changed().notify();
+        }
     }
 
     /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.
