@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use super::execute::Attempt;
+use super::execute::{Attempt, MissingBlocks};
 use super::outputs::{Meta, Outputs};
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
@@ -23,7 +23,7 @@ use crate::protocol::{Reply, Request};
 /// Replies to one message beyond which the rest of it waits until they have left.
 const OUT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of blocks being read for one origin beyond which its further frames wait.
-const LOADING_BYTES_MAX: usize = 4 << 20;
+pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 
 /// What is known of an origin that has something waiting.
 #[derive(Default)]
@@ -167,12 +167,10 @@ impl<E: Env> Shard<E> {
                     Metrics::add(&self.metrics.memory_waits, 1);
                     return Step::Stalled(Stall::Room);
                 }
-                Attempt::Missing(missing) => {
-                    self.wait_for_disk(line, origin, frame, meta, request, Some(missing))
-                }
+                Attempt::Missing(missing) => self.wait_for_disk(line, origin, frame, meta, request, missing),
             }
         } else {
-            self.wait_for_disk(line, origin, frame, meta, request, None);
+            self.wait_for_disk(line, origin, frame, meta, request, MissingBlocks::new());
         }
         Step::Taken
     }
@@ -197,10 +195,10 @@ impl<E: Env> Shard<E> {
         frame: &[u8],
         meta: Meta,
         request: &Request<'_>,
-        missing: Option<MissingBlock<E>>,
+        missing: MissingBlocks<E>,
     ) {
         Metrics::add(&self.metrics.disk_waits, 1);
-        let bytes = frame.len() + missing.as_ref().map_or(0, MissingBlock::len);
+        let bytes = frame.len() + missing.iter().map(MissingBlock::len).sum::<usize>();
         self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let hashes = self.hashes(request);
         let (turn, before) = self.turns.join(&hashes);
@@ -223,7 +221,7 @@ impl<E: Env> Shard<E> {
         self: &Rc<Self>,
         meta: Meta,
         frame: &[u8],
-        mut missing: Option<MissingBlock<E>>,
+        mut missing: MissingBlocks<E>,
         out: &mut Outputs,
     ) {
         let request = decode_header(frame, &self.limits)
@@ -233,18 +231,18 @@ impl<E: Env> Shard<E> {
             .expect("it was decoded when it came");
         let mut loaded = Loaded::new();
         loop {
-            if let Some(missing) = missing.take()
-                && let Err(error) = self.engine.load(missing, &mut loaded).await
-            {
-                Metrics::add(&self.metrics.refusals, 1);
-                out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
-                return;
+            for block in missing.drain(..) {
+                if let Err(error) = self.engine.load(block, &mut loaded).await {
+                    Metrics::add(&self.metrics.refusals, 1);
+                    out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
+                    return;
+                }
             }
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
-                Attempt::Missing(next) => missing = Some(next),
+                Attempt::Missing(next) => missing = next,
                 Attempt::Wait => futures_lite::future::or(changed, durable).await,
             }
         }

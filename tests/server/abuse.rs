@@ -443,6 +443,34 @@ fn who_connects_while_the_server_stops_does_not_keep_it() {
     }
 }
 
+/// Each block that was missing had all keys looked up again, and each lookup searched all blocks loaded.
+#[test]
+fn an_mget_of_many_cold_keys_takes_no_quadratic_time() {
+    const KEYS: usize = 6_000;
+    let dir = disk_dir();
+    let arguments = ["--cores", "1", "--oversubscribe", "--memory", "128MiB"];
+    let key = |at: usize| format!("cold {at}").into_bytes();
+    let server = Server::start(dir.path(), &arguments);
+    let mut client = connect(&server);
+    let mut pipeline = client.pipeline();
+    for at in 0..KEYS {
+        pipeline.set(&key(at), &[b'x'; 2_600]);
+    }
+    pipeline.run().into_iter().for_each(|answer| assert!(answer.is_ok()));
+    drop(client);
+    server.stop();
+    // Large remains of a log are flushed at once.
+    let server = Server::start(dir.path(), &arguments);
+    let mut raw = Raw::connect(server.address);
+    eventually("they are in tables", || server.log().contains("flushed a memtable"));
+    let mut keys = KeyList::default();
+    (0..KEYS).for_each(|at| keys.push(&key(at)));
+    let begin = Instant::now();
+    let answer = raw.ask(1, &Request::Mget { keys: keys.keys() }).unwrap();
+    assert!(answer.values.iter().all(|value| value == &[b'x'; 2_600]) && answer.values.len() == KEYS);
+    assert!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+}
+
 #[test]
 fn connections_may_change_shards_under_load() {
     let mut victim = Victim::start(&[]);
