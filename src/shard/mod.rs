@@ -163,6 +163,8 @@ pub struct Shard<E: Env> {
     dirty: RefCell<Vec<u64>>,
     outbox: RefCell<Vec<Vec<Reply>>>,
     held: RefCell<Held>,
+    /// Bytes that unfinished [gathers](gather) keep.
+    gathered: Cell<usize>,
     waiting: RefCell<HashMap<Origin, stall::Waiting>>,
     turns: stall::Turns,
     is_closing: Cell<bool>,
@@ -200,6 +202,7 @@ impl<E: Env> Shard<E> {
             dirty: RefCell::new(Vec::new()),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
+            gathered: Cell::new(0),
             waiting: RefCell::default(),
             turns: stall::Turns::default(),
             is_closing: Cell::new(false),
@@ -325,9 +328,9 @@ impl<E: Env> Shard<E> {
         self.engine.wal().durable_changed().notify();
     }
 
-    /// Whether new work should wait: some queue of the mesh is full.
+    /// Whether new work should wait: some queue of the mesh is full, or there is too much half-answered.
     pub fn congested(&self) -> bool {
-        self.port.congested()
+        self.port.congested() || self.gathers_too_much()
     }
 
     /// Sends a connection to the shard that it asked for.

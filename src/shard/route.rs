@@ -68,7 +68,8 @@ impl<E: Env> Shard<E> {
             }
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
                 || outlet.in_flight() >= IN_FLIGHT_MAX
-                || outlet.is_stalled();
+                || outlet.is_stalled()
+                || self.gathers_too_much();
             if must_wait {
                 break Dispatched::Pause { used };
             }

@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::execute::{Attempt, MissingBlocks};
+use super::held::HELD_BYTES_MAX;
 use super::outputs::{Meta, Outputs};
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
@@ -47,6 +48,8 @@ pub(super) struct Turns {
 struct Turn {
     is_done: Rc<Cell<bool>>,
     done: Notify,
+    /// Bytes of the block that it reads, or that one before it in line does.
+    block_bytes: usize,
 }
 
 impl Turns {
@@ -55,10 +58,13 @@ impl Turns {
         !last.is_empty() && hashes.iter().any(|hash| last.contains_key(hash))
     }
 
-    /// Joins the lines of `hashes`. Returns the own place and those to wait for.
-    fn join(&self, hashes: &[u64]) -> (Turn, Vec<Turn>) {
-        let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new() };
+    /// Joins the lines of `hashes`, to read a block of `block_bytes` if not 0. Returns the own place and
+    /// those to wait for.
+    fn join(&self, hashes: &[u64], block_bytes: usize) -> (Turn, Vec<Turn>) {
         let mut last = self.last.borrow_mut();
+        let in_line = hashes.iter().filter_map(|hash| last.get(hash)).map(|turn| turn.block_bytes).max();
+        let block_bytes = block_bytes.max(in_line.unwrap_or(0));
+        let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new(), block_bytes };
         let before = hashes.iter().filter_map(|hash| last.insert(*hash, turn.clone()));
         // A key named twice in one request does not wait for itself.
         let before = before.filter(|other| !Rc::ptr_eq(&other.is_done, &turn.is_done)).collect();
@@ -159,6 +165,10 @@ impl<E: Env> Shard<E> {
         if loading > LOADING_BYTES_MAX {
             return Step::Stalled(Stall::Disk);
         }
+        if self.held.borrow().bytes() + out.held_bytes() > HELD_BYTES_MAX {
+            // The release of those that are held makes room, as a flush does.
+            return Step::Stalled(Stall::Room);
+        }
         Metrics::add(&self.metrics.requests, 1);
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
@@ -198,10 +208,13 @@ impl<E: Env> Shard<E> {
         missing: MissingBlocks<E>,
     ) {
         Metrics::add(&self.metrics.disk_waits, 1);
-        let bytes = frame.len() + missing.iter().map(MissingBlock::len).sum::<usize>();
-        self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let hashes = self.hashes(request);
-        let (turn, before) = self.turns.join(&hashes);
+        let (turn, before) =
+            self.turns.join(&hashes, missing.iter().map(MissingBlock::len).max().unwrap_or(0));
+        // Its reply may be as large as the blocks of all its keys, whoever reads them.
+        let reply_bytes = (hashes.len() * turn.block_bytes).min(self.limits.frame_bytes_max as usize);
+        let bytes = frame.len() + turn.block_bytes.max(reply_bytes);
+        self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
             for other in before {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::mesh::mesh;
-use super::{Message, Outlet, Settings, Shard, Stall};
+use super::{Dispatched, Message, Outlet, Settings, Shard, Stall};
 use crate::disk::sim::SimDisk;
 use crate::engine::{Engine, EngineOptions, recovery};
 use crate::env::sim::{SimEnv, SimWorld};
@@ -129,5 +129,59 @@ fn whoever_reads_what_a_failed_log_lost_is_told_so() {
         env.sleep(Duration::from_millis(100)).await;
         assert_eq!(client.statuses()[1..], [Status::Refused(Code::WriteFailed)]);
         assert_eq!(client.in_flight.get(), 0);
+    });
+}
+
+/// Replies that wait for a commit were bounded by the number of requests only: 64 KiB of GETs of a large
+/// value that was just written held a copy of it each.
+#[test]
+fn replies_that_wait_for_a_commit_are_bounded() {
+    let world = SimWorld::new(2);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let mut bytes = set(0, b"key", &vec![b'v'; 1 << 20]);
+        (1..50).for_each(|id| bytes.extend(get(id, b"key")));
+        let mut used = 0;
+        let mut most = 0;
+        while used < bytes.len() {
+            match shard.dispatch(token, client.as_ref(), &bytes[used..]) {
+                Dispatched::NeedMore { used: more } | Dispatched::Pause { used: more } => used += more,
+                other => panic!("{other:?}"),
+            }
+            most = most.max(shard.held.borrow().bytes());
+            if client.is_stalled() {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.statuses(), [Status::Done; 50]);
+        assert!((4 << 20..8 << 20).contains(&most), "{most} bytes were held");
+    });
+}
+
+/// Requests that wait in line for a block that another reads were counted by their own few bytes.
+#[test]
+fn requests_in_line_for_a_large_block_are_bounded() {
+    let world = SimWorld::new(3);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        shard.dispatch(token, client.as_ref(), &set(0, b"key", &vec![b'v'; 1 << 20]));
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        shard.engine.rotate();
+        while shard.engine.metrics().table_entries == 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes: Vec<u8> = (1..50).flat_map(|id| get(id, b"key")).collect();
+        let result = shard.dispatch(token, client.as_ref(), &bytes);
+        assert!(matches!(result, Dispatched::Pause { .. }) && client.is_stalled(), "{result:?}");
+        assert!(client.in_flight.get() < 8, "{} read or wait in line", client.in_flight.get());
     });
 }
