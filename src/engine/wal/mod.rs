@@ -7,8 +7,8 @@
 //!
 //! Invariants:
 //! - `durable ≤ sealed ≤ appended`, and each only grows.
-//! - Blocks are written in order of their numbers, at most `window` at a time, and become durable in
-//!   order: one is durable when it and all before it are.
+//! - Blocks are written in order of their numbers, none further than `window` beyond the last durable one,
+//!   and become durable in order: one is durable when it and all before it are.
 //! - After a failed write nothing is appended or acknowledged any more.
 //! - A segment is reused only when every tablet with records in it has flushed past them.
 

@@ -274,6 +274,37 @@ fn a_hole_in_the_window_is_cut_and_a_known_end_is_demanded() {
     assert!(matches!(world.run(replay(&env, &ends)), Err(WalError::Rot { .. })));
 }
 
+/// Blocks were once limited in number, not in distance: while one write was slow, those behind it came and
+/// went, and after a crash they stood so far beyond the hole that it was taken for rot.
+#[test]
+fn a_slow_write_is_not_taken_for_rot_after_a_crash() {
+    for window in 1..=WINDOW_MAX {
+        let (world, env) = SimEnv::fresh(9);
+        world.run(async {
+            env.disk().create_dir("wal").await.unwrap();
+            env.disk().sync_dir("").await.unwrap();
+            let wal = Wal::create(&env, LogId(1), options(window)).await.unwrap();
+            let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+            wal.start();
+            let first = wal.append(tablet, &[put(b"key", &[0; 10])]).unwrap();
+            wal.durable_changed().until(|| wal.durable() >= first.block).await;
+            env.disk().delay("dsync", "wal/", 0, std::time::Duration::from_secs(1));
+            for n in 1..20 {
+                wal.append(tablet, &[put(b"key", &[n; 10])]).unwrap();
+                wal.seal_open();
+                env.sleep(std::time::Duration::from_millis(2)).await;
+            }
+            assert_eq!(wal.durable(), first.block, "what follows the slow block waits for it");
+        });
+        world.kill();
+        let world = SimWorld::new(10);
+        let disk = env.disk().crash(&world, &mut fastrand::Rng::with_seed(1), 0);
+        let env = SimEnv::new(&world, disk);
+        let (entries, scans) = world.run(replay(&env, &BTreeMap::new())).unwrap();
+        assert_eq!((entries.len(), scans[0].end), (1, BlockSeq(1)), "window {window}");
+    }
+}
+
 #[test]
 fn segments_are_recycled_and_their_old_blocks_are_never_taken_for_new_ones() {
     let (world, env) = SimEnv::fresh(5);

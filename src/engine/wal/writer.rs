@@ -436,7 +436,7 @@ impl<E: Env> Wal<E> {
             if self.failed.borrow().is_some() {
                 return;
             }
-            if self.in_flight.get() < self.options.window && self.take_open() {
+            if self.has_window() && self.take_open() {
                 let block = self.state.borrow_mut().queue.pop_front();
                 let Some(block) = block else { continue };
                 self.issue(block);
@@ -466,13 +466,22 @@ impl<E: Env> Wal<E> {
                 continue;
             }
             match (self.options.lazy, open_since) {
-                (Some(interval), Some(since)) if self.in_flight.get() < self.options.window => {
+                (Some(interval), Some(since)) if self.has_window() => {
                     let left = (since + interval).saturating_sub(self.env.now());
                     futures_lite::future::or(next, self.env.sleep(left)).await;
                 }
                 _ => next.await,
             }
         }
+    }
+
+    /// Whether the next block may be written: it is at most a window beyond what is durable. A limit on how
+    /// many are in flight would not do, since one slow write would let any number pass it, and after a crash
+    /// a reader would take the hole for rot.
+    fn has_window(&self) -> bool {
+        let state = self.state.borrow();
+        let next = state.queue.front().map_or(state.next_seq, |block| block.seq);
+        next.0 <= self.durable.get().0 + self.options.window as u64
     }
 
     /// Makes sure that a block is queued, if one is due.

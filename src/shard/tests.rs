@@ -1,0 +1,187 @@
+//! A shard on the simulated env, and a client that keeps what it is told.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::mesh::mesh;
+use super::{Dispatched, Message, Outlet, Settings, Shard, Stall};
+use crate::disk::sim::SimDisk;
+use crate::engine::{Engine, EngineOptions, recovery};
+use crate::env::sim::{SimEnv, SimWorld};
+use crate::env::{Env, Queue};
+use crate::error::Code;
+use crate::metrics::Metrics;
+use crate::placement::SlotTable;
+use crate::protocol::binary::{Status, decode_reply_header, encode_request};
+use crate::protocol::{Condition, Durability, Limits, Request};
+
+/// One connection.
+#[derive(Default)]
+struct Client {
+    received: RefCell<Vec<u8>>,
+    in_flight: Cell<u32>,
+    stall: Cell<Option<Stall>>,
+}
+
+impl Outlet for Client {
+    fn deliver(&self, count: u32, bytes: &[u8]) {
+        self.in_flight.set(self.in_flight.get() - count);
+        self.received.borrow_mut().extend_from_slice(bytes);
+    }
+
+    fn stall(&self, _owner: usize, why: Stall) {
+        self.stall.set((why != Stall::Over).then_some(why));
+    }
+
+    fn flush(&self) {}
+
+    fn accept(&self, count: u32) {
+        self.in_flight.set(self.in_flight.get() + count);
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stall.get().is_some()
+    }
+}
+
+impl Client {
+    /// Statuses of all replies.
+    fn statuses(&self) -> Vec<Status> {
+        let received = self.received.borrow();
+        let (mut at, mut statuses) = (0, Vec::new());
+        while let Ok(Some(header)) = decode_reply_header(&received[at..], Limits::FRAME_BYTES_LIMIT) {
+            statuses.push(header.status);
+            at += header.frame_bytes();
+        }
+        statuses
+    }
+}
+
+/// A shard that owns everything, durable before it answers.
+async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
+    let found = recovery::load(env, 16).await.unwrap();
+    let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
+    let start = recovery::plan(found.state, scans, 1).unwrap();
+    recovery::install(env, &start).await.unwrap();
+    let options = EngineOptions {
+        memtable_bytes: 64 << 20,
+        sealed_max: 1,
+        cache_bytes: 1 << 20,
+        segment_bytes: 8 << 20,
+        window: 3,
+        lazy: None,
+        compaction_fan: 4,
+        reserve_bytes: 0,
+    };
+    let metrics = Rc::new(Metrics::default());
+    let engine = Engine::open(env, options, &start, 0, metrics.clone()).await.unwrap();
+    let slots = Rc::new(SlotTable::new(&start.state));
+    let port = mesh::<Message>(1, 4).remove(0);
+    let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
+    let shard = Shard::new(0, env, engine, slots, limits, settings, metrics, port);
+    env.spawn(Queue::Foreground, shard.clone().release_loop());
+    env.spawn(Queue::Foreground, shard.clone().room_loop());
+    shard
+}
+
+fn connect(shard: &Rc<Shard<SimEnv>>) -> (Rc<Client>, u64) {
+    let client = Rc::new(Client::default());
+    let token = shard.register(client.clone());
+    (client, token)
+}
+
+fn set(id: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let (condition, durability) = (Condition::None, Durability::Default);
+    encode_request(&mut frame, id, &Request::Set { key, value, condition, durability });
+    frame
+}
+
+fn get(id: u64, key: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode_request(&mut frame, id, &Request::Get { key });
+    frame
+}
+
+/// A reader of a value whose write had failed waited for a block that nobody wrote any more, and a server
+/// that was told to stop waited for that reader.
+#[test]
+fn whoever_reads_what_a_failed_log_lost_is_told_so() {
+    let world = SimWorld::new(1);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        env.disk().fail("dsync", "wal/", 0, libc::EIO, true);
+        shard.dispatch(token, client.as_ref(), &set(1, b"key", b"value"));
+        env.sleep(Duration::from_millis(100)).await;
+        assert_eq!(client.statuses(), [Status::Refused(Code::WriteFailed)]);
+        shard.dispatch(token, client.as_ref(), &get(2, b"key"));
+        env.sleep(Duration::from_millis(100)).await;
+        assert_eq!(client.statuses()[1..], [Status::Refused(Code::WriteFailed)]);
+        assert_eq!(client.in_flight.get(), 0);
+    });
+}
+
+/// Replies that wait for a commit were bounded by the number of requests only: 64 KiB of GETs of a large
+/// value that was just written held a copy of it each.
+#[test]
+fn replies_that_wait_for_a_commit_are_bounded() {
+    let world = SimWorld::new(2);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let mut bytes = set(0, b"key", &vec![b'v'; 1 << 20]);
+        (1..50).for_each(|id| bytes.extend(get(id, b"key")));
+        let mut used = 0;
+        let mut most = 0;
+        while used < bytes.len() {
+            match shard.dispatch(token, client.as_ref(), &bytes[used..]) {
+                Dispatched::NeedMore { used: more } | Dispatched::Pause { used: more } => used += more,
+                other => panic!("{other:?}"),
+            }
+            most = most.max(shard.held.borrow().bytes());
+            if client.is_stalled() {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.statuses(), [Status::Done; 50]);
+        assert!((4 << 20..8 << 20).contains(&most), "{most} bytes were held");
+    });
+}
+
+/// Requests that wait in line for a block that another reads were counted by their own few bytes.
+#[test]
+fn requests_in_line_for_a_large_block_are_bounded() {
+    let world = SimWorld::new(3);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        shard.dispatch(token, client.as_ref(), &set(0, b"key", &vec![b'v'; 1 << 20]));
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        shard.engine.rotate();
+        while shard.engine.metrics().table_entries == 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes: Vec<u8> = (1..50).flat_map(|id| get(id, b"key")).collect();
+        let result = shard.dispatch(token, client.as_ref(), &bytes);
+        assert!(matches!(result, Dispatched::Pause { .. }) && client.is_stalled(), "{result:?}");
+        assert!(client.in_flight.get() < 8, "{} read or wait in line", client.in_flight.get());
+    });
+}
