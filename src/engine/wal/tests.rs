@@ -449,3 +449,30 @@ fn a_lazy_log_writes_on_demand_and_within_its_interval() {
         wal.close().await.unwrap();
     });
 }
+
+/// More damaged blocks between two whole ones than there are numbers between them: no crash leaves that, but
+/// a value that looks like blocks may, and the count of the missing ones fell below zero.
+#[test]
+fn more_damaged_blocks_than_numbers_are_refused() {
+    let path = segment_path(LogId(1), 0);
+    let (world, env) = closed_log(1, 8);
+    // Blocks 4, 5 and 6 call themselves 4, and none is whole.
+    let mut bytes = env.disk().peek(&path).unwrap();
+    for block in 3..6 {
+        let at = SEGMENT_HEADER_BYTES + block * PAGE_SIZE;
+        let mut info = super::format::BlockInfo::decode(&bytes[at..]).unwrap();
+        info.seq = BlockSeq(4);
+        info.encode(&mut bytes[at..]);
+        bytes[at + BLOCK_HEADER_BYTES + 60] ^= 1;
+    }
+    let seventh = SEGMENT_HEADER_BYTES + 6 * PAGE_SIZE;
+    let mut info = super::format::BlockInfo::decode(&bytes[seventh..]).unwrap();
+    info.seq = BlockSeq(5);
+    info.encode(&mut bytes[seventh..]);
+    env.disk().poke(&path, bytes);
+    let scan = world.run(async {
+        let segments = list_logs(&env).await.unwrap().remove(&LogId(1)).unwrap();
+        scan_log(&env, LogId(1), segments, None, &|_| EntryIndex(8)).await
+    });
+    assert!(matches!(scan, Err(WalError::Rot { .. })), "{scan:?}");
+}
