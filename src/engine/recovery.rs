@@ -140,8 +140,13 @@ pub fn plan(mut state: State, mut scans: Vec<LogScan>, shards: u32) -> Result<St
         if last <= tablet.flushed {
             tablet.logs.clear(); // tables hold it all
         }
-        // Logs that were never begun hold nothing.
-        tablet.logs.retain(|log| scans.iter().any(|scan| scan.log == *log));
+        // Nor are logs needed that hold nothing else, or nothing at all: starts that failed again and again
+        // would leave a new one each time.
+        let holds_more = |scan: &LogScan| {
+            let run = scan.runs.tablets().get(&tablet.id).and_then(|runs| runs.last());
+            run.is_some_and(|run| run.last > tablet.flushed)
+        };
+        tablet.logs.retain(|log| scans.iter().any(|scan| scan.log == *log && holds_more(scan)));
         tablet.logs.push(new_logs[tablet.shard as usize]);
     }
     let needed = state.needed_logs();
@@ -326,5 +331,51 @@ impl<E: Env> Engine<E> {
         }
         last[local] = index;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Op, OpKind};
+    use crate::disk::sim::SimDisk;
+    use crate::env::sim::{SimEnv, SimWorld};
+
+    async fn begin(env: &SimEnv) -> Start {
+        let found = load(env, 16).await.unwrap();
+        let scans = scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
+        let start = plan(found.state, scans, 1).unwrap();
+        install(env, &start).await.unwrap();
+        start
+    }
+
+    /// A start opens a log, and the next one took it for needed though nothing stood in it. A start that
+    /// fails for want of space would have used up what is left, 64 MiB a time.
+    #[test]
+    fn starts_that_fail_leave_no_logs_behind() {
+        let world = SimWorld::new(1);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        world.run(async {
+            let options = |start: &Start| WalOptions {
+                segment_bytes: 1 << 20,
+                window: 3,
+                lazy: None,
+                cluster: start.state.store.cluster,
+            };
+            let start = begin(&env).await;
+            let wal = Wal::create(&env, start.new_logs[0], options(&start)).await.unwrap();
+            let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+            wal.start();
+            let op = Op { kind: OpKind::Put, key: b"key", value: b"value", expiry_ms: 0 };
+            wal.append(tablet, &[op]).unwrap();
+            wal.close().await.unwrap();
+            for _ in 0..5 {
+                let start = begin(&env).await;
+                assert_eq!(start.plan.last(TabletId(0)), Some((EntryIndex(1), 1)), "it is not lost");
+                Wal::create(&env, start.new_logs[0], options(&start)).await.unwrap();
+                let logs = list_logs(&env).await.unwrap();
+                assert_eq!(logs.len(), 2, "the one that holds the entry, and the new one: {logs:?}");
+            }
+        });
     }
 }

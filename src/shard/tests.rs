@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::mesh::mesh;
-use super::{Dispatched, Message, Outlet, Settings, Shard, Stall};
+use super::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
 use crate::disk::sim::SimDisk;
 use crate::engine::{Engine, EngineOptions, recovery};
 use crate::env::sim::{SimEnv, SimWorld};
@@ -183,5 +183,30 @@ fn requests_in_line_for_a_large_block_are_bounded() {
         let result = shard.dispatch(token, client.as_ref(), &bytes);
         assert!(matches!(result, Dispatched::Pause { .. }) && client.is_stalled(), "{result:?}");
         assert!(client.in_flight.get() < 8, "{} read or wait in line", client.in_flight.get());
+    });
+}
+
+/// The limit kept a connection from reading on without need, not from having taken in what it had read.
+#[test]
+fn no_more_requests_are_taken_in_than_may_be_unanswered() {
+    let world = SimWorld::new(4);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let bytes: Vec<u8> = (0..20_000).flat_map(|id| set(id, b"key", b"")).collect();
+        let mut used = 0;
+        while used < bytes.len() {
+            let Dispatched::Pause { used: more } = shard.dispatch(token, client.as_ref(), &bytes[used..])
+            else {
+                break;
+            };
+            used += more;
+            assert!(client.in_flight.get() <= IN_FLIGHT_MAX);
+            if client.in_flight.get() == IN_FLIGHT_MAX {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        assert!(used > 0, "it paused");
     });
 }

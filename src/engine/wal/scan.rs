@@ -321,7 +321,9 @@ fn pass_over(
         .filter(|record| record.index > flushed(record.tablet))
         .copied()
         .collect();
-    let hidden = until.0 - expected.0 - known;
+    let Some(hidden) = (until.0 - expected.0).checked_sub(known) else {
+        return Err(rot(scan, place, format!("blocks {expected} to {until}, of which too many stand here")));
+    };
     if missing.is_empty() && hidden == 0 {
         tracing::warn!(
             file = scan.segments[place.segment as usize].path,

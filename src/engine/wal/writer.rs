@@ -636,8 +636,10 @@ impl<E: Env> Wal<E> {
                 if state.free.len() > FREE_MAX { state.free.pop_front() } else { None }
             };
             if let Some(segment) = surplus {
-                if let Err(error) = segment.remove(&self.env).await {
-                    tracing::warn!("a free log segment could not be removed: {error}");
+                if let Err((segment, error)) = segment.remove(&self.env).await {
+                    tracing::warn!("a free log segment could not be removed: {error}; trying again");
+                    self.give_back(segment);
+                    self.pause().await;
                 }
                 continue;
             }
@@ -655,12 +657,21 @@ impl<E: Env> Wal<E> {
                     tracing::error!("no new log segment: {error}; trying again");
                     self.full.replace(Some(error.to_string()));
                     self.changed.notify();
-                    futures_lite::future::or(self.env.sleep(RETRY), async {
-                        self.work.until(|| self.closing.get()).await;
-                    })
-                    .await;
+                    self.pause().await;
                 }
             }
+        }
+    }
+
+    async fn pause(&self) {
+        futures_lite::future::or(self.env.sleep(RETRY), self.work.until(|| self.closing.get())).await;
+    }
+
+    /// A free segment is still what it was. It stays the oldest: were a later one given up before it, the
+    /// next start would miss what stood between it and the rest of the log.
+    fn give_back(&self, segment: Option<Segment<E>>) {
+        if let Some(segment) = segment {
+            self.state.borrow_mut().free.push_front(segment);
         }
     }
 
@@ -673,7 +684,10 @@ impl<E: Env> Wal<E> {
         };
         let header = segment::header(&self.env, self.options.cluster, self.log, number);
         match free {
-            Some(free) => free.recycle(&self.env, header).await,
+            Some(free) => free.recycle(&self.env, header).await.map_err(|(segment, error)| {
+                self.give_back(segment);
+                error
+            }),
             None => Segment::create(&self.env, header, self.options.segment_bytes).await,
         }
     }
