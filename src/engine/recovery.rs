@@ -20,10 +20,10 @@ use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
 use super::sstable::Table;
 use super::wal::{
-    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalOptions, list_logs, remove_log, scan_log,
+    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
+use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
 use crate::disk::Disk;
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::Metrics;
@@ -92,6 +92,13 @@ pub async fn load<E: Env>(env: &E, tablets: u16) -> Result<OnDisk, EngineError> 
     let needed = state.needed_logs();
     let mut logs = list_logs(env).await?;
     logs.retain(|log, _| needed.contains(log));
+    for log in needed {
+        // Without an end it may never have been begun.
+        let end = state.logs.get(&log).and_then(|meta| meta.end);
+        if end.is_some_and(|end| end > BlockSeq::ZERO) && !logs.contains_key(&log) {
+            return Err(WalError::Missing(log).into());
+        }
+    }
     Ok(OnDisk { state, logs })
 }
 

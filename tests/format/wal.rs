@@ -38,7 +38,13 @@ fn blocks() -> Vec<Vec<Entry>> {
 }
 
 fn write() -> Vec<u8> {
-    let header = SegmentHeader { cluster: 0xC1, log: LOG, segment: SEGMENT, created_ms: 1_750_000_000_000 };
+    let header = SegmentHeader {
+        cluster: 0xC1,
+        log: LOG,
+        segment: SEGMENT,
+        created_ms: 1_750_000_000_000,
+        nonce: 0xA0C,
+    };
     let mut file = vec![0; PAGE_SIZE];
     header.encode(&mut file);
     let mut prev_crc = 0x1234_5678;
@@ -46,6 +52,7 @@ fn write() -> Vec<u8> {
         let info = BlockInfo {
             log: LOG,
             segment: SEGMENT,
+            nonce: 0xA0C,
             seq: BlockSeq(seq),
             durable_seq: BlockSeq(seq - 1),
             wall_ms: 1_750_000_000_000 + seq,
@@ -154,5 +161,23 @@ fn every_damaged_byte_of_an_entry_is_refused_with_its_place() {
                 other => panic!("byte {at}: {other:?}"),
             }
         }
+    }
+}
+
+/// A client may choose the bytes of a value, and a torn write may lose the page in front of them.
+#[test]
+fn a_value_that_looks_like_a_block_is_none() {
+    let mut forged = GOLDEN[PAGE_SIZE..2 * PAGE_SIZE].to_vec();
+    let known = BlockInfo::decode(&forged).unwrap();
+    let len = known.payload_len;
+    for (nonce, is_taken) in [(known.nonce, true), (known.nonce + 1, false)] {
+        let info = BlockInfo { seq: BlockSeq(104), durable_seq: BlockSeq(103), nonce, ..known };
+        let crc = info.encode(&mut forged);
+        assert_ne!(crc, known.crc);
+        assert!(BlockInfo::decode(&forged).unwrap().payload(&forged).is_some_and(|body| body.len() == len));
+        // Behind the end of the log, where a torn block may have left a page of its value.
+        let bytes = [GOLDEN, &[0; PAGE_SIZE], &forged].concat();
+        let (_, blocks) = inspect_segment(&bytes).unwrap();
+        assert_eq!(blocks.len(), 4 + usize::from(is_taken));
     }
 }

@@ -27,7 +27,7 @@ pub use replay::LogReader;
 pub use scan::{LogScan, SegmentFile, TornTail, inspect_segment, list_logs, remove_log, scan_log};
 pub use writer::{Appended, Wal, WalOptions, WalRoom, WalTablet};
 
-use crate::base::{EntryIndex, TabletId};
+use crate::base::{EntryIndex, LogId, TabletId};
 use crate::disk::DiskError;
 
 /// Blocks that may be in flight at once, at most. A reader takes this for every log, whatever the
@@ -74,6 +74,9 @@ pub enum WalError {
         /// Last missing entry.
         last: EntryIndex,
     },
+    /// A log that was read before has no file any more.
+    #[error("the files of log {0} below wal/ are missing, though tablets need it; restore them from a copy")]
+    Missing(LogId),
     /// A segment or record of a later version.
     #[error(
         "{path}: format version {version} is newer than this build reads ({}); start it with the version that wrote it",

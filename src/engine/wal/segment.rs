@@ -127,6 +127,6 @@ async fn write_header<D: File>(
 }
 
 /// The identity of segment `number` of `log`.
-pub fn header<E: Env>(env: &E, cluster: u128, log: LogId, number: u64) -> SegmentHeader {
-    SegmentHeader { cluster, log, segment: number, created_ms: env.wall_ms() }
+pub fn header<E: Env>(env: &E, cluster: u128, log: LogId, nonce: u64, number: u64) -> SegmentHeader {
+    SegmentHeader { cluster, log, segment: number, created_ms: env.wall_ms(), nonce }
 }

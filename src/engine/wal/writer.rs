@@ -124,6 +124,7 @@ struct State<E: Env> {
 pub struct Wal<E: Env> {
     env: E,
     log: LogId,
+    nonce: u64,
     options: WalOptions,
     state: RefCell<State<E>>,
     durable: Cell<BlockSeq>,
@@ -145,12 +146,13 @@ impl<E: Env> Wal<E> {
     pub async fn create(env: &E, log: LogId, options: WalOptions) -> Result<Rc<Wal<E>>, WalError> {
         assert!((1..=WINDOW_MAX).contains(&options.window), "a window of 1 to {WINDOW_MAX} blocks");
         assert!(options.segment_bytes > 2 * SEGMENT_HEADER_BYTES as u64, "room for a block");
-        let first =
-            Segment::create(env, segment::header(env, options.cluster, log, 0), options.segment_bytes)
-                .await?;
+        let nonce = env.random();
+        let header = segment::header(env, options.cluster, log, nonce, 0);
+        let first = Segment::create(env, header, options.segment_bytes).await?;
         Ok(Rc::new(Wal {
             env: env.clone(),
             log,
+            nonce,
             options,
             state: RefCell::new(State {
                 tablets: Vec::new(),
@@ -548,6 +550,7 @@ impl<E: Env> Wal<E> {
         let info = BlockInfo {
             log: self.log,
             segment: block.segment.number,
+            nonce: self.nonce,
             seq: block.seq,
             durable_seq: self.durable.get(),
             wall_ms: self.env.wall_ms(),
@@ -682,7 +685,7 @@ impl<E: Env> Wal<E> {
             state.next_segment += 1;
             (number, state.free.pop_front())
         };
-        let header = segment::header(&self.env, self.options.cluster, self.log, number);
+        let header = segment::header(&self.env, self.options.cluster, self.log, self.nonce, number);
         match free {
             Some(free) => free.recycle(&self.env, header).await.map_err(|(segment, error)| {
                 self.give_back(segment);
