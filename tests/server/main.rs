@@ -3,5 +3,6 @@
 mod abuse;
 mod guards;
 mod harness;
+mod larger;
 mod preflight;
 mod raw;
