@@ -78,12 +78,22 @@ fn a_batch_that_asks_for_it_is_there_whole() {
         "BATCH",
         |client| {
             let mut batch = Batch::new();
-            (0..100).for_each(|at| {
+            for at in 0..100 {
                 batch.put(&key(&at.to_string()), b"value").unwrap();
-            });
+            }
+            client.batch(batch.durability(Durability::Always)).unwrap();
+            // As many operations as there can be, the last of which counts.
+            let mut batch = Batch::new();
+            for _ in 1..65_535 {
+                batch.delete(&key("n")).unwrap();
+            }
+            batch.put(&key("n"), b"last").unwrap();
             client.batch(batch.durability(Durability::Always)).unwrap();
         },
-        |client| (0..100).for_each(|at| assert!(value(client, &at.to_string()).is_some(), "{at}")),
+        |client| {
+            (0..100).for_each(|at| assert!(value(client, &at.to_string()).is_some(), "{at}"));
+            assert_eq!(value(client, "n"), Some(b"last".to_vec()));
+        },
     );
 }
 
