@@ -75,6 +75,9 @@ impl std::ops::DerefMut for WriteBuffer {
 impl GlommioDisk {
     /// The tree below `root`, which must exist. Call [`GlommioDisk::prime`] before anything else.
     pub fn new(root: &Path) -> GlommioDisk {
+        // The runtime opens what is relative relative to no directory, and fails. Without a working
+        // directory, the first file to be opened says what is wrong.
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
         GlommioDisk { root: Rc::from(root) }
     }
 

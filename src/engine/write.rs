@@ -72,7 +72,9 @@ impl<E: Env> Engine<E> {
         let index = appended.lsn.index();
         {
             let mut active = self.active.borrow_mut();
-            for (ordinal, (op, &hash)) in (appended.lsn.ordinal()..).zip(ops.iter().zip(hashes)) {
+            // The ordinals come last in the zip: it asks what comes first once more at its end, and the one
+            // after those of a full entry is more than 16 bits.
+            for ((op, &hash), ordinal) in ops.iter().zip(hashes).zip(appended.lsn.ordinal()..) {
                 let lsn = Lsn::new(index, ordinal);
                 active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
             }

@@ -77,7 +77,8 @@ pub enum Durability {
     /// As the server's `--sync` says.
     #[default]
     Default = 0,
-    /// Only once it is on disk, whatever `--sync` says.
+    /// Only once it is on disk, whatever `--sync` says. If nothing is written, since a condition fails or
+    /// the key is gone, what the answer tells of the key is on disk.
     Always = 1,
 }
 

@@ -92,7 +92,7 @@ impl<E: Env> Shard<E> {
                 Some(entry) => Reply::Value { version: entry.lsn, value: entry.value },
                 None => Reply::Absent,
             };
-            out.after(self.observed(wait), meta, &reply);
+            out.after(self.observed(wait, Durability::Default), meta, &reply);
             entry.is_some()
         });
         match lookup.map_err(refusal)? {
@@ -121,7 +121,7 @@ impl<E: Env> Shard<E> {
         let mut list = ValueListEncoder::begin(&mut bytes, meta.request_id, meta.epoch);
         for key in keys {
             let lookup = self.engine.lookup(&self.key(key), loaded, |found| {
-                wait = wait.max(self.observed(found.wait));
+                wait = wait.max(self.observed(found.wait, Durability::Default));
                 match found.entry {
                     Some(entry) if list.frame_bytes_with(entry.value.len()) > limit => return false,
                     Some(entry) => {
@@ -160,11 +160,17 @@ impl<E: Env> Shard<E> {
         Ok(Attempt::Done)
     }
 
-    /// The version of a key's live value, and the block that must be durable before it may be told.
-    fn current(&self, key: &Key<'_>, loaded: &Loaded) -> Result<Result<Current, MissingBlock<E>>, Refusal> {
+    /// The version of a key's live value, and the block that must be durable before a write that asked for
+    /// `durability` may be told of it.
+    fn current(
+        &self,
+        key: &Key<'_>,
+        durability: Durability,
+        loaded: &Loaded,
+    ) -> Result<Result<Current, MissingBlock<E>>, Refusal> {
         let lookup = self.engine.lookup(key, loaded, |found| Current {
             version: found.entry.map(|entry| entry.lsn),
-            wait: self.observed(found.wait),
+            wait: self.observed(found.wait, durability),
         });
         Ok(match lookup.map_err(refusal)? {
             Lookup::Done(current) => Ok(current),
@@ -188,7 +194,7 @@ impl<E: Env> Shard<E> {
             return Ok(Attempt::Wait);
         }
         if condition != Condition::None {
-            match self.current(&key, loaded)? {
+            match self.current(&key, durability, loaded)? {
                 Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
                 Ok(current) if !condition.holds(current.version) => {
                     out.after(current.wait, meta, &Reply::ConditionFailed { current: current.version });
@@ -216,7 +222,7 @@ impl<E: Env> Shard<E> {
         if self.room(false, key.bytes.len() + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
-        let current = match self.current(&key, loaded)? {
+        let current = match self.current(&key, durability, loaded)? {
             Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Ok(current) => current,
         };
@@ -250,7 +256,7 @@ impl<E: Env> Shard<E> {
         }
         let lookup = self.engine.lookup(&key, loaded, |found| {
             let number = found.entry.map_or(Some(0), |entry| parse_number(entry.value));
-            (number, self.observed(found.wait))
+            (number, self.observed(found.wait, durability))
         });
         let (number, wait) = match lookup.map_err(refusal)? {
             Lookup::Missing(missing) => return Ok(Attempt::Missing(smallvec![missing])),
@@ -321,7 +327,7 @@ impl<E: Env> Shard<E> {
         reply: &Reply<'_>,
         out: &mut Outputs,
     ) {
-        if self.settings.is_durable || durability == Durability::Always {
+        if self.is_held(durability) {
             self.engine.wal().request_sync(block);
             out.after(Some(block), meta, reply);
         } else {
@@ -333,10 +339,26 @@ impl<E: Env> Shard<E> {
         self.engine.room(is_put, bytes).map_err(refusal)
     }
 
-    /// The block that a reader waits for. In the relaxed sync modes nobody waits for what others wrote.
+    /// Whether a request that asked for `durability` is answered only with what is on disk.
     #[inline]
-    fn observed(&self, wait: Option<crate::base::BlockSeq>) -> Option<crate::base::BlockSeq> {
-        wait.filter(|_| self.settings.is_durable)
+    fn is_held(&self, durability: Durability) -> bool {
+        self.settings.is_durable || durability == Durability::Always
+    }
+
+    /// The block that the answer to a request that asked for `durability` waits for, since it tells of what
+    /// the block holds. In the relaxed sync modes nobody waits for what others wrote, unless they asked to:
+    /// a condition that fails tells whoever repeats a write that it was applied.
+    #[inline]
+    fn observed(
+        &self,
+        wait: Option<crate::base::BlockSeq>,
+        durability: Durability,
+    ) -> Option<crate::base::BlockSeq> {
+        let wait = wait.filter(|_| self.is_held(durability));
+        if let Some(block) = wait {
+            self.engine.wal().request_sync(block);
+        }
+        wait
     }
 
     /// Counters of this shard as lines of text.

@@ -6,6 +6,8 @@
 //! a few megabytes, so that a kill meets them as well. Now and then the server is killed once more while
 //! it recovers.
 //!
+//! [`relaxed`] does the same under `--sync interval` and `none`, where an answer promises less.
+//!
 //! The seed decides what is written and when to kill; what a kill meets, the machine decides as well. So
 //! a failure comes back with its seed often, but not always.
 //!
@@ -15,16 +17,18 @@
 //! ```
 
 mod model;
+mod relaxed;
 mod workload;
 
 #[allow(dead_code)] // the tests of the server use the rest
 #[path = "../server/harness.rs"]
 mod harness;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::str::FromStr;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,17 +137,29 @@ fn write_and_kill(
     rngs: &mut [fastrand::Rng],
     after: Duration,
 ) -> Vec<Result<(Shared, Tally), String>> {
+    let mut writers: Vec<_> = owned.iter_mut().zip(rngs).collect();
+    kill_amid(server, &mut writers, after, |(owned, rng), address, ready| {
+        let mut client = connect(address).map_err(|error| error.to_string())?;
+        drop(ready);
+        owned.run(&mut client, rng)
+    })
+}
+
+/// Runs `write` for each writer on a thread of its own, and kills the server `after` all have connected,
+/// which a writer tells by dropping what it is given for that.
+fn kill_amid<W: Send, R: Send>(
+    server: &mut Server,
+    writers: &mut [W],
+    after: Duration,
+    write: impl Fn(&mut W, SocketAddr, Sender<()>) -> R + Sync,
+) -> Vec<R> {
     let address = server.address;
     thread::scope(|scope| {
         let (ready, readied) = mpsc::channel::<()>();
-        let mut clients = Vec::new();
-        for (owned, rng) in owned.iter_mut().zip(rngs) {
-            let ready = ready.clone();
-            clients.push(scope.spawn(move || {
-                let mut client = connect(address).map_err(|error| error.to_string())?;
-                drop(ready);
-                owned.run(&mut client, rng)
-            }));
+        let mut threads = Vec::new();
+        for writer in writers {
+            let (ready, write) = (ready.clone(), &write);
+            threads.push(scope.spawn(move || write(writer, address, ready)));
         }
         drop(ready);
         // Ends when every client has connected, or failed to.
@@ -151,7 +167,7 @@ fn write_and_kill(
         // Not a wait for anything: the moment of the kill is what is random here.
         thread::sleep(after);
         server.kill();
-        clients.into_iter().map(|client| client.join().expect("clients report, they don't panic")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("clients report, they don't panic")).collect()
     })
 }
 

@@ -139,10 +139,18 @@ fn assert_all_there(server: &Server, known: &[(String, String)]) {
     }
 }
 
-#[test]
-fn a_stop_amid_commits_and_reads_is_quick_and_loses_nothing() {
+/// Lets clients write and read, stops the server amid that, and compares all that was answered with what the
+/// next start finds. With `is_hasty` the stop waits for a client that reads nothing, until a second signal.
+fn stop_under_load(sync: &str, is_hasty: bool) {
     let dir = disk_dir();
-    let mut server = Server::start(dir.path(), &["--cores", "2"]);
+    let arguments = ["--cores", "2", "--oversubscribe", "--sync", sync];
+    let mut server = Server::start(dir.path(), &arguments);
+    let deaf = is_hasty.then(|| {
+        let mut deaf = Raw::connect(server.address);
+        deaf.set(1, b"large", &vec![b'x'; 1 << 20]).unwrap();
+        (0..64).for_each(|id| deaf.send_get(id, b"large"));
+        deaf
+    });
     let answered = AtomicUsize::new(0);
     let known: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
@@ -152,46 +160,55 @@ fn a_stop_amid_commits_and_reads_is_quick_and_loses_nothing() {
             })
             .collect();
         eventually("writes are answered", || answered.load(Ordering::Relaxed) > 1_000);
-        let begin = Instant::now();
+        let mut begin = Instant::now();
         server.signal(Signal::TERM);
+        if is_hasty {
+            eventually("it is stopping", || server.log().contains("stopping"));
+            begin = Instant::now();
+            server.signal(Signal::TERM);
+        }
         assert_eq!(server.wait().code(), Some(0), "{}", server.log());
         assert!(begin.elapsed() < STOP_TIME, "it took {:?}", begin.elapsed());
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     });
-    assert!(!server.log().contains("ERROR"), "{}", server.log());
-    let server = Server::start(dir.path(), &["--cores", "2"]);
+    drop(deaf);
+    let log = server.log();
+    assert_eq!(log.contains("stopping at once"), is_hasty, "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+    let server = Server::start(dir.path(), &arguments);
+    assert!(!server.log().contains("torn tail"), "a log that was closed is whole: {}", server.log());
     assert_all_there(&server, &known);
 }
 
 #[test]
+fn a_stop_amid_commits_and_reads_is_quick_and_loses_nothing() {
+    stop_under_load("always", false);
+}
+
+/// The log writes of its own accord when more time has passed than all of this takes; the stop has it write.
+#[test]
+fn a_stop_within_a_sync_interval_loses_nothing() {
+    stop_under_load("interval=60000", false);
+}
+
+#[test]
+fn a_stop_without_sync_loses_nothing() {
+    stop_under_load("none", false);
+}
+
+#[test]
 fn a_second_signal_is_quicker_and_as_safe() {
-    let dir = disk_dir();
-    let mut server = Server::start(dir.path(), &["--cores", "2"]);
-    let answered = AtomicUsize::new(0);
-    // What it does not read keeps the first stop waiting.
-    let mut deaf = Raw::connect(server.address);
-    deaf.set(1, b"large", &vec![b'x'; 1 << 20]).unwrap();
-    (0..64).for_each(|id| deaf.send_get(id, b"large"));
-    let known: Vec<_> = thread::scope(|scope| {
-        let clients: Vec<_> = (0..4)
-            .map(|name| {
-                let (client, answered) = (connect(&server), &answered);
-                scope.spawn(move || write_until_gone(client, name, answered))
-            })
-            .collect();
-        eventually("writes are answered", || answered.load(Ordering::Relaxed) > 1_000);
-        server.signal(Signal::TERM);
-        eventually("it is stopping", || server.log().contains("stopping"));
-        let begin = Instant::now();
-        server.signal(Signal::TERM);
-        assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-        assert!(begin.elapsed() < STOP_TIME, "it took {:?}", begin.elapsed());
-        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
-    });
-    assert!(server.log().contains("stopping at once"), "{}", server.log());
-    drop(deaf);
-    let server = Server::start(dir.path(), &["--cores", "2"]);
-    assert_all_there(&server, &known);
+    stop_under_load("always", true);
+}
+
+#[test]
+fn a_second_signal_within_a_sync_interval_loses_nothing() {
+    stop_under_load("interval=60000", true);
+}
+
+#[test]
+fn a_second_signal_without_sync_loses_nothing() {
+    stop_under_load("none", true);
 }
 
 /// A file system of its own, as large as its file, in a mount namespace of this thread and what it starts:

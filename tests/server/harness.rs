@@ -163,6 +163,14 @@ pub fn try_connect(address: SocketAddr) -> Result<Client, Error> {
     Client::connect(Config { retries: 0, ..Config::new(&address.to_string()) })
 }
 
+/// The seed of a random test: a new one, or that of `ATLASKV_TEST_SEED`. Printed with how to repeat it.
+pub fn seed(test: &str) -> u64 {
+    let given = std::env::var("ATLASKV_TEST_SEED").ok();
+    let seed = given.map_or_else(|| fastrand::u64(..1 << 32), |text| text.parse().expect("a number"));
+    println!("to repeat: ATLASKV_TEST_SEED={seed} cargo test --test server {test}");
+    seed
+}
+
 /// Waits until `holds`, a minute at most. For what can't be awaited: the state of another process.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();

@@ -1,6 +1,8 @@
 //! The server binary as its users meet it: started as a process, spoken to over TCP, killed.
 
 mod abuse;
+mod commands;
+mod durability;
 mod guards;
 mod harness;
 mod larger;

@@ -64,6 +64,20 @@ fn it_starts_says_so_and_stops_when_told() {
 }
 
 #[test]
+fn a_data_directory_may_be_relative() {
+    let dir = disk_dir();
+    let mut command = command(Path::new("./atlaskv-data"), &["--cores", "1"]);
+    command.current_dir(&dir);
+    let server = Server::start_command(command);
+    assert!(server.ready_line.ends_with("1 shard, data in ./atlaskv-data\n"), "{}", server.ready_line);
+    connect(&server).set(b"key", b"value").unwrap();
+    let (status, log) = server.stop();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let server = Server::start(&dir.path().join("atlaskv-data"), &["--cores", "1"]);
+    assert_eq!(connect(&server).get(b"key").unwrap().unwrap().value, b"value");
+}
+
+#[test]
 fn systemd_is_told_that_it_serves_and_stops() {
     let dir = disk_dir();
     let path = dir.path().join("notify");
