@@ -4,8 +4,8 @@
 //! is runnable. If the timer has fired by then, because the thread lost its CPU in between, nothing runs,
 //! the loop takes "nothing ran" for "nothing is runnable", and sleeps until some event comes. At worst
 //! none ever does: under load about one start in fifty hung before its first task. Therefore
-//! - until the root future runs, the timer is far longer than a thread waits for a CPU ([`START_PREEMPT`]);
-//! - from then on no sleep is longer than [`HEARTBEATS`];
+//! - until the root future runs, the timer is far longer than a thread waits for a CPU (`START_PREEMPT`);
+//! - from then on no sleep is longer than `HEARTBEATS`;
 //! - what the root future and all queues do counts as urgent: the long timer would hold otherwise whenever
 //!   only work that is not urgent is runnable.
 

@@ -1,7 +1,7 @@
 //! One executor: executes requests, knows who waits for which block, speaks to the mesh.
 //!
 //! The path of a request: whoever read it (an outlet, registered here under a token) groups the frames
-//! of one read by owner. Frames of this shard go to [`Shard::execute`] at once; those of another cross
+//! of one read by owner. Frames of this shard go to `Shard::execute` at once; those of another cross
 //! the mesh in one message and meet the same `execute` there. Replies come back by token: those that
 //! depend on nothing at once, those that a commit must cover when their block is durable, those that
 //! need a disk read when it is done.

@@ -1,11 +1,11 @@
 //! The memtable: what was written since the last flush, of all tablets of a shard.
 //!
 //! A hash index over an arena, with order made on the side:
-//! - The arena ([`arena`]) holds one [`record`] per write. The first one of a key names the newest, every
+//! - The arena (`arena`) holds one `record` per write. The first one of a key names the newest, every
 //!   other one the version before it; both by a 32-bit word number.
-//! - The index ([`index`]) leads from a hash to the first record. It grows in small tables that split one
+//! - The index (`index`) leads from a hash to the first record. It grows in small tables that split one
 //!   by one: doubling one big table of a million entries would stop the shard for 18 ms.
-//! - Each tablet keeps the first records of its keys as they came ([`order`]); runs of [`RUN_ENTRIES`]
+//! - Each tablet keeps the first records of its keys as they came (`order`); runs of [`RUN_ENTRIES`]
 //!   are sorted in small steps ([`Memtable::sort_step`]) and merged when they are read.
 //!
 //! A point operation is 5 to 8 times faster than in an ordered map, the sorting included. One shard owns
