@@ -109,6 +109,8 @@ counters! {
     compaction_micros,
     /// Merges that failed.
     compaction_failures,
+    /// Entries whose time was past when a flush or merge came by.
+    expired_entries,
     /// Live tables.
     tables,
     /// Bytes of live tables.
