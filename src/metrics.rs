@@ -69,6 +69,10 @@ counters! {
     incrs,
     /// Batches.
     batches,
+    /// EXPIREs and PERSISTs.
+    expires,
+    /// TTLs.
+    ttls,
     /// Requests refused.
     refusals,
     /// Requests that this shard received for others.

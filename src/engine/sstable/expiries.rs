@@ -125,7 +125,11 @@ mod tests {
         for (seed, count) in [(1, 100), (2, SAMPLE_MAX), (3, SAMPLE_MAX + 1), (4, 100_000), (5, 1_000_000)] {
             let mut rng = fastrand::Rng::with_seed(seed);
             // Seconds and years together.
-            let mut times: Vec<u64> = (0..count).map(|_| 1 + rng.u64(..1 << rng.u32(1..40))).collect();
+            let mut time = || {
+                let magnitude = rng.u32(1..40);
+                1 + rng.u64(..1 << magnitude)
+            };
+            let mut times: Vec<u64> = (0..count).map(|_| time()).collect();
             let found = of(times.iter().copied());
             assert!(found.is_sound(count as u64));
             times.sort_unstable();
