@@ -20,6 +20,8 @@ pub mod mesh;
 mod outputs;
 mod route;
 mod stall;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
