@@ -44,7 +44,7 @@ impl<E: Env> Clock<E> {
         self.now_ms.get()
     }
 
-    /// Reads the clock: about 30 ns, which is why not every lookup does it.
+    /// Reads the clock: about 50 ns, which is why not every lookup does it.
     pub fn tick(&self) -> u64 {
         let (wall_ms, before) = (self.env.wall_ms(), self.now_ms.get());
         if wall_ms >= before {

@@ -5,6 +5,7 @@
 //!   (`write`). Its block tells when it is durable; until then nobody may hear of it.
 //! - A read looks at the memtables, newest first, then at the tables of the key's tablet, newest first
 //!   (`read`). It is synchronous unless a block must come from disk.
+//! - A key may expire: reads, flushes and merges see its entry as a tombstone from then on (`expiry`).
 //! - In the background full memtables become tables (`flush`) and tables become fewer (`compact`).
 //! - A start replays the logs of earlier starts (`recovery`).
 //!

@@ -14,6 +14,7 @@ use crate::protocol::{Condition, Deadline, Durability, Lifetime, Reply};
 struct Copied {
     version: Lsn,
     expiry_ms: u64,
+    /// Empty where it will not be stored again.
     value: Vec<u8>,
 }
 
@@ -51,10 +52,11 @@ impl<E: Env> Shard<E> {
     ) -> Result<Attempt<E>, Refusal> {
         let key = self.key(key);
         let lookup = self.engine.lookup(&key, loaded, |found| {
-            let copied = found.entry.map(|entry| Copied {
-                version: entry.lsn,
-                expiry_ms: entry.expiry_ms,
-                value: entry.value.to_vec(),
+            let copied = found.entry.map(|entry| {
+                let is_changed = expiry_ms != 0 || entry.expiry_ms != 0;
+                let is_stored = is_changed && condition.holds(Some(entry.lsn));
+                let value = if is_stored { entry.value.to_vec() } else { Vec::new() };
+                Copied { version: entry.lsn, expiry_ms: entry.expiry_ms, value }
             });
             (copied, found.wait)
         });
