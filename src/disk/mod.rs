@@ -108,7 +108,7 @@ pub trait Disk: Clone + 'static {
     /// Renames a file, replacing what had the new name.
     fn rename(&self, from: &str, to: &str) -> impl Future<Output = Result<()>>;
 
-    /// Removes a file. It must be closed.
+    /// Removes a file's name. What it takes is free once it is closed as well.
     fn remove(&self, path: &str) -> impl Future<Output = Result<()>>;
 
     /// Creates a directory; an existing one is fine.

@@ -51,8 +51,15 @@ struct Fault {
     operation: &'static str,
     path_contains: String,
     skip: u64,
-    errno: i32,
+    outcome: Outcome,
     once: bool,
+}
+
+/// What happens to an operation that a fault hits.
+#[derive(Clone, Copy)]
+enum Outcome {
+    Fails(i32),
+    Takes(Duration),
 }
 
 struct State {
@@ -132,8 +139,17 @@ impl SimDisk {
     /// Lets an operation (`read`, `write`, `sync`, `open`, …) on a path containing `path_contains` fail with
     /// `errno`, after `skip` more such operations succeeded; once, or from then on.
     pub fn fail(&self, operation: &'static str, path_contains: &str, skip: u64, errno: i32, once: bool) {
+        self.inject(operation, path_contains, skip, Outcome::Fails(errno), once);
+    }
+
+    /// Lets one operation take `duration` longer, after `skip` more such operations went as usual.
+    pub fn delay(&self, operation: &'static str, path_contains: &str, skip: u64, duration: Duration) {
+        self.inject(operation, path_contains, skip, Outcome::Takes(duration), true);
+    }
+
+    fn inject(&self, operation: &'static str, path_contains: &str, skip: u64, outcome: Outcome, once: bool) {
         let path_contains = path_contains.to_owned();
-        self.state.faults.borrow_mut().push(Fault { operation, path_contains, skip, errno, once });
+        self.state.faults.borrow_mut().push(Fault { operation, path_contains, skip, outcome, once });
     }
 
     /// Ends all faults.
@@ -197,20 +213,32 @@ impl SimDisk {
         if self.is_down() {
             std::future::pending::<()>().await;
         }
+        match self.fault(operation, path) {
+            None => Ok(()),
+            Some(Outcome::Fails(errno)) => {
+                Err(DiskError::new(operation, path, io::Error::from_raw_os_error(errno)))
+            }
+            Some(Outcome::Takes(duration)) => {
+                self.world.sleep(duration).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn fault(&self, operation: &'static str, path: &str) -> Option<Outcome> {
         let mut faults = self.state.faults.borrow_mut();
         let hit = faults
             .iter_mut()
-            .position(|fault| fault.operation == operation && path.contains(&fault.path_contains));
-        let Some(hit) = hit else { return Ok(()) };
+            .position(|fault| fault.operation == operation && path.contains(&fault.path_contains))?;
         if faults[hit].skip > 0 {
             faults[hit].skip -= 1;
-            return Ok(());
+            return None;
         }
-        let errno = faults[hit].errno;
+        let outcome = faults[hit].outcome;
         if faults[hit].once {
             faults.remove(hit);
         }
-        Err(DiskError::new(operation, path, io::Error::from_raw_os_error(errno)))
+        Some(outcome)
     }
 
     fn change(&self, change: NameChange) {

@@ -93,9 +93,19 @@ impl<E: Env> Engine<E> {
             Merged::Stopped => return Ok(()),
             Merged::Nothing => (None, 0),
             Merged::Table(meta) => {
-                self.env.disk().sync_dir("sst").await?;
-                let table = Table::open(&self.env, meta.file, meta.tablet).await?;
-                (Some(Rc::new(table)), meta.bytes)
+                let opened: Result<_, EngineError> = async {
+                    self.env.disk().sync_dir("sst").await?;
+                    Ok(Table::open(&self.env, meta.file, meta.tablet).await?)
+                }
+                .await;
+                match opened {
+                    Ok(table) => (Some(Rc::new(table)), meta.bytes),
+                    Err(error) => {
+                        // Each try would leave one behind.
+                        let _ = self.env.disk().remove(&file.table_path()).await;
+                        return Err(error);
+                    }
+                }
             }
         };
         if let Err(error) = self.install_merge(local, inputs, output).await {

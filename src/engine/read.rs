@@ -4,6 +4,7 @@
 //! which; the caller loads it and looks again *from the start*. So whoever reads in order to write
 //! decides on what is current at the moment of the decision, whatever happened while it waited.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::sstable::{Block, BlockHandle, Table};
@@ -61,17 +62,17 @@ pub enum Lookup<R, E: Env> {
 /// evicts them at once.
 #[derive(Default)]
 pub struct Loaded {
-    blocks: Vec<(FileId, u64, Rc<Block>)>,
+    blocks: BTreeMap<(FileId, u64), Rc<Block>>,
 }
 
 impl Loaded {
     /// With nothing loaded.
     pub const fn new() -> Loaded {
-        Loaded { blocks: Vec::new() }
+        Loaded { blocks: BTreeMap::new() }
     }
 
     fn get(&self, file: FileId, offset: u64) -> Option<Rc<Block>> {
-        self.blocks.iter().find(|(f, o, _)| (*f, *o) == (file, offset)).map(|(_, _, block)| block.clone())
+        self.blocks.get(&(file, offset)).cloned()
     }
 }
 
@@ -135,9 +136,13 @@ impl<E: Env> Engine<E> {
     /// Reads a missing block into `loaded` and the cache. Suspends; afterwards anything may have changed,
     /// so the caller looks up again.
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
+        let place = (missing.table.file(), missing.handle.offset);
+        if loaded.blocks.contains_key(&place) {
+            return Ok(()); // two keys of one request are in it
+        }
         Metrics::add(&self.metrics.disk_reads, 1);
         let block = self.cache.read(&missing.table, missing.handle).await?;
-        loaded.blocks.push((missing.table.file(), missing.handle.offset, block));
+        loaded.blocks.insert(place, block);
         Ok(())
     }
 

@@ -21,10 +21,10 @@ use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
 use super::sstable::Table;
 use super::wal::{
-    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalOptions, list_logs, remove_log, scan_log,
+    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
+use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
 use crate::disk::Disk;
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::Metrics;
@@ -93,6 +93,13 @@ pub async fn load<E: Env>(env: &E, tablets: u16) -> Result<OnDisk, EngineError> 
     let needed = state.needed_logs();
     let mut logs = list_logs(env).await?;
     logs.retain(|log, _| needed.contains(log));
+    for log in needed {
+        // Without an end it may never have been begun.
+        let end = state.logs.get(&log).and_then(|meta| meta.end);
+        if end.is_some_and(|end| end > BlockSeq::ZERO) && !logs.contains_key(&log) {
+            return Err(WalError::Missing(log).into());
+        }
+    }
     Ok(OnDisk { state, logs })
 }
 
@@ -141,8 +148,13 @@ pub fn plan(mut state: State, mut scans: Vec<LogScan>, shards: u32) -> Result<St
         if last <= tablet.flushed {
             tablet.logs.clear(); // tables hold it all
         }
-        // Logs that were never begun hold nothing.
-        tablet.logs.retain(|log| scans.iter().any(|scan| scan.log == *log));
+        // Nor are logs needed that hold nothing else, or nothing at all: starts that failed again and again
+        // would leave a new one each time.
+        let holds_more = |scan: &LogScan| {
+            let run = scan.runs.tablets().get(&tablet.id).and_then(|runs| runs.last());
+            run.is_some_and(|run| run.last > tablet.flushed)
+        };
+        tablet.logs.retain(|log| scans.iter().any(|scan| scan.log == *log && holds_more(scan)));
         tablet.logs.push(new_logs[tablet.shard as usize]);
     }
     let needed = state.needed_logs();
@@ -328,5 +340,51 @@ impl<E: Env> Engine<E> {
         }
         last[local] = index;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Op, OpKind};
+    use crate::disk::sim::SimDisk;
+    use crate::env::sim::{SimEnv, SimWorld};
+
+    async fn begin(env: &SimEnv) -> Start {
+        let found = load(env, 16).await.unwrap();
+        let scans = scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
+        let start = plan(found.state, scans, 1).unwrap();
+        install(env, &start).await.unwrap();
+        start
+    }
+
+    /// A start opens a log, and the next one took it for needed though nothing stood in it. A start that
+    /// fails for want of space would have used up what is left, 64 MiB a time.
+    #[test]
+    fn starts_that_fail_leave_no_logs_behind() {
+        let world = SimWorld::new(1);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        world.run(async {
+            let options = |start: &Start| WalOptions {
+                segment_bytes: 1 << 20,
+                window: 3,
+                lazy: None,
+                cluster: start.state.store.cluster,
+            };
+            let start = begin(&env).await;
+            let wal = Wal::create(&env, start.new_logs[0], options(&start)).await.unwrap();
+            let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+            wal.start();
+            let op = Op { kind: OpKind::Put, key: b"key", value: b"value", expiry_ms: 0 };
+            wal.append(tablet, &[op]).unwrap();
+            wal.close().await.unwrap();
+            for _ in 0..5 {
+                let start = begin(&env).await;
+                assert_eq!(start.plan.last(TabletId(0)), Some((EntryIndex(1), 1)), "it is not lost");
+                Wal::create(&env, start.new_logs[0], options(&start)).await.unwrap();
+                let logs = list_logs(&env).await.unwrap();
+                assert_eq!(logs.len(), 2, "the one that holds the entry, and the new one: {logs:?}");
+            }
+        });
     }
 }

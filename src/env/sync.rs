@@ -1,9 +1,11 @@
 //! Single-threaded primitives that work on any executor.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
 
 /// Wakes all who wait. Cheap to clone; clones share the waiters.
 #[derive(Clone, Default)]
@@ -14,7 +16,7 @@ pub struct Notify {
 #[derive(Default)]
 struct NotifyInner {
     epoch: Cell<u64>,
-    waiters: RefCell<Vec<Waker>>,
+    waiters: RefCell<Slab<Waker>>,
 }
 
 impl Notify {
@@ -27,26 +29,15 @@ impl Notify {
     pub fn notify(&self) {
         self.inner.epoch.set(self.inner.epoch.get() + 1);
         let waiters = std::mem::take(&mut *self.inner.waiters.borrow_mut());
-        for waker in waiters {
+        for (_, waker) in waiters {
             waker.wake();
         }
     }
 
     /// Waits for the next [`Notify::notify`] after this call was *made* (not first polled), so that
     /// `let next = n.notified(); check; next.await` misses nothing.
-    pub fn notified(&self) -> impl Future<Output = ()> + use<> {
-        let inner = self.inner.clone();
-        let epoch = inner.epoch.get();
-        poll_fn(move |cx| {
-            if inner.epoch.get() != epoch {
-                return Poll::Ready(());
-            }
-            let mut waiters = inner.waiters.borrow_mut();
-            if !waiters.iter().any(|w| w.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
+    pub fn notified(&self) -> Notified {
+        Notified { inner: self.inner.clone(), epoch: self.inner.epoch.get(), place: None }
     }
 
     /// Waits until `ready` holds; it is asked now and after each notification.
@@ -57,6 +48,42 @@ impl Notify {
                 return;
             }
             next.await;
+        }
+    }
+}
+
+/// See [`Notify::notified`]. Dropped, it leaves nothing behind: who waits for one of two things may wait for
+/// the other for ever.
+pub struct Notified {
+    inner: Rc<NotifyInner>,
+    epoch: u64,
+    /// Of its waker among the waiters of this epoch.
+    place: Option<usize>,
+}
+
+impl Future for Notified {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.inner.epoch.get() != self.epoch {
+            return Poll::Ready(());
+        }
+        let inner = self.inner.clone();
+        let mut waiters = inner.waiters.borrow_mut();
+        match self.place {
+            Some(place) => waiters[place].clone_from(cx.waker()),
+            None => self.place = Some(waiters.insert(cx.waker().clone())),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Notified {
+    fn drop(&mut self) {
+        if let Some(place) = self.place
+            && self.inner.epoch.get() == self.epoch
+        {
+            self.inner.waiters.borrow_mut().remove(place);
         }
     }
 }
@@ -118,6 +145,26 @@ mod tests {
         notify.notify();
         block_on(next);
         assert!(block_on(poll_once(notify.notified())).is_none());
+    }
+
+    /// Wakers of connections that had waited for one of two things once stayed with the other for good.
+    #[test]
+    fn who_waits_no_more_leaves_nothing_behind() {
+        let notify = Notify::new();
+        for _ in 0..3 {
+            assert!(block_on(poll_once(notify.notified())).is_none());
+        }
+        assert!(notify.inner.waiters.borrow().is_empty());
+        // One of an epoch that is over does not take another's place away.
+        let mut old = notify.notified();
+        assert!(block_on(poll_once(&mut old)).is_none());
+        notify.notify();
+        let mut new = notify.notified();
+        assert!(block_on(poll_once(&mut new)).is_none());
+        drop(old);
+        assert_eq!(notify.inner.waiters.borrow().len(), 1);
+        notify.notify();
+        block_on(new);
     }
 
     #[test]

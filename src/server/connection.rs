@@ -20,10 +20,7 @@ use std::time::Duration;
 use super::socket::Socket;
 use crate::env::{Env, Gate, GateGuard, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::shard::{BACKLOG_MAX, Dispatched, Outlet, Shard, Stall};
-
-/// Requests of one connection that may be unanswered.
-pub const IN_FLIGHT_MAX: u32 = 16_384;
+use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX, Outlet, Shard, Stall};
 
 /// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
 const LINGER: Duration = Duration::from_secs(1);
@@ -98,6 +95,7 @@ impl<E: Env> Outlet for Connection<E> {
 
     fn flush(&self) {
         self.write_now();
+        self.let_owner_go_on();
         self.moved.notify();
     }
 }
@@ -243,25 +241,36 @@ impl<E: Env> Connection<E> {
             && !self.shard.congested()
     }
 
-    /// Waits until the connection may take in more requests, or is broken. Lets owners go on that wait for
-    /// its replies to leave.
+    /// Waits until the connection may take in more requests, or is broken.
     async fn ready(self: &Rc<Self>) {
         loop {
             let (moved, relieved) = (self.moved.notified(), self.shard.relieved.notified());
             if self.is_broken.get() || self.is_ready() {
                 return;
             }
-            let waiting = self.stalls.borrow().iter().position(|(_, why)| *why == Stall::Output);
-            if let Some(place) = waiting.filter(|_| self.unsent() < BACKLOG_MAX) {
-                let (owner, _) = self.stalls.borrow()[place];
-                // Until it says otherwise it runs; nothing more need be asked of it.
-                self.stalls.borrow_mut()[place].1 = Stall::Room;
-                self.shard.resume(owner, self.token.get());
-                self.shard.end_turn();
-                continue;
-            }
             futures_lite::future::or(moved, relieved).await;
         }
+    }
+
+    /// Lets an owner go on that waits for replies to leave, if enough have left. Called whenever an owner
+    /// says that it waits and whenever something was sent, since nobody may come by otherwise: the client
+    /// may have sent all it wants to, or even have closed its half.
+    fn let_owner_go_on(&self) {
+        if self.is_broken.get() || self.unsent() >= BACKLOG_MAX {
+            return;
+        }
+        let mut stalls = self.stalls.borrow_mut();
+        let Some((owner, why)) = stalls.iter_mut().find(|(_, why)| *why == Stall::Output) else { return };
+        // Until it says otherwise it runs; nothing more need be asked of it.
+        *why = Stall::Room;
+        let (owner, token) = (*owner, self.token.get());
+        // A turn of its own: it may run many frames.
+        let (shard, guard) = (self.shard.clone(), self.shard.pending.enter());
+        self.shard.env.spawn(Queue::Foreground, async move {
+            shard.resume(owner, token);
+            shard.end_turn();
+            drop(guard);
+        });
     }
 
     async fn read_more(&self, rest: &mut Vec<u8>) -> io::Result<usize> {
@@ -344,6 +353,7 @@ impl<E: Env> Connection<E> {
             let before = self.unsent();
             let sent = self.poll_send(cx);
             if self.unsent() < before {
+                self.let_owner_go_on();
                 self.moved.notify();
             }
             sent
@@ -405,6 +415,8 @@ thread_local! {
 /// The connections of one shard.
 pub struct OpenConnections<E: Env> {
     connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
+    is_draining: Cell<bool>,
+    is_abandoning: Cell<bool>,
     /// Counts the tasks that serve them.
     pub gate: Gate,
 }
@@ -412,11 +424,23 @@ pub struct OpenConnections<E: Env> {
 impl<E: Env> OpenConnections<E> {
     /// None.
     pub fn new() -> OpenConnections<E> {
-        OpenConnections { connections: RefCell::default(), gate: Gate::new() }
+        OpenConnections {
+            connections: RefCell::default(),
+            is_draining: Cell::new(false),
+            is_abandoning: Cell::new(false),
+            gate: Gate::new(),
+        }
     }
 
     fn insert(&self, token: u64, connection: &Rc<Connection<E>>) {
         self.connections.borrow_mut().insert(token, Rc::downgrade(connection));
+        // Taken over before the server was told to stop, begun after.
+        if self.is_draining.get() {
+            connection.socket.shutdown(Shutdown::Read);
+        }
+        if self.is_abandoning.get() {
+            connection.abandon();
+        }
     }
 
     fn remove(&self, token: u64) {
@@ -455,6 +479,7 @@ impl<E: Env> OpenConnections<E> {
 
     /// Takes in no more requests; what is in flight is answered, then the connections end.
     pub fn drain(&self) {
+        self.is_draining.set(true);
         self.each(|connection| {
             connection.socket.shutdown(Shutdown::Read);
         });
@@ -462,6 +487,7 @@ impl<E: Env> OpenConnections<E> {
 
     /// Ends all of them at once.
     pub fn abandon(&self) {
+        self.is_abandoning.set(true);
         self.each(Connection::abandon);
     }
 }

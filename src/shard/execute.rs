@@ -4,8 +4,11 @@
 //! or that memory is full, having changed nothing. So it can be made again from the start, and decides on
 //! what is current when it succeeds.
 
+use smallvec::smallvec;
+
 use super::Shard;
 use super::outputs::{Meta, Outputs};
+use super::stall::LOADING_BYTES_MAX;
 use crate::base::{BlockSeq, Lsn, Op, OpKind};
 use crate::engine::manifest::ManifestError;
 use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
@@ -16,12 +19,15 @@ use crate::protocol::binary::{HEADER_BYTES, Keys, Ops, ValueListEncoder};
 use crate::protocol::{Condition, Durability, Expiry, Reply, Request};
 use crate::slot::Slot;
 
+/// Blocks to be read; more than one only for a request of several keys.
+pub type MissingBlocks<E> = smallvec::SmallVec<[MissingBlock<E>; 1]>;
+
 /// How an attempt ended.
 pub enum Attempt<E: Env> {
     /// It was answered.
     Done,
-    /// It needs a block from disk.
-    Missing(MissingBlock<E>),
+    /// It needs blocks from disk, these at least.
+    Missing(MissingBlocks<E>),
     /// It needs memory that the next flush frees.
     Wait,
 }
@@ -103,7 +109,7 @@ impl<E: Env> Shard<E> {
             entry.is_some()
         });
         match lookup.map_err(refusal)? {
-            Lookup::Missing(missing) => Ok(Attempt::Missing(missing)),
+            Lookup::Missing(missing) => Ok(Attempt::Missing(smallvec![missing])),
             Lookup::Done(is_hit) => {
                 Metrics::add(&self.metrics.gets, 1);
                 Metrics::add(&self.metrics.get_hits, u64::from(is_hit));
@@ -122,6 +128,7 @@ impl<E: Env> Shard<E> {
         let mut bytes = Vec::new();
         let mut wait = None;
         let mut hits = 0;
+        let (mut missing, mut missing_bytes) = (MissingBlocks::new(), 0);
         let count = keys.len() as u64;
         let limit = self.limits.frame_bytes_max as usize;
         let mut list = ValueListEncoder::begin(&mut bytes, meta.request_id, meta.epoch);
@@ -139,7 +146,14 @@ impl<E: Env> Shard<E> {
                 true
             });
             match lookup.map_err(refusal)? {
-                Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
+                // Every attempt looks at every key: one block for each would make that quadratic.
+                Lookup::Missing(block) => {
+                    missing_bytes += block.len();
+                    missing.push(block);
+                    if missing_bytes > LOADING_BYTES_MAX {
+                        break;
+                    }
+                }
                 Lookup::Done(true) => {}
                 Lookup::Done(false) => {
                     let message = format!(
@@ -148,6 +162,9 @@ impl<E: Env> Shard<E> {
                     return Err(Refusal::new(Code::ReplyTooLarge, message));
                 }
             }
+        }
+        if !missing.is_empty() {
+            return Ok(Attempt::Missing(missing));
         }
         list.finish();
         Metrics::add(&self.metrics.gets, count);
@@ -195,7 +212,7 @@ impl<E: Env> Shard<E> {
         };
         if condition != Condition::None || expiry == Expiry::Keep {
             match self.current(&key, loaded)? {
-                Err(missing) => return Ok(Attempt::Missing(missing)),
+                Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
                 Ok(current) if !condition.holds(current.version) => {
                     out.after(current.wait, meta, &Reply::ConditionFailed { current: current.version });
                     Metrics::add(&self.metrics.sets, 1);
@@ -224,7 +241,7 @@ impl<E: Env> Shard<E> {
             return Ok(Attempt::Wait);
         }
         let current = match self.current(&key, loaded)? {
-            Err(missing) => return Ok(Attempt::Missing(missing)),
+            Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Ok(current) => current,
         };
         Metrics::add(&self.metrics.deletes, 1);
@@ -261,7 +278,7 @@ impl<E: Env> Shard<E> {
             (number, expiry_ms, self.observed(found.wait))
         });
         let (number, expiry_ms, wait) = match lookup.map_err(refusal)? {
-            Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
+            Lookup::Missing(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Lookup::Done(current) => current,
         };
         Metrics::add(&self.metrics.incrs, 1);

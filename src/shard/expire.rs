@@ -1,5 +1,7 @@
 //! Executes what is about the time when a key expires. As all attempts, these change all or nothing.
 
+use smallvec::smallvec;
+
 use super::Shard;
 use super::execute::{Attempt, refusal};
 use super::outputs::{Meta, Outputs};
@@ -61,7 +63,7 @@ impl<E: Env> Shard<E> {
             (copied, found.wait)
         });
         let (current, wait) = match lookup.map_err(refusal)? {
-            Lookup::Missing(missing) => return Ok(Attempt::Missing(missing)),
+            Lookup::Missing(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Lookup::Done(found) => found,
         };
         let version = current.as_ref().map(|current| current.version);
@@ -114,7 +116,7 @@ impl<E: Env> Shard<E> {
     ) -> Result<Attempt<E>, Refusal> {
         let now_ms = self.engine.now_ms();
         let current = match self.current(&self.key(key), loaded)? {
-            Err(missing) => return Ok(Attempt::Missing(missing)),
+            Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Ok(current) => current,
         };
         Metrics::add(&self.metrics.ttls, 1);

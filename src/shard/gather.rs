@@ -15,6 +15,11 @@ use crate::protocol::binary::{
 use crate::protocol::{Limits, Reply, Request};
 use crate::slot::Slot;
 
+/// Bytes in unfinished gathers of a shard beyond which its connections take in nothing more.
+const GATHERED_BYTES_MAX: usize = 4 << 20;
+/// What a part takes before its answer has come, and that of STATS after, roughly.
+const PART_BYTES: usize = 1 << 10;
+
 type PartialValue = Option<(Lsn, Vec<u8>)>;
 
 /// What the parts are put together to.
@@ -33,7 +38,10 @@ pub(super) struct Gather<E: Env> {
     kind: RefCell<Kind>,
     outstanding: Cell<u32>,
     refusal: RefCell<Option<Refusal>>,
+    /// Of values.
     bytes: Cell<usize>,
+    /// Its part of [`Shard::gathered`].
+    kept: Cell<usize>,
     token: Cell<u64>,
 }
 
@@ -77,10 +85,12 @@ impl<E: Env> Gather<E> {
             outstanding: Cell::new(parts.len() as u32),
             refusal: RefCell::new(None),
             bytes: Cell::new(0),
+            kept: Cell::new(0),
             token: Cell::new(0),
         });
         let token = shard.register(gather.clone());
         gather.token.set(token);
+        gather.keep(shard, parts.len() * PART_BYTES);
         for (owner, frame) in parts {
             if owner == shard.id {
                 shard.execute(origin, Origin { peer: owner, token }, frame);
@@ -90,8 +100,14 @@ impl<E: Env> Gather<E> {
         }
     }
 
+    fn keep(&self, shard: &Shard<E>, bytes: usize) {
+        self.kept.set(self.kept.get() + bytes);
+        shard.gathered.set(shard.gathered.get() + bytes);
+    }
+
     fn take_part(&self, owner: usize, reply: Reply<'_>) {
-        let limit = self.shard.upgrade().map_or(0, |shard| shard.limits.frame_bytes_max as usize);
+        let Some(shard) = self.shard.upgrade() else { return };
+        let limit = shard.limits.frame_bytes_max as usize;
         match (reply, &mut *self.kind.borrow_mut()) {
             (Reply::Refused(refusal), _) => {
                 self.refusal.replace(Some(refusal));
@@ -107,6 +123,7 @@ impl<E: Env> Gather<E> {
                         self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
                         return;
                     }
+                    self.keep(&shard, value.value.len());
                     values[*place] = Some((value.version, value.value.to_vec()));
                 }
             }
@@ -170,6 +187,13 @@ fn stats_text(section: &str, shards: &[MetricsSnapshot]) -> String {
     text
 }
 
+impl<E: Env> Shard<E> {
+    /// Whether so much is gathered that nothing more is to be taken in.
+    pub(super) fn gathers_too_much(&self) -> bool {
+        self.gathered.get() > GATHERED_BYTES_MAX
+    }
+}
+
 impl<E: Env> Outlet for Gather<E> {
     fn deliver(&self, count: u32, mut bytes: &[u8]) {
         for _ in 0..count {
@@ -195,6 +219,11 @@ impl<E: Env> Outlet for Gather<E> {
         if let Some(shard) = self.shard.upgrade() {
             shard.unregister(self.token.get());
             shard.settle(self.origin, self.answer());
+            shard.gathered.set(shard.gathered.get() - self.kept.take());
+            // Cheap when nobody waits, and there is no other moment at which this is known to be over.
+            if !shard.congested() {
+                shard.relieved.notify();
+            }
         }
     }
 

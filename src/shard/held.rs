@@ -19,14 +19,19 @@ pub struct HeldReplies {
     pub bytes: Vec<u8>,
 }
 
-/// All replies of a shard that wait. Bounded by what connections may have in flight.
+/// All replies of a shard that wait. Bounded by [`HELD_BYTES_MAX`], and what one turn adds to it.
 #[derive(Default)]
 pub struct Held {
     /// `blocks[i]` waits for block `first + i`.
     first: u64,
     blocks: VecDeque<Vec<HeldReplies>>,
     replies: u64,
+    bytes: usize,
 }
+
+/// Bytes of held replies beyond which requests wait until some were released: a GET of a value that is not
+/// durable yet holds a copy of it, so what a connection may have in flight alone would be no bound.
+pub const HELD_BYTES_MAX: usize = 4 << 20;
 
 impl Held {
     /// Holds `replies` until `block` is durable.
@@ -47,6 +52,7 @@ impl Held {
             self.blocks.push_back(Vec::new());
         }
         self.replies += u64::from(replies.count);
+        self.bytes += replies.bytes.len();
         let waiting = &mut self.blocks[place];
         match waiting.last_mut() {
             Some(last) if last.origin == replies.origin => {
@@ -69,18 +75,24 @@ impl Held {
         let released: u64 = out.iter().map(|held| u64::from(held.count)).sum();
         assert!(released <= self.replies, "no reply is released twice");
         self.replies -= released;
+        self.bytes -= out.iter().map(|held| held.bytes.len()).sum::<usize>();
         out
     }
 
     /// Takes everything: the log failed, and none of it will become durable.
     pub fn fail(&mut self) -> Vec<HeldReplies> {
-        self.replies = 0;
+        (self.replies, self.bytes) = (0, 0);
         std::mem::take(&mut self.blocks).into_iter().flatten().collect()
     }
 
     /// How many replies wait.
     pub fn len(&self) -> u64 {
         self.replies
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether none waits.
@@ -104,7 +116,7 @@ mod tests {
         held.hold(BlockSeq(9), reply(2, b'c'));
         held.hold(BlockSeq(7), reply(1, b'b'));
         held.hold(BlockSeq(6), reply(3, b'z'));
-        assert_eq!(held.len(), 4);
+        assert_eq!((held.len(), held.bytes()), (4, 4));
         let first = held.release(BlockSeq(6));
         assert_eq!(first.len(), 1);
         assert_eq!(first[0].bytes, b"z");
@@ -115,7 +127,7 @@ mod tests {
         assert_eq!(held.release(BlockSeq(20))[0].origin.token, 2);
         assert!(held.is_empty());
         held.hold(BlockSeq(21), reply(4, b'd'));
-        assert_eq!(held.fail().len(), 1);
+        assert_eq!((held.fail().len(), held.bytes()), (1, 0));
         assert!(held.is_empty());
     }
 }

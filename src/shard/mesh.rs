@@ -12,7 +12,7 @@
 //! Rings are wait-free single-producer single-consumer queues and the wake-up is an atomic waker, so the
 //! mesh works on any executor, across threads, and inside the simulator.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -70,6 +70,8 @@ struct Incoming<M> {
 /// One peer's end of the mesh. Belongs to one thread.
 pub struct Port<M> {
     inbox: Arc<Inbox>,
+    /// Whether some overflow list has become empty since this was last asked.
+    is_relieved: Cell<bool>,
     outgoing: RefCell<Vec<Option<Outgoing<M>>>>,
     incoming: RefCell<Vec<Option<Incoming<M>>>>,
 }
@@ -101,6 +103,7 @@ pub fn mesh<M>(peers: usize, capacity: usize) -> Vec<Port<M>> {
         .zip(outgoing.into_iter().zip(incoming))
         .map(|(inbox, (outgoing, incoming))| Port {
             inbox,
+            is_relieved: Cell::new(false),
             outgoing: RefCell::new(outgoing),
             incoming: RefCell::new(incoming),
         })
@@ -170,7 +173,16 @@ impl<M> Port<M> {
         out.drain_overflow();
         if out.overflow.is_empty() {
             out.starved.store(false, Ordering::SeqCst);
+            // Whoever serves this port tells those who wait. It may not be the one who is sending, and the
+            // receiver may have seen no reason to signal.
+            self.is_relieved.set(true);
+            self.inbox.signal();
         }
+    }
+
+    /// Whether some overflow list has become empty since this was last asked.
+    pub fn take_relief(&self) -> bool {
+        self.is_relieved.take()
     }
 
     /// Whether some overflow list is not empty.
@@ -291,6 +303,22 @@ mod tests {
         }
         assert!(!a.congested());
         assert_eq!(got.into_iter().map(|(_, n)| n).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    }
+
+    /// A connection that waited for the congestion to end was not told when a send had ended it.
+    #[test]
+    fn a_send_that_ends_the_congestion_says_so() {
+        let mut ports = mesh::<u32>(2, 2).into_iter();
+        let (a, b) = (ports.next().unwrap(), ports.next().unwrap());
+        (0..3).for_each(|n| a.send(1, n));
+        assert!(a.congested() && !a.take_relief());
+        let mut got = Vec::new();
+        b.receive(8, &mut got);
+        block_on(a.wait()); // as a task that has not run yet
+        a.send(1, 3);
+        assert!(!a.congested());
+        assert!(block_on(futures_lite::future::poll_once(a.wait())).is_some(), "it is woken");
+        assert!(a.take_relief() && !a.take_relief());
     }
 
     /// The runtime's own channels count each poll of an idle receiver, and end the executor after 32,766.

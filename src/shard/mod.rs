@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
 
-pub use self::route::{BACKLOG_MAX, Dispatched};
+pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +164,8 @@ pub struct Shard<E: Env> {
     dirty: RefCell<Vec<u64>>,
     outbox: RefCell<Vec<Vec<Reply>>>,
     held: RefCell<Held>,
+    /// Bytes that unfinished [gathers](gather) keep.
+    gathered: Cell<usize>,
     waiting: RefCell<HashMap<Origin, stall::Waiting>>,
     turns: stall::Turns,
     is_closing: Cell<bool>,
@@ -201,6 +203,7 @@ impl<E: Env> Shard<E> {
             dirty: RefCell::new(Vec::new()),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
+            gathered: Cell::new(0),
             waiting: RefCell::default(),
             turns: stall::Turns::default(),
             is_closing: Cell::new(false),
@@ -292,6 +295,10 @@ impl<E: Env> Shard<E> {
     fn hold(&self, block: crate::base::BlockSeq, origin: Origin, count: u32, bytes: Vec<u8>) {
         Metrics::add(&self.metrics.held_replies, u64::from(count));
         self.held.borrow_mut().hold(block, HeldReplies { origin, count, bytes });
+        if self.engine.wal().failed().is_some() {
+            // That block will never be durable, and nobody else would wake who tells so.
+            self.engine.wal().durable_changed().notify();
+        }
     }
 
     /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.
@@ -322,9 +329,9 @@ impl<E: Env> Shard<E> {
         self.engine.wal().durable_changed().notify();
     }
 
-    /// Whether new work should wait: some queue of the mesh is full.
+    /// Whether new work should wait: some queue of the mesh is full, or there is too much half-answered.
     pub fn congested(&self) -> bool {
-        self.port.congested()
+        self.port.congested() || self.gathers_too_much()
     }
 
     /// Sends a connection to the shard that it asked for.
@@ -338,9 +345,8 @@ impl<E: Env> Shard<E> {
         const BATCH: usize = 32;
         let mut inbox = Vec::new();
         loop {
-            let was_congested = self.port.congested();
             self.port.flush();
-            if was_congested && !self.port.congested() {
+            if self.port.take_relief() && !self.congested() {
                 self.relieved.notify();
             }
             let more = self.port.receive(BATCH, &mut inbox);

@@ -74,6 +74,11 @@ impl Outputs {
 
     /// Bytes of all replies in here.
     pub fn len(&self) -> usize {
-        self.bytes.len() + self.held.iter().map(|(_, _, bytes)| bytes.len()).sum::<usize>()
+        self.bytes.len() + self.held_bytes()
+    }
+
+    /// Bytes of those that wait for a block.
+    pub fn held_bytes(&self) -> usize {
+        self.held.iter().map(|(_, _, bytes)| bytes.len()).sum()
     }
 }

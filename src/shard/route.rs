@@ -19,6 +19,8 @@ use crate::slot::{Slot, SlotRange};
 
 /// Replies waiting to be sent above which a connection takes in nothing more.
 pub const BACKLOG_MAX: usize = 1 << 20;
+/// Requests of one connection that may be unanswered.
+pub const IN_FLIGHT_MAX: u32 = 16_384;
 
 /// How far the bytes of a connection were taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ pub enum Dispatched {
         /// Bytes taken in.
         used: usize,
     },
-    /// Replies must leave first.
+    /// Replies must leave, or come, first.
     Pause {
         /// Bytes taken in.
         used: usize,
@@ -58,11 +60,19 @@ impl<E: Env> Shard<E> {
         let mut out = Outputs::default();
         let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };
         let (mut used, mut fetched) = (0, 0);
+        // What is sent from here on leaves in one message per owner at the end.
+        if self.congested() {
+            return Dispatched::Pause { used };
+        }
         let result = loop {
             if used >= fetched {
                 fetched = used + self.fetch_ahead(&bytes[used..]);
             }
-            if outlet.backlog() + out.len() > BACKLOG_MAX || outlet.is_stalled() {
+            let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
+                || outlet.in_flight() >= IN_FLIGHT_MAX
+                || outlet.is_stalled()
+                || self.gathers_too_much();
+            if must_wait {
                 break Dispatched::Pause { used };
             }
             let header = match decode_header(&bytes[used..], &self.limits) {

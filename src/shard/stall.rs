@@ -11,7 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use super::execute::Attempt;
+use super::execute::{Attempt, MissingBlocks};
+use super::held::HELD_BYTES_MAX;
 use super::outputs::{Meta, Outputs};
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
@@ -23,7 +24,7 @@ use crate::protocol::{Reply, Request};
 /// Replies to one message beyond which the rest of it waits until they have left.
 const OUT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of blocks being read for one origin beyond which its further frames wait.
-const LOADING_BYTES_MAX: usize = 4 << 20;
+pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 
 /// What is known of an origin that has something waiting.
 #[derive(Default)]
@@ -47,6 +48,8 @@ pub(super) struct Turns {
 struct Turn {
     is_done: Rc<Cell<bool>>,
     done: Notify,
+    /// Bytes of the block that it reads, or that one before it in line does.
+    block_bytes: usize,
 }
 
 impl Turns {
@@ -55,10 +58,13 @@ impl Turns {
         !last.is_empty() && hashes.iter().any(|hash| last.contains_key(hash))
     }
 
-    /// Joins the lines of `hashes`. Returns the own place and those to wait for.
-    fn join(&self, hashes: &[u64]) -> (Turn, Vec<Turn>) {
-        let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new() };
+    /// Joins the lines of `hashes`, to read a block of `block_bytes` if not 0. Returns the own place and
+    /// those to wait for.
+    fn join(&self, hashes: &[u64], block_bytes: usize) -> (Turn, Vec<Turn>) {
         let mut last = self.last.borrow_mut();
+        let in_line = hashes.iter().filter_map(|hash| last.get(hash)).map(|turn| turn.block_bytes).max();
+        let block_bytes = block_bytes.max(in_line.unwrap_or(0));
+        let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new(), block_bytes };
         let before = hashes.iter().filter_map(|hash| last.insert(*hash, turn.clone()));
         // A key named twice in one request does not wait for itself.
         let before = before.filter(|other| !Rc::ptr_eq(&other.is_done, &turn.is_done)).collect();
@@ -161,6 +167,10 @@ impl<E: Env> Shard<E> {
         if loading > LOADING_BYTES_MAX {
             return Step::Stalled(Stall::Disk);
         }
+        if self.held.borrow().bytes() + out.held_bytes() > HELD_BYTES_MAX {
+            // The release of those that are held makes room, as a flush does.
+            return Step::Stalled(Stall::Room);
+        }
         Metrics::add(&self.metrics.requests, 1);
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
@@ -169,12 +179,10 @@ impl<E: Env> Shard<E> {
                     Metrics::add(&self.metrics.memory_waits, 1);
                     return Step::Stalled(Stall::Room);
                 }
-                Attempt::Missing(missing) => {
-                    self.wait_for_disk(line, origin, frame, meta, request, Some(missing))
-                }
+                Attempt::Missing(missing) => self.wait_for_disk(line, origin, frame, meta, request, missing),
             }
         } else {
-            self.wait_for_disk(line, origin, frame, meta, request, None);
+            self.wait_for_disk(line, origin, frame, meta, request, MissingBlocks::new());
         }
         Step::Taken
     }
@@ -202,13 +210,16 @@ impl<E: Env> Shard<E> {
         frame: &[u8],
         meta: Meta,
         request: &Request<'_>,
-        missing: Option<MissingBlock<E>>,
+        missing: MissingBlocks<E>,
     ) {
         Metrics::add(&self.metrics.disk_waits, 1);
-        let bytes = frame.len() + missing.as_ref().map_or(0, MissingBlock::len);
-        self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let hashes = self.hashes(request);
-        let (turn, before) = self.turns.join(&hashes);
+        let (turn, before) =
+            self.turns.join(&hashes, missing.iter().map(MissingBlock::len).max().unwrap_or(0));
+        // Its reply may be as large as the blocks of all its keys, whoever reads them.
+        let reply_bytes = (hashes.len() * turn.block_bytes).min(self.limits.frame_bytes_max as usize);
+        let bytes = frame.len() + turn.block_bytes.max(reply_bytes);
+        self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
             for other in before {
@@ -228,7 +239,7 @@ impl<E: Env> Shard<E> {
         self: &Rc<Self>,
         meta: Meta,
         frame: &[u8],
-        mut missing: Option<MissingBlock<E>>,
+        mut missing: MissingBlocks<E>,
         out: &mut Outputs,
     ) {
         let request = decode_header(frame, &self.limits)
@@ -238,12 +249,12 @@ impl<E: Env> Shard<E> {
             .expect("it was decoded when it came");
         let mut loaded = Loaded::new();
         loop {
-            if let Some(missing) = missing.take()
-                && let Err(error) = self.engine.load(missing, &mut loaded).await
-            {
-                Metrics::add(&self.metrics.refusals, 1);
-                out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
-                return;
+            for block in missing.drain(..) {
+                if let Err(error) = self.engine.load(block, &mut loaded).await {
+                    Metrics::add(&self.metrics.refusals, 1);
+                    out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
+                    return;
+                }
             }
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
@@ -251,7 +262,7 @@ impl<E: Env> Shard<E> {
             self.engine.tick();
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
-                Attempt::Missing(next) => missing = Some(next),
+                Attempt::Missing(next) => missing = next,
                 Attempt::Wait => futures_lite::future::or(changed, durable).await,
             }
         }

@@ -1,86 +1,42 @@
-//! Shards as the server runs them, several in one simulated world, with one client at shard 0.
+//! A shard on the simulated env, and a client that keeps what it is told.
 
 mod expiry;
 mod expiry_model;
+mod store;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::mesh::mesh;
-use super::{Dispatched, Message, Outlet, Settings, Shard, Stall};
-use crate::base::Lsn;
+use super::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
+use crate::disk::sim::SimDisk;
 use crate::engine::{Engine, EngineOptions, recovery};
-use crate::env::sim::SimEnv;
-use crate::env::{Env, Gate, Notify, Queue};
+use crate::env::sim::{SimEnv, SimWorld};
+use crate::env::{Env, Queue};
 use crate::error::Code;
-use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::metrics::Metrics;
 use crate::placement::SlotTable;
-use crate::protocol::binary::{decode_reply, decode_reply_header, encode_request};
-use crate::protocol::{Condition, Deadline, Durability, Expiry, Lifetime, Limits, Reply, Request};
-use crate::slot::Slot;
+use crate::protocol::binary::{Status, decode_reply_header, encode_request};
+use crate::protocol::{Condition, Durability, Expiry, Limits, Request};
 
-/// What a request was answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
-    Value(Vec<u8>, Lsn),
-    Values(Vec<Option<Vec<u8>>>),
-    Absent,
-    Written(Lsn),
-    Unmet(Option<Lsn>),
-    Sum(i64),
-    Lifetime(Option<Lifetime>),
-    Refused(Code),
-}
-
-impl Answer {
-    fn of(reply: Reply<'_>) -> Answer {
-        match reply {
-            Reply::Value { version, value } => Answer::Value(value.to_vec(), version),
-            Reply::Values(values) => {
-                Answer::Values(values.map(|value| value.map(|v| v.value.to_vec())).collect())
-            }
-            Reply::Absent => Answer::Absent,
-            Reply::Written { version } => Answer::Written(version),
-            Reply::ConditionFailed { current } => Answer::Unmet(current),
-            Reply::Counter { value, .. } => Answer::Sum(value),
-            Reply::Lifetime { lifetime, .. } => Answer::Lifetime(lifetime),
-            Reply::Refused(refusal) => Answer::Refused(refusal.code),
-            other => panic!("nobody asked for {other:?}"),
-        }
-    }
-
-    #[track_caller]
-    fn version(&self) -> Lsn {
-        let Answer::Written(version) = self else { panic!("{self:?} is not written") };
-        *version
-    }
-}
-
-/// Keeps replies until they are asked for.
+/// One connection.
 #[derive(Default)]
-struct Recorder {
-    replies: RefCell<BTreeMap<u64, Answer>>,
+struct Client {
+    received: RefCell<Vec<u8>>,
     in_flight: Cell<u32>,
-    came: Notify,
+    stall: Cell<Option<Stall>>,
 }
 
-impl Outlet for Recorder {
-    fn deliver(&self, count: u32, mut bytes: &[u8]) {
-        for _ in 0..count {
-            let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT).unwrap().unwrap();
-            let (frame, rest) = bytes.split_at(header.frame_bytes());
-            let body = &frame[frame.len() - header.body_bytes()..];
-            let answer = Answer::of(decode_reply(&header, body).unwrap());
-            self.replies.borrow_mut().insert(header.request_id, answer);
-            bytes = rest;
-        }
+impl Outlet for Client {
+    fn deliver(&self, count: u32, bytes: &[u8]) {
         self.in_flight.set(self.in_flight.get() - count);
-        self.came.notify();
+        self.received.borrow_mut().extend_from_slice(bytes);
     }
 
-    fn stall(&self, _owner: usize, _why: Stall) {}
+    fn stall(&self, _owner: usize, why: Stall) {
+        self.stall.set((why != Stall::Over).then_some(why));
+    }
 
     fn flush(&self) {}
 
@@ -97,178 +53,168 @@ impl Outlet for Recorder {
     }
 
     fn is_stalled(&self) -> bool {
-        false
+        self.stall.get().is_some()
     }
 }
 
-/// Shards that serve.
-struct Store {
-    env: SimEnv,
-    shards: Vec<Rc<Shard<SimEnv>>>,
-    /// The port behind the last shard, by which they are told to close.
-    control: super::Port<Message>,
-    ended: Gate,
-    recorder: Rc<Recorder>,
-    token: u64,
-    last_id: Cell<u64>,
+impl Client {
+    /// Statuses of all replies.
+    fn statuses(&self) -> Vec<Status> {
+        let received = self.received.borrow();
+        let (mut at, mut statuses) = (0, Vec::new());
+        while let Ok(Some(header)) = decode_reply_header(&received[at..], Limits::FRAME_BYTES_LIMIT) {
+            statuses.push(header.status);
+            at += header.frame_bytes();
+        }
+        statuses
+    }
 }
 
-const OPTIONS: EngineOptions = EngineOptions {
-    memtable_bytes: 64 << 20,
-    sealed_max: 1,
-    cache_bytes: 64 << 10,
-    segment_bytes: 4 << 20,
-    window: 3,
-    lazy: None,
-    compaction_fan: 4,
-    reserve_bytes: 0,
-};
+/// A shard that owns everything, durable before it answers.
+async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
+    let found = recovery::load(env, 16).await.unwrap();
+    let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
+    let start = recovery::plan(found.state, scans, 1).unwrap();
+    recovery::install(env, &start).await.unwrap();
+    let options = EngineOptions {
+        memtable_bytes: 64 << 20,
+        sealed_max: 1,
+        cache_bytes: 1 << 20,
+        segment_bytes: 8 << 20,
+        window: 3,
+        lazy: None,
+        compaction_fan: 4,
+        reserve_bytes: 0,
+    };
+    let metrics = Rc::new(Metrics::default());
+    let engine = Engine::open(env, options, &start, 0, metrics.clone()).await.unwrap();
+    let slots = Rc::new(SlotTable::new(&start.state));
+    let port = mesh::<Message>(1, 4).remove(0);
+    let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
+    let shard = Shard::new(0, env, engine, slots, limits, settings, metrics, port);
+    env.spawn(Queue::Foreground, shard.clone().release_loop());
+    env.spawn(Queue::Foreground, shard.clone().room_loop());
+    shard
+}
 
-impl Store {
-    async fn open(env: &SimEnv, count: usize) -> Store {
-        let found = recovery::load(env, 16).await.unwrap();
-        let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
-        let start = recovery::plan(found.state, scans, count as u32).unwrap();
-        recovery::install(env, &start).await.unwrap();
-        let slots = Rc::new(SlotTable::new(&start.state));
-        let mut ports = mesh(count + 1, 64);
-        let control = ports.pop().unwrap();
-        let ended = Gate::new();
-        let mut shards = Vec::new();
-        for (id, port) in ports.into_iter().enumerate() {
-            let metrics = Rc::new(Metrics::default());
-            let engine = Engine::open(env, OPTIONS, &start, id as u32, metrics.clone()).await.unwrap();
-            let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
-            let shard = Shard::new(id, env, engine, slots.clone(), limits, settings, metrics, port);
-            let (served, guard) = (shard.clone(), ended.enter());
-            env.spawn(Queue::Foreground, async move {
-                served.serve_mesh(|_| unreachable!("only requests, replies and the end")).await;
-                served.pending.empty().await;
-                served.close();
-                drop(guard);
-            });
-            for which in 0..2 {
-                let (shard, guard) = (shard.clone(), ended.enter());
-                env.spawn(Queue::Foreground, async move {
-                    if which == 0 {
-                        shard.release_loop().await
-                    } else {
-                        shard.room_loop().await
-                    }
-                    drop(guard);
-                });
+fn connect(shard: &Rc<Shard<SimEnv>>) -> (Rc<Client>, u64) {
+    let client = Rc::new(Client::default());
+    let token = shard.register(client.clone());
+    (client, token)
+}
+
+fn set(id: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let (condition, durability) = (Condition::None, Durability::Default);
+    encode_request(
+        &mut frame,
+        id,
+        &Request::Set { key, value, expiry: Expiry::Never, condition, durability },
+    );
+    frame
+}
+
+fn get(id: u64, key: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode_request(&mut frame, id, &Request::Get { key });
+    frame
+}
+
+/// A reader of a value whose write had failed waited for a block that nobody wrote any more, and a server
+/// that was told to stop waited for that reader.
+#[test]
+fn whoever_reads_what_a_failed_log_lost_is_told_so() {
+    let world = SimWorld::new(1);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        env.disk().fail("dsync", "wal/", 0, libc::EIO, true);
+        shard.dispatch(token, client.as_ref(), &set(1, b"key", b"value"));
+        env.sleep(Duration::from_millis(100)).await;
+        assert_eq!(client.statuses(), [Status::Refused(Code::WriteFailed)]);
+        shard.dispatch(token, client.as_ref(), &get(2, b"key"));
+        env.sleep(Duration::from_millis(100)).await;
+        assert_eq!(client.statuses()[1..], [Status::Refused(Code::WriteFailed)]);
+        assert_eq!(client.in_flight.get(), 0);
+    });
+}
+
+/// Replies that wait for a commit were bounded by the number of requests only: 64 KiB of GETs of a large
+/// value that was just written held a copy of it each.
+#[test]
+fn replies_that_wait_for_a_commit_are_bounded() {
+    let world = SimWorld::new(2);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let mut bytes = set(0, b"key", &vec![b'v'; 1 << 20]);
+        (1..50).for_each(|id| bytes.extend(get(id, b"key")));
+        let mut used = 0;
+        let mut most = 0;
+        while used < bytes.len() {
+            match shard.dispatch(token, client.as_ref(), &bytes[used..]) {
+                Dispatched::NeedMore { used: more } | Dispatched::Pause { used: more } => used += more,
+                other => panic!("{other:?}"),
             }
-            shards.push(shard);
-        }
-        let recorder = Rc::new(Recorder::default());
-        let token = shards[0].register(recorder.clone());
-        Store { env: env.clone(), shards, control, ended, recorder, token, last_id: Cell::new(0) }
-    }
-
-    /// Stops it as the server does: memtables stay in the log.
-    async fn close(self) {
-        (0..self.shards.len()).for_each(|shard| self.control.send(shard, Message::Close));
-        self.ended.empty().await;
-        for shard in self.shards {
-            let engine = shard.engine.clone();
-            drop(shard);
-            engine.close().await.unwrap();
-        }
-    }
-
-    async fn ask(&self, request: &Request<'_>) -> Answer {
-        let id = self.last_id.get() + 1;
-        self.last_id.set(id);
-        let mut frame = Vec::new();
-        encode_request(&mut frame, id, request);
-        let dispatched = self.shards[0].dispatch(self.token, &*self.recorder, &frame);
-        assert_eq!(dispatched, Dispatched::NeedMore { used: frame.len() });
-        self.shards[0].end_turn();
-        let replies = &self.recorder.replies;
-        self.recorder.came.until(|| replies.borrow().contains_key(&id)).await;
-        replies.borrow_mut().remove(&id).unwrap()
-    }
-
-    async fn get(&self, key: &[u8]) -> Answer {
-        self.ask(&Request::Get { key }).await
-    }
-
-    async fn set(&self, key: &[u8], value: &[u8], expiry: Expiry) -> Answer {
-        self.set_if(key, value, expiry, Condition::None).await
-    }
-
-    async fn set_if(&self, key: &[u8], value: &[u8], expiry: Expiry, condition: Condition) -> Answer {
-        let durability = Durability::Default;
-        self.ask(&Request::Set { key, value, expiry, condition, durability }).await
-    }
-
-    async fn delete(&self, key: &[u8]) -> Answer {
-        let (condition, durability) = (Condition::None, Durability::Default);
-        self.ask(&Request::Delete { key, condition, durability }).await
-    }
-
-    async fn incr(&self, key: &[u8], amount: i64) -> Answer {
-        self.ask(&Request::Incr { key, amount, durability: Durability::Default }).await
-    }
-
-    async fn expire(&self, key: &[u8], deadline: Deadline) -> Answer {
-        let (condition, durability) = (Condition::None, Durability::Default);
-        self.ask(&Request::Expire { key, deadline, condition, durability }).await
-    }
-
-    async fn persist(&self, key: &[u8]) -> Answer {
-        let (condition, durability) = (Condition::None, Durability::Default);
-        self.ask(&Request::Persist { key, condition, durability }).await
-    }
-
-    async fn ttl(&self, key: &[u8]) -> Answer {
-        self.ask(&Request::Ttl { key }).await
-    }
-
-    /// When a key expires, in milliseconds since the epoch; 0 is never.
-    async fn expires_at(&self, key: &[u8]) -> u64 {
-        match self.ttl(key).await {
-            Answer::Lifetime(lifetime) => lifetime.map_or(0, |lifetime| lifetime.expires_at_ms),
-            other => panic!("{}: {other:?}", key.escape_ascii()),
-        }
-    }
-
-    fn owner(&self, key: &[u8]) -> &Shard<SimEnv> {
-        &self.shards[self.shards[0].slots.shard(Slot::of_key(key))]
-    }
-
-    /// Has all that is in memory flushed.
-    async fn flush(&self) {
-        for shard in &self.shards {
-            let (before, bytes) = (shard.metrics.flushes.get(), shard.engine.metrics().memtable_bytes);
-            shard.engine.rotate();
-            // A memtable that holds nothing is not replaced by another one.
-            if shard.engine.metrics().memtable_bytes == bytes {
-                continue;
+            most = most.max(shard.held.borrow().bytes());
+            if client.is_stalled() {
+                env.sleep(Duration::from_millis(1)).await;
             }
-            let changed = shard.engine.changed();
-            changed.until(|| shard.metrics.flushes.get() > before).await;
         }
-    }
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.statuses(), [Status::Done; 50]);
+        assert!((4 << 20..8 << 20).contains(&most), "{most} bytes were held");
+    });
+}
 
-    async fn sleep(&self, duration: Duration) {
-        self.env.sleep(duration).await;
-    }
+/// Requests that wait in line for a block that another reads were counted by their own few bytes.
+#[test]
+fn requests_in_line_for_a_large_block_are_bounded() {
+    let world = SimWorld::new(3);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        shard.dispatch(token, client.as_ref(), &set(0, b"key", &vec![b'v'; 1 << 20]));
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        shard.engine.rotate();
+        while shard.engine.metrics().table_entries == 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes: Vec<u8> = (1..50).flat_map(|id| get(id, b"key")).collect();
+        let result = shard.dispatch(token, client.as_ref(), &bytes);
+        assert!(matches!(result, Dispatched::Pause { .. }) && client.is_stalled(), "{result:?}");
+        assert!(client.in_flight.get() < 8, "{} read or wait in line", client.in_flight.get());
+    });
+}
 
-    /// Waits until `holds`, three minutes at most: longer than any background work waits for its time.
-    async fn until(&self, what: &str, mut holds: impl FnMut(&MetricsSnapshot) -> bool) {
-        for _ in 0..1800 {
-            if holds(&self.metrics()) {
-                return;
+/// The limit kept a connection from reading on without need, not from having taken in what it had read.
+#[test]
+fn no_more_requests_are_taken_in_than_may_be_unanswered() {
+    let world = SimWorld::new(4);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let bytes: Vec<u8> = (0..20_000).flat_map(|id| set(id, b"key", b"")).collect();
+        let mut used = 0;
+        while used < bytes.len() {
+            let Dispatched::Pause { used: more } = shard.dispatch(token, client.as_ref(), &bytes[used..])
+            else {
+                break;
+            };
+            used += more;
+            assert!(client.in_flight.get() <= IN_FLIGHT_MAX);
+            if client.in_flight.get() == IN_FLIGHT_MAX {
+                env.sleep(Duration::from_millis(1)).await;
             }
-            self.sleep(Duration::from_millis(100)).await;
         }
-        panic!("not within three minutes: {what}; {:?}", self.metrics());
-    }
-
-    fn metrics(&self) -> MetricsSnapshot {
-        let mut sum = MetricsSnapshot::default();
-        self.shards.iter().for_each(|shard| sum.merge(&shard.engine.metrics()));
-        sum
-    }
+        assert!(used > 0, "it paused");
+    });
 }

@@ -3,3 +3,4 @@
 
 mod manifest;
 mod sstable;
+mod wal;

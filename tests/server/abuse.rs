@@ -59,8 +59,16 @@ impl Victim {
     }
 
     fn memory_mib(&self) -> u64 {
+        self.status_mib("VmRSS:")
+    }
+
+    fn peak_memory_mib(&self) -> u64 {
+        self.status_mib("VmHWM:")
+    }
+
+    fn status_mib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 10
     }
 
@@ -402,6 +410,107 @@ fn mget_of_large_values_over_both_shards_is_whole_or_refused() {
     raw.ping(6).unwrap();
     drop(raw);
     victim.end();
+}
+
+/// An owner waits after each MiB of replies until they have left. It was told to go on only by a connection
+/// that came by for another reason: a client that had sent all it wanted to got no more.
+#[test]
+fn replies_of_another_shard_beyond_the_backlog_all_come() {
+    let victim = Victim::start(&[]);
+    for round in 0..4 {
+        // Connections go to the shards in turn, so half of these are not on the owner.
+        let key = key_of(round / 2, 1);
+        let mut raw = Raw::connect(victim.server.address);
+        raw.set(1, &key, &vec![b'v'; 300_000]).unwrap();
+        let bytes: Vec<u8> = (0..40).flat_map(|id| frame(id, &Request::Get { key: &key })).collect();
+        raw.stream.write_all(&bytes).unwrap();
+        if round % 2 == 1 {
+            raw.stream.shutdown(Shutdown::Write).unwrap();
+        }
+        let mut ids: Vec<u64> = (0..40).map(|_| raw.answer().unwrap().id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..40).collect::<Vec<_>>());
+    }
+    victim.end();
+}
+
+/// What a server keeps for requests that it has begun was bounded by their number, not by their replies.
+#[test]
+fn small_requests_for_large_replies_are_paused() {
+    let mut victim = Victim::start(&["--stall-timeout", "1s"]);
+    let value = vec![b'v'; 1 << 20];
+    let keys: Vec<Vec<u8>> = (0..2).map(|shard| key_of(shard, 1)).collect();
+    for (at, key) in keys.iter().enumerate() {
+        // Not durable yet when they are read.
+        let mut bytes = frame(0, &set(key, &value));
+        (1..1000).for_each(|id| bytes.extend(frame(id, &Request::Get { key })));
+        let mut raw = Raw::connect(victim.server.address);
+        raw.stream.write_all(&bytes).unwrap();
+        for read in 0..20 {
+            assert_eq!(raw.answer().unwrap().status, 0, "{at} {read}");
+        }
+    }
+    // Each shard's part of the answer is kept until the other has come.
+    let mut list = KeyList::default();
+    for key in &keys {
+        victim.witness.set(key, &value[..value.len() / 3]).unwrap();
+        list.push(key);
+    }
+    let bytes: Vec<u8> = (0..1000).flat_map(|id| frame(id, &Request::Mget { keys: list.keys() })).collect();
+    let mut raw = Raw::connect(victim.server.address);
+    raw.stream.write_all(&bytes).unwrap();
+    for _ in 0..20 {
+        assert_eq!(raw.answer().unwrap().values.len(), 2);
+    }
+    let most = victim.peak_memory_mib();
+    assert!(most < MEMORY_MIB + MEMORY_SLACK_MIB, "{most} MiB");
+    drop(raw);
+    victim.end();
+}
+
+/// Each block that was missing had all keys looked up again, and each lookup searched all blocks loaded.
+#[test]
+fn an_mget_of_many_cold_keys_takes_no_quadratic_time() {
+    const KEYS: usize = 6_000;
+    let dir = disk_dir();
+    let arguments = ["--cores", "1", "--oversubscribe", "--memory", "128MiB"];
+    let key = |at: usize| format!("cold {at}").into_bytes();
+    let server = Server::start(dir.path(), &arguments);
+    let mut client = connect(&server);
+    let mut pipeline = client.pipeline();
+    for at in 0..KEYS {
+        pipeline.set(&key(at), &[b'x'; 2_600]);
+    }
+    pipeline.run().into_iter().for_each(|answer| assert!(answer.is_ok()));
+    drop(client);
+    server.stop();
+    // Large remains of a log are flushed at once.
+    let server = Server::start(dir.path(), &arguments);
+    let mut raw = Raw::connect(server.address);
+    eventually("they are in tables", || server.log().contains("flushed a memtable"));
+    let mut keys = KeyList::default();
+    (0..KEYS).for_each(|at| keys.push(&key(at)));
+    let begin = Instant::now();
+    let answer = raw.ask(1, &Request::Mget { keys: keys.keys() }).unwrap();
+    assert!(answer.values.iter().all(|value| value == &[b'x'; 2_600]) && answer.values.len() == KEYS);
+    assert!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+}
+
+/// A connection that a shard was given before it was told to stop, and that it began to serve after, was
+/// told of no end; the server waited for its client.
+#[test]
+fn who_connects_while_the_server_stops_does_not_keep_it() {
+    for _ in 0..10 {
+        let dir = disk_dir();
+        let server = Server::start(dir.path(), &["--cores", "1", "--memory", "128MiB"]);
+        let mut busy = Raw::connect(server.address);
+        let requests = (0..2_000).map(|id| frame(id, &set(&id.to_le_bytes(), &[1; 500])));
+        busy.stream.write_all(&requests.collect::<Vec<_>>().concat()).unwrap();
+        let late: Vec<Raw> = (0..3).map(|_| Raw::connect(server.address)).collect();
+        let (status, log) = server.stop();
+        assert_eq!(status.code(), Some(0), "{log}");
+        drop((busy, late));
+    }
 }
 
 #[test]

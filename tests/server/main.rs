@@ -4,5 +4,6 @@ mod abuse;
 mod expiry;
 mod guards;
 mod harness;
+mod larger;
 mod preflight;
 mod raw;

@@ -22,6 +22,8 @@
 //! Torn, damaged, stale:
 //! - One block is in flight at a time, and files are never recycled. So a bad block is *torn*, and cut, if
 //!   no whole block of this file follows; it is *damage* if one does.
+//! - Behind every edit stands a *seal*, an edit without changes, and the edit counts as committed when that
+//!   is on disk as well. So an edit that was committed is never taken for a torn one.
 //! - A whole block that is not the next one (another file's, another number, another chain) was put there
 //!   by something else than a crash: damage.
 //! - The first block was synced before anything named the file, so it is never torn.

@@ -9,14 +9,16 @@ use super::format::{DIR, FileKey};
 use super::install::{TEMPORARY, encode_block, remove_if_there, write_snapshot};
 use super::read::{parse, read_file, state_of};
 use super::state::State;
+use crate::base::PAGE_SIZE;
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::{Env, Notify};
 
-/// Written space is grown in steps of this. An edit of a flush takes a page or a few.
-pub(super) const RESERVE_BYTES: u64 = 64 << 10;
+/// Written space is grown in steps of this. An edit of a flush takes a page or a few, and one
+/// for its seal.
+pub(super) const RESERVE_BYTES: u64 = 128 << 10;
 /// Grown when less than this is left behind an edit, while there is still space: edits that free space
 /// (the outcome of merges) must find room when the disk is full.
-const RESERVE_LOW_BYTES: u64 = 32 << 10;
+const RESERVE_LOW_BYTES: u64 = 64 << 10;
 /// A file is rewritten as a snapshot when it is longer than this and several times its snapshot.
 const ROTATE_BYTES: u64 = 1 << 20;
 
@@ -144,15 +146,30 @@ impl<E: Env> ShardManifest<E> {
         }
         let (block, crc) = encode_block(self.key.get(), self.next_seq.get(), self.last_crc.get(), edit)?;
         let file = self.file.borrow().clone();
-        self.reserve(&file, block.len() as u64).await?;
+        self.reserve(&file, (block.len() + PAGE_SIZE) as u64).await?;
+        self.append(&file, &block, crc).await?;
+        // Two writes, so that the edit is never torn where the seal is whole.
+        let (seal, crc) =
+            encode_block(self.key.get(), self.next_seq.get(), self.last_crc.get(), &Edit::default())?;
+        assert_eq!(seal.len(), PAGE_SIZE, "the space was reserved");
+        self.append(&file, &seal, crc).await?;
+        self.state.borrow_mut().take_over(after);
+        Ok(())
+    }
+
+    async fn append(
+        &self,
+        file: &<E::Disk as Disk>::File,
+        block: &[u8],
+        crc: u32,
+    ) -> Result<(), ManifestError> {
         let mut buffer = self.env.disk().alloc(block.len());
-        buffer.copy_from_slice(&block);
+        buffer.copy_from_slice(block);
         file.write_at(self.end.get(), buffer).await?;
         self.end.set(self.end.get() + block.len() as u64);
         self.next_seq.set(self.next_seq.get() + 1);
         self.last_crc.set(crc);
         assert!(self.end.get() <= file.len(), "edits go to written space");
-        self.state.borrow_mut().take_over(after);
         Ok(())
     }
 

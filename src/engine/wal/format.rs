@@ -6,7 +6,7 @@
 //! page 0   segment header, rest of the page zero
 //! page 1…  blocks, each whole pages, none crossing the segment's end; then anything
 //!
-//! segment header (64 bytes)             block header (80 bytes), then records, then zeros to the page
+//! segment header (72 bytes)             block header (80 bytes), then records, then zeros to the page
 //!  0  8  magic "AKVWAL\0\1"              0  4  magic "AKVB"
 //!  8  4  format version (1)              4  2  format version (1)
 //! 12  4  page size (4096)                6  2  flags, 0
@@ -14,12 +14,13 @@
 //! 32  8  log id                         16  8  segment number
 //! 40  8  segment number                 24  8  block sequence number, dense from 1 in a log
 //! 48  8  created, wall clock ms         32  8  durable_seq: all up to it were on disk when this was written
-//! 56  4  zero                           40  8  written, wall clock ms
-//! 60  4  crc32c of bytes 0..60          48  4  payload length: the records
-//!                                       52  4  record count
+//! 56  8  nonce of the log               40  8  written, wall clock ms
+//! 64  4  zero                           48  4  payload length: the records
+//! 68  4  crc32c of bytes 0..68          52  4  record count
 //!                                       56  4  header crc of the block before, 0 for the first
 //!                                       60  4  crc32c of the payload
-//!                                       64 12  zero
+//!                                       64  8  nonce of the log
+//!                                       72  4  zero
 //!                                       76  4  crc32c of bytes 0..76
 //!
 //! record header (40 bytes), then TLV area, then body
@@ -34,10 +35,12 @@
 //! The body of a data record is operations back to back (`base::op`). A record of an unknown kind is
 //! skipped if its skippable bit is set; otherwise the file is of a newer version and refused.
 //!
-//! How a reader tells blocks apart: a block belongs here if magic, log id, segment number and header crc
-//! fit. So what a recycled segment held before is *stale*, not a block. A block that fits but whose
-//! payload crc doesn't, or a place where one should stand and does not, is *torn* inside the last window
-//! of writes that may have been in flight, and *rot* anywhere else (`scan`).
+//! How a reader tells blocks apart: a block belongs here if magic, log id, segment number, nonce and header
+//! crc fit. The nonce is random and told to no client, so that no value can hold what looks like a block.
+//! Where the segment header is damaged, the nonce is that of an earlier segment or of the first block, which
+//! is never inside another. So what a recycled segment held before is *stale*, not a block. A block that fits
+//! but whose payload crc doesn't, or a place where one should stand and does not, is *torn* inside the last
+//! window of writes that may have been in flight, and *rot* anywhere else (`scan`).
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -70,6 +73,7 @@ struct RawSegmentHeader {
     log: U64,
     segment: U64,
     created_ms: U64,
+    nonce: U64,
     zero: U32,
     crc: U32,
 }
@@ -90,7 +94,8 @@ struct RawBlockHeader {
     record_count: U32,
     prev_crc: U32,
     payload_crc: U32,
-    zero: [u8; 12],
+    nonce: U64,
+    zero: U32,
     crc: U32,
 }
 
@@ -109,7 +114,7 @@ struct RecordHeader {
     crc: U32,
 }
 
-const _: () = assert!(size_of::<RawSegmentHeader>() == 64);
+const _: () = assert!(size_of::<RawSegmentHeader>() == 72);
 const _: () = assert!(size_of::<RawBlockHeader>() == 80);
 const _: () = assert!(size_of::<RecordHeader>() == 40);
 
@@ -172,6 +177,8 @@ pub struct SegmentHeader {
     pub segment: u64,
     /// When it was prepared.
     pub created_ms: u64,
+    /// Of the log.
+    pub nonce: u64,
 }
 
 impl SegmentHeader {
@@ -185,19 +192,20 @@ impl SegmentHeader {
             log: U64::new(self.log.0),
             segment: U64::new(self.segment),
             created_ms: U64::new(self.created_ms),
+            nonce: U64::new(self.nonce),
             zero: U32::ZERO,
             crc: U32::ZERO,
         };
-        raw.crc = U32::new(crc32c(&raw.as_bytes()[..60]));
-        page[..64].copy_from_slice(raw.as_bytes());
-        page[64..PAGE_SIZE].fill(0);
+        raw.crc = U32::new(crc32c(&raw.as_bytes()[..68]));
+        page[..72].copy_from_slice(raw.as_bytes());
+        page[72..PAGE_SIZE].fill(0);
     }
 
     /// Reads a header page. `Ok(None)`: none stands here (fresh, torn or rotten: the blocks decide).
     /// `Err`: a whole header of a version that this build doesn't know.
     pub fn decode(page: &[u8]) -> Result<Option<SegmentHeader>, u32> {
         let Ok((raw, _)) = RawSegmentHeader::ref_from_prefix(page) else { return Ok(None) };
-        if raw.magic != SEGMENT_MAGIC || raw.crc.get() != crc32c(&raw.as_bytes()[..60]) {
+        if raw.magic != SEGMENT_MAGIC || raw.crc.get() != crc32c(&raw.as_bytes()[..68]) {
             return Ok(None);
         }
         if raw.version.get() != VERSION {
@@ -208,6 +216,7 @@ impl SegmentHeader {
             log: LogId(raw.log.get()),
             segment: raw.segment.get(),
             created_ms: raw.created_ms.get(),
+            nonce: raw.nonce.get(),
         }))
     }
 }
@@ -219,6 +228,8 @@ pub struct BlockInfo {
     pub log: LogId,
     /// Segment it stands in.
     pub segment: u64,
+    /// Of the log.
+    pub nonce: u64,
     /// Its place in the log.
     pub seq: BlockSeq,
     /// What was known to be durable when it was written.
@@ -258,7 +269,8 @@ impl BlockInfo {
             record_count: U32::new(self.record_count),
             prev_crc: U32::new(self.prev_crc),
             payload_crc: U32::new(self.payload_crc),
-            zero: [0; 12],
+            nonce: U64::new(self.nonce),
+            zero: U32::ZERO,
             crc: U32::ZERO,
         };
         let crc = crc32c(&raw.as_bytes()[..76]);
@@ -279,6 +291,7 @@ impl BlockInfo {
         Some(BlockInfo {
             log: LogId(raw.log.get()),
             segment: raw.segment.get(),
+            nonce: raw.nonce.get(),
             seq: BlockSeq(raw.seq.get()),
             durable_seq: BlockSeq(raw.durable_seq.get()),
             wall_ms: raw.wall_ms.get(),

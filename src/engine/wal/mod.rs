@@ -7,8 +7,8 @@
 //!
 //! Invariants:
 //! - `durable ≤ sealed ≤ appended`, and each only grows.
-//! - Blocks are written in order of their numbers, at most `window` at a time, and become durable in
-//!   order: one is durable when it and all before it are.
+//! - Blocks are written in order of their numbers, none further than `window` beyond the last durable one,
+//!   and become durable in order: one is durable when it and all before it are.
 //! - After a failed write nothing is appended or acknowledged any more.
 //! - A segment is reused only when every tablet with records in it has flushed past them.
 
@@ -27,7 +27,7 @@ pub use replay::LogReader;
 pub use scan::{LogScan, SegmentFile, TornTail, inspect_segment, list_logs, remove_log, scan_log};
 pub use writer::{Appended, Wal, WalOptions, WalRoom, WalTablet};
 
-use crate::base::{EntryIndex, TabletId};
+use crate::base::{EntryIndex, LogId, TabletId};
 use crate::disk::DiskError;
 
 /// Blocks that may be in flight at once, at most. A reader takes this for every log, whatever the
@@ -74,6 +74,9 @@ pub enum WalError {
         /// Last missing entry.
         last: EntryIndex,
     },
+    /// A log that was read before has no file any more.
+    #[error("the files of log {0} below wal/ are missing, though tablets need it; restore them from a copy")]
+    Missing(LogId),
     /// A segment or record of a later version.
     #[error(
         "{path}: format version {version} is newer than this build reads ({}); start it with the version that wrote it",

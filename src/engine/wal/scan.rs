@@ -142,10 +142,19 @@ struct Found {
     knows_all: bool,
 }
 
-/// Finds the blocks of one segment: those that fit (log, segment, header crc), whatever their payload.
+/// The nonce by which the blocks of a segment are known.
+fn nonce_of(bytes: &[u8], header: Option<SegmentHeader>, log: LogId, before: Option<u64>) -> Option<u64> {
+    let own = header.filter(|header| header.log == log).map(|header| header.nonce);
+    let first = || bytes.get(SEGMENT_HEADER_BYTES..).and_then(BlockInfo::decode);
+    own.or(before).or_else(|| first().filter(|info| info.log == log).map(|info| info.nonce))
+}
+
+/// Finds the blocks of one segment: those that fit (log, segment, nonce, header crc), whatever their
+/// payload. A damaged segment may not tell its nonce; then any will do.
 fn walk_segment(
     bytes: &[u8],
     log: LogId,
+    nonce: Option<u64>,
     number: u64,
     place: u32,
     path: &str,
@@ -154,7 +163,10 @@ fn walk_segment(
     let mut offset = SEGMENT_HEADER_BYTES;
     while offset + PAGE_SIZE <= bytes.len() {
         let info = BlockInfo::decode(&bytes[offset..]);
-        let Some(info) = info.filter(|info| info.log == log && info.segment == number) else {
+        let is_ours = |info: &BlockInfo| {
+            info.log == log && info.segment == number && nonce.is_none_or(|nonce| nonce == info.nonce)
+        };
+        let Some(info) = info.filter(is_ours) else {
             offset += PAGE_SIZE;
             continue;
         };
@@ -202,13 +214,14 @@ pub async fn scan_log<E: Env>(
 ) -> Result<LogScan, WalError> {
     let mut found = Vec::new();
     let mut bytes_read = 0;
+    let mut nonce = None;
     for (place, segment) in segments.iter().enumerate() {
         let bytes = read_segment(env, segment).await?;
         bytes_read += bytes.len() as u64;
-        if let Err(version) = SegmentHeader::decode(&bytes) {
-            return Err(WalError::Newer { path: segment.path.clone(), version });
-        }
-        walk_segment(&bytes, log, segment.number, place as u32, &segment.path, &mut found)?;
+        let header = SegmentHeader::decode(&bytes)
+            .map_err(|version| WalError::Newer { path: segment.path.clone(), version })?;
+        nonce = nonce_of(&bytes, header, log, nonce);
+        walk_segment(&bytes, log, nonce, segment.number, place as u32, &segment.path, &mut found)?;
         env.yield_now().await;
     }
     judge(log, segments, found, known_end, flushed, bytes_read)
@@ -321,7 +334,9 @@ fn pass_over(
         .filter(|record| record.index > flushed(record.tablet))
         .copied()
         .collect();
-    let hidden = until.0 - expected.0 - known;
+    let Some(hidden) = (until.0 - expected.0).checked_sub(known) else {
+        return Err(rot(scan, place, format!("blocks {expected} to {until}, of which too many stand here")));
+    };
     if missing.is_empty() && hidden == 0 {
         tracing::warn!(
             file = scan.segments[place.segment as usize].path,
@@ -365,7 +380,8 @@ pub fn inspect_segment(bytes: &[u8]) -> Result<(SegmentHeader, Vec<InspectedBloc
         Err(version) => return Err(format!("format version {version} is newer than this build reads")),
     };
     let mut found = Vec::new();
-    walk_segment(bytes, header.log, header.segment, 0, "segment", &mut found).map_err(|e| e.to_string())?;
+    walk_segment(bytes, header.log, Some(header.nonce), header.segment, 0, "segment", &mut found)
+        .map_err(|e| e.to_string())?;
     let blocks = found
         .into_iter()
         .map(|block| {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use super::format::{SegmentHeader, segment_path};
 use crate::base::{BlockSeq, EntryIndex, LogId, PAGE_SIZE};
-use crate::disk::{Disk, File, OpenMode, OpenOptions, Result};
+use crate::disk::{Disk, DiskError, File, OpenMode, OpenOptions, Result};
 use crate::env::Env;
 
 /// Writes of this size fill a new segment. Larger ones gain nothing, and delay others.
@@ -76,23 +76,43 @@ impl<E: Env> Segment<E> {
         result.and(closed)
     }
 
-    /// Makes this free segment another one, of the same or a later log.
-    pub async fn recycle(mut self, env: &E, header: SegmentHeader) -> Result<Segment<E>> {
+    /// Makes this free segment another one, of the same or a later log. With an error comes the segment, if
+    /// it is still what it was.
+    pub async fn recycle(
+        mut self,
+        env: &E,
+        header: SegmentHeader,
+    ) -> std::result::Result<Segment<E>, (Option<Segment<E>>, DiskError)> {
         let path = segment_path(header.log, header.segment);
-        env.disk().rename(&self.path, &path).await?;
+        if let Err(error) = env.disk().rename(&self.path, &path).await {
+            return Err((Some(self), error));
+        }
         self.path = path;
         // The header names the new identity, and it is durable before the first block: nothing that
         // stands in here from before fits it.
-        write_header(env, &self.file, header).await?;
-        env.disk().sync_dir("wal").await?;
-        Ok(Segment::new(header.segment, self.file, self.path))
+        let named = async {
+            write_header(env, &self.file, header).await?;
+            env.disk().sync_dir("wal").await
+        };
+        match named.await {
+            Ok(()) => Ok(Segment::new(header.segment, self.file, self.path)),
+            Err(error) => {
+                let _ = self.file.close().await; // the first error is the one to report
+                Err((None, error))
+            }
+        }
     }
 
-    /// Closes the file and removes it, for good: a crash may not bring it back without those after it.
-    pub async fn remove(self, env: &E) -> Result<()> {
-        self.file.close().await?;
-        env.disk().remove(&self.path).await?;
-        env.disk().sync_dir("wal").await
+    /// Removes it, for good: a crash may not bring it back without those after it. With an error comes the
+    /// segment, if it is still there.
+    pub async fn remove(self, env: &E) -> std::result::Result<(), (Option<Segment<E>>, DiskError)> {
+        // Its name first: once the file is closed there is no way back.
+        if let Err(error) = env.disk().remove(&self.path).await {
+            return Err((Some(self), error));
+        }
+        let closed = self.file.close().await;
+        let synced = env.disk().sync_dir("wal").await;
+        closed.and(synced).map_err(|error| (None, error))
     }
 }
 
@@ -107,6 +127,6 @@ async fn write_header<D: File>(
 }
 
 /// The identity of segment `number` of `log`.
-pub fn header<E: Env>(env: &E, cluster: u128, log: LogId, number: u64) -> SegmentHeader {
-    SegmentHeader { cluster, log, segment: number, created_ms: env.wall_ms() }
+pub fn header<E: Env>(env: &E, cluster: u128, log: LogId, nonce: u64, number: u64) -> SegmentHeader {
+    SegmentHeader { cluster, log, segment: number, created_ms: env.wall_ms(), nonce }
 }

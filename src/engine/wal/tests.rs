@@ -274,6 +274,37 @@ fn a_hole_in_the_window_is_cut_and_a_known_end_is_demanded() {
     assert!(matches!(world.run(replay(&env, &ends)), Err(WalError::Rot { .. })));
 }
 
+/// Blocks were once limited in number, not in distance: while one write was slow, those behind it came and
+/// went, and after a crash they stood so far beyond the hole that it was taken for rot.
+#[test]
+fn a_slow_write_is_not_taken_for_rot_after_a_crash() {
+    for window in 1..=WINDOW_MAX {
+        let (world, env) = SimEnv::fresh(9);
+        world.run(async {
+            env.disk().create_dir("wal").await.unwrap();
+            env.disk().sync_dir("").await.unwrap();
+            let wal = Wal::create(&env, LogId(1), options(window)).await.unwrap();
+            let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+            wal.start();
+            let first = wal.append(tablet, &[put(b"key", &[0; 10])]).unwrap();
+            wal.durable_changed().until(|| wal.durable() >= first.block).await;
+            env.disk().delay("dsync", "wal/", 0, std::time::Duration::from_secs(1));
+            for n in 1..20 {
+                wal.append(tablet, &[put(b"key", &[n; 10])]).unwrap();
+                wal.seal_open();
+                env.sleep(std::time::Duration::from_millis(2)).await;
+            }
+            assert_eq!(wal.durable(), first.block, "what follows the slow block waits for it");
+        });
+        world.kill();
+        let world = SimWorld::new(10);
+        let disk = env.disk().crash(&world, &mut fastrand::Rng::with_seed(1), 0);
+        let env = SimEnv::new(&world, disk);
+        let (entries, scans) = world.run(replay(&env, &BTreeMap::new())).unwrap();
+        assert_eq!((entries.len(), scans[0].end), (1, BlockSeq(1)), "window {window}");
+    }
+}
+
 #[test]
 fn segments_are_recycled_and_their_old_blocks_are_never_taken_for_new_ones() {
     let (world, env) = SimEnv::fresh(5);
@@ -301,6 +332,45 @@ fn segments_are_recycled_and_their_old_blocks_are_never_taken_for_new_ones() {
         scan_log(&env, LogId(1), segments, None, &|_| EntryIndex(60)).await.unwrap()
     });
     assert!(scan.end >= BlockSeq(60));
+}
+
+/// A free segment that could not be removed or renamed was left where it was while those after it went: the
+/// next start took the hole for rot.
+#[test]
+fn a_free_segment_that_stays_leaves_no_hole_behind_it() {
+    for operation in ["remove", "rename"] {
+        let (world, env) = SimEnv::fresh(11);
+        world.run(async {
+            env.disk().create_dir("wal").await.unwrap();
+            let wal = Wal::create(&env, LogId(1), options(2)).await.unwrap();
+            let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+            wal.start();
+            let value = vec![1u8; 9000];
+            env.disk().fail(operation, "wal/", 0, libc::EIO, true);
+            let mut last = EntryIndex::ZERO;
+            for n in 0..120 {
+                let changed = wal.durable_changed();
+                changed.until(|| wal.room(value.len() + 64) == WalRoom::Yes).await;
+                let appended = wal.append(tablet, &[put(b"key", &value)]).unwrap();
+                changed.until(|| wal.durable() >= appended.block).await;
+                last = appended.lsn.index();
+                // Many at once, so that some are removed.
+                if n % 50 == 49 {
+                    wal.set_flushed(tablet, last);
+                }
+            }
+            wal.set_flushed(tablet, last);
+            env.sleep(std::time::Duration::from_secs(5)).await;
+            wal.close().await.unwrap();
+        });
+        let flushed = EntryIndex(100);
+        let scan = world.run(async {
+            let segments = list_logs(&env).await.unwrap().remove(&LogId(1)).unwrap();
+            assert!(segments.len() <= 6, "{operation}: it was tried again");
+            scan_log(&env, LogId(1), segments, None, &|_| flushed).await
+        });
+        assert!(scan.unwrap().end >= BlockSeq(120), "{operation}");
+    }
 }
 
 #[test]
@@ -378,4 +448,31 @@ fn a_lazy_log_writes_on_demand_and_within_its_interval() {
         assert!(env.now() - start < interval / 10, "it was written when asked for");
         wal.close().await.unwrap();
     });
+}
+
+/// More damaged blocks between two whole ones than there are numbers between them: no crash leaves that, but
+/// a value that looks like blocks may, and the count of the missing ones fell below zero.
+#[test]
+fn more_damaged_blocks_than_numbers_are_refused() {
+    let path = segment_path(LogId(1), 0);
+    let (world, env) = closed_log(1, 8);
+    // Blocks 4, 5 and 6 call themselves 4, and none is whole.
+    let mut bytes = env.disk().peek(&path).unwrap();
+    for block in 3..6 {
+        let at = SEGMENT_HEADER_BYTES + block * PAGE_SIZE;
+        let mut info = super::format::BlockInfo::decode(&bytes[at..]).unwrap();
+        info.seq = BlockSeq(4);
+        info.encode(&mut bytes[at..]);
+        bytes[at + BLOCK_HEADER_BYTES + 60] ^= 1;
+    }
+    let seventh = SEGMENT_HEADER_BYTES + 6 * PAGE_SIZE;
+    let mut info = super::format::BlockInfo::decode(&bytes[seventh..]).unwrap();
+    info.seq = BlockSeq(5);
+    info.encode(&mut bytes[seventh..]);
+    env.disk().poke(&path, bytes);
+    let scan = world.run(async {
+        let segments = list_logs(&env).await.unwrap().remove(&LogId(1)).unwrap();
+        scan_log(&env, LogId(1), segments, None, &|_| EntryIndex(8)).await
+    });
+    assert!(matches!(scan, Err(WalError::Rot { .. })), "{scan:?}");
 }

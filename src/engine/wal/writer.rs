@@ -124,6 +124,7 @@ struct State<E: Env> {
 pub struct Wal<E: Env> {
     env: E,
     log: LogId,
+    nonce: u64,
     options: WalOptions,
     state: RefCell<State<E>>,
     durable: Cell<BlockSeq>,
@@ -145,12 +146,13 @@ impl<E: Env> Wal<E> {
     pub async fn create(env: &E, log: LogId, options: WalOptions) -> Result<Rc<Wal<E>>, WalError> {
         assert!((1..=WINDOW_MAX).contains(&options.window), "a window of 1 to {WINDOW_MAX} blocks");
         assert!(options.segment_bytes > 2 * SEGMENT_HEADER_BYTES as u64, "room for a block");
-        let first =
-            Segment::create(env, segment::header(env, options.cluster, log, 0), options.segment_bytes)
-                .await?;
+        let nonce = env.random();
+        let header = segment::header(env, options.cluster, log, nonce, 0);
+        let first = Segment::create(env, header, options.segment_bytes).await?;
         Ok(Rc::new(Wal {
             env: env.clone(),
             log,
+            nonce,
             options,
             state: RefCell::new(State {
                 tablets: Vec::new(),
@@ -436,7 +438,7 @@ impl<E: Env> Wal<E> {
             if self.failed.borrow().is_some() {
                 return;
             }
-            if self.in_flight.get() < self.options.window && self.take_open() {
+            if self.has_window() && self.take_open() {
                 let block = self.state.borrow_mut().queue.pop_front();
                 let Some(block) = block else { continue };
                 self.issue(block);
@@ -466,13 +468,22 @@ impl<E: Env> Wal<E> {
                 continue;
             }
             match (self.options.lazy, open_since) {
-                (Some(interval), Some(since)) if self.in_flight.get() < self.options.window => {
+                (Some(interval), Some(since)) if self.has_window() => {
                     let left = (since + interval).saturating_sub(self.env.now());
                     futures_lite::future::or(next, self.env.sleep(left)).await;
                 }
                 _ => next.await,
             }
         }
+    }
+
+    /// Whether the next block may be written: it is at most a window beyond what is durable. A limit on how
+    /// many are in flight would not do, since one slow write would let any number pass it, and after a crash
+    /// a reader would take the hole for rot.
+    fn has_window(&self) -> bool {
+        let state = self.state.borrow();
+        let next = state.queue.front().map_or(state.next_seq, |block| block.seq);
+        next.0 <= self.durable.get().0 + self.options.window as u64
     }
 
     /// Makes sure that a block is queued, if one is due.
@@ -539,6 +550,7 @@ impl<E: Env> Wal<E> {
         let info = BlockInfo {
             log: self.log,
             segment: block.segment.number,
+            nonce: self.nonce,
             seq: block.seq,
             durable_seq: self.durable.get(),
             wall_ms: self.env.wall_ms(),
@@ -627,8 +639,10 @@ impl<E: Env> Wal<E> {
                 if state.free.len() > FREE_MAX { state.free.pop_front() } else { None }
             };
             if let Some(segment) = surplus {
-                if let Err(error) = segment.remove(&self.env).await {
-                    tracing::warn!("a free log segment could not be removed: {error}");
+                if let Err((segment, error)) = segment.remove(&self.env).await {
+                    tracing::warn!("a free log segment could not be removed: {error}; trying again");
+                    self.give_back(segment);
+                    self.pause().await;
                 }
                 continue;
             }
@@ -646,12 +660,21 @@ impl<E: Env> Wal<E> {
                     tracing::error!("no new log segment: {error}; trying again");
                     self.full.replace(Some(error.to_string()));
                     self.changed.notify();
-                    futures_lite::future::or(self.env.sleep(RETRY), async {
-                        self.work.until(|| self.closing.get()).await;
-                    })
-                    .await;
+                    self.pause().await;
                 }
             }
+        }
+    }
+
+    async fn pause(&self) {
+        futures_lite::future::or(self.env.sleep(RETRY), self.work.until(|| self.closing.get())).await;
+    }
+
+    /// A free segment is still what it was. It stays the oldest: were a later one given up before it, the
+    /// next start would miss what stood between it and the rest of the log.
+    fn give_back(&self, segment: Option<Segment<E>>) {
+        if let Some(segment) = segment {
+            self.state.borrow_mut().free.push_front(segment);
         }
     }
 
@@ -662,9 +685,12 @@ impl<E: Env> Wal<E> {
             state.next_segment += 1;
             (number, state.free.pop_front())
         };
-        let header = segment::header(&self.env, self.options.cluster, self.log, number);
+        let header = segment::header(&self.env, self.options.cluster, self.log, self.nonce, number);
         match free {
-            Some(free) => free.recycle(&self.env, header).await,
+            Some(free) => free.recycle(&self.env, header).await.map_err(|(segment, error)| {
+                self.give_back(segment);
+                error
+            }),
             None => Segment::create(&self.env, header, self.options.segment_bytes).await,
         }
     }

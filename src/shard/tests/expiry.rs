@@ -1,9 +1,15 @@
 //! Keys that expire: gone at once for every request, never back, and in the end gone from disk.
 
-use super::*;
+use std::time::Duration;
+
+use super::store::{Answer, Store};
+use crate::base::Lsn;
 use crate::disk::sim::SimDisk;
-use crate::env::sim::SimWorld;
+use crate::env::Env;
+use crate::env::sim::{SimEnv, SimWorld};
+use crate::error::Code;
 use crate::protocol::binary::KeyList;
+use crate::protocol::{Condition, Deadline, Durability, Expiry, Request};
 
 const SECOND: u64 = 1_000;
 const HOUR: u64 = 3_600 * SECOND;

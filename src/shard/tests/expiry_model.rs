@@ -2,9 +2,16 @@
 //! merged, and the store closed, crashed and opened again with another number of shards. A failure names its
 //! seed; `ATLASKV_EXPIRY_SEED=17 cargo test --lib expiry_model` repeats it.
 
-use super::*;
-use crate::env::sim::SimWorld;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::store::{Answer, Store};
+use crate::base::Lsn;
+use crate::env::Env;
+use crate::env::sim::{SimEnv, SimWorld};
+use crate::error::Code;
 use crate::protocol::binary::KeyList;
+use crate::protocol::{Condition, Deadline, Durability, Expiry, Request};
 
 const KEYS: usize = 24;
 const SECOND: u64 = 1_000;

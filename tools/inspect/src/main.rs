@@ -1,1 +1,113 @@
-fn main() {}
+//! `atlaskv-inspect`: looks into a data directory without a server, and never writes to it.
+
+mod dump;
+mod readonly;
+mod verify;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 all is well, 1 there is damage, 2 it can't be read or the command is wrong.
+A file is read as a whole: there must be memory for the largest one.";
+
+/// Looks into an AtlasKV data directory without a server; never writes to it
+#[derive(Parser)]
+#[command(name = "atlaskv-inspect", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check every byte that a start or a read would need: manifest, logs, tables
+    Verify {
+        /// The data directory; no server may be using it
+        dir: PathBuf,
+    },
+    /// Show the blocks and records of a write-ahead log segment
+    Wal {
+        /// A file of wal/
+        file: PathBuf,
+        #[command(flatten)]
+        detail: dump::Detail,
+    },
+    /// Show the blocks and records of a table
+    Sst {
+        /// A file of sst/
+        file: PathBuf,
+        #[command(flatten)]
+        detail: dump::Detail,
+    },
+    /// Show the edits of a manifest file, or what CURRENT says
+    Manifest {
+        /// A file of manifest/, or CURRENT
+        file: PathBuf,
+    },
+}
+
+/// Why nothing could be said.
+#[derive(Debug)]
+enum Failure {
+    /// What was given can't be read, or is nothing of ours.
+    Refused(String),
+    /// Nobody reads what is printed.
+    Output(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Output(error)
+    }
+}
+
+/// Whether damage was found.
+type Outcome = Result<bool, Failure>;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if !error.use_stderr() => {
+            // Nobody is left to be told that standard output is closed.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+    };
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let outcome = run(arguments.command, &mut out);
+    let flushed = out.flush().map_err(Failure::from);
+    match outcome.and_then(|is_damaged| flushed.map(|()| is_damaged)) {
+        Ok(false) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::from(1),
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) => refuse(&format!("can't write to standard output: {error}")),
+        Err(Failure::Refused(what)) => refuse(&what),
+    }
+}
+
+fn refuse(what: &str) -> ExitCode {
+    // Nobody is left to be told that standard error is closed.
+    let _ = writeln!(io::stderr(), "atlaskv-inspect: {what}");
+    ExitCode::from(2)
+}
+
+fn run(command: Command, out: &mut impl Write) -> Outcome {
+    match command {
+        Command::Verify { dir } => verify::verify(&dir, out),
+        Command::Wal { file, detail } => dump::wal(&file, &read(&file)?, detail, out),
+        Command::Sst { file, detail } => dump::sst(&file, &read(&file)?, detail, out),
+        Command::Manifest { file } => dump::manifest(&file, &read(&file)?, out),
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(file).map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))
+}
