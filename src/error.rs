@@ -69,8 +69,8 @@ codes! {
     UnknownOperation = 19, "unknown-operation";
     /// An option that is unknown, or that this operation does not take.
     InvalidOption = 20, "invalid-option";
-    /// A time to live was given; keys do not expire yet.
-    UnsupportedTtl = 21, "unsupported-ttl";
+    /// An expiry that makes no sense: no time, one beyond the year 10889, or one where none is taken.
+    InvalidExpiry = 21, "invalid-expiry";
     /// The key is empty, too long, or given to an operation without a key.
     InvalidKey = 22, "invalid-key";
     /// The value is longer than `--max-value-size`.

@@ -69,6 +69,10 @@ counters! {
     incrs,
     /// Batches.
     batches,
+    /// EXPIREs and PERSISTs.
+    expires,
+    /// TTLs.
+    ttls,
     /// Requests refused.
     refusals,
     /// Requests that this shard received for others.
@@ -109,6 +113,8 @@ counters! {
     compaction_micros,
     /// Merges that failed.
     compaction_failures,
+    /// Entries whose time was past when a flush or merge came by.
+    expired_entries,
     /// Live tables.
     tables,
     /// Bytes of live tables.

@@ -20,6 +20,11 @@ pub const ENTRY_OPS_MAX: usize = 65_535;
 /// operation makes an entry of its own; a larger atomic batch is refused.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 
+/// Latest expiry time, in milliseconds since the epoch, and longest time to live: 48 bits reach into the year
+/// 10889. A time in micro- or nanoseconds, the usual mistake, is beyond; and no sum of a time and a time to
+/// live overflows.
+pub const EXPIRY_MS_MAX: u64 = (1 << 48) - 1;
+
 /// The unit of every O_DIRECT read and write, in offset, length and memory alignment. The device may
 /// need less; trusting what it claims is not worth it.
 pub const PAGE_SIZE: usize = 4096;

@@ -80,6 +80,25 @@ pub struct Entry<'a> {
     pub value: &'a [u8],
 }
 
+impl<'a> Entry<'a> {
+    /// Whether its time is past at `now_ms`.
+    #[inline]
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.expiry_ms != 0 && self.expiry_ms <= now_ms
+    }
+
+    /// What it counts as at `now_ms`: once its time is past, as a tombstone. That hides older versions as
+    /// the value did, so none of them comes back.
+    #[inline]
+    pub fn at(self, now_ms: u64) -> Entry<'a> {
+        if self.is_expired(now_ms) {
+            Entry { lsn: self.lsn, kind: OpKind::Delete, expiry_ms: 0, value: &[] }
+        } else {
+            self
+        }
+    }
+}
+
 /// An entry body that does not decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpDecodeError {
@@ -198,6 +217,16 @@ mod tests {
         assert_eq!(body.len(), ops.iter().map(Op::encoded_len).sum::<usize>());
         let decoded: Result<Vec<_>, _> = OpIter::new(&body).collect();
         assert_eq!(decoded.unwrap(), ops);
+    }
+
+    #[test]
+    fn an_entry_is_a_tombstone_from_its_expiry_on() {
+        let entry = Entry { lsn: Lsn(7), kind: OpKind::Put, expiry_ms: 100, value: b"v" };
+        assert_eq!(entry.at(99), entry);
+        let tombstone = Entry { lsn: Lsn(7), kind: OpKind::Delete, expiry_ms: 0, value: b"" };
+        assert_eq!((entry.at(100), entry.at(u64::MAX)), (tombstone, tombstone));
+        let forever = Entry { expiry_ms: 0, ..entry };
+        assert_eq!(forever.at(u64::MAX), forever);
     }
 
     #[test]

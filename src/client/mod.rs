@@ -14,7 +14,9 @@
 //! - A request that got no answer in time fails and takes its connection with it.
 //!
 //! ```no_run
-//! use atlaskv::client::{Batch, Client, Condition, Config, Options, Outcome};
+//! use std::time::Duration;
+//!
+//! use atlaskv::client::{Batch, Client, Condition, Config, Deadline, Expiry, Options, Outcome, SetOptions};
 //!
 //! # fn main() -> Result<(), atlaskv::client::Error> {
 //! let mut client = Client::connect(Config::new("127.0.0.1:7379"))?;
@@ -27,6 +29,12 @@
 //!         other => println!("somebody was quicker: {other:?}"),
 //!     }
 //! }
+//!
+//! // A key that goes by itself, and one minute more for it.
+//! let ttl = SetOptions { expiry: Expiry::after(Duration::from_secs(30)), ..SetOptions::default() };
+//! client.set_with(b"session", b"ann", ttl)?;
+//! client.expire(b"session", Deadline::after(Duration::from_secs(90)))?;
+//! println!("{:?}", client.ttl(b"session")?);
 //!
 //! // All or nothing, for keys of one slot: the part in braces is what is hashed.
 //! let mut batch = Batch::new();
@@ -55,11 +63,11 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use crate::protocol::{Condition, Durability};
+pub use crate::protocol::{Condition, Deadline, Durability, Expiry, Lifetime};
 pub use batch::Batch;
 pub use config::Config;
 pub use connection::Connection;
 pub use error::Error;
 pub use pipeline::Pipeline;
-pub use response::{Counter, Outcome, Response, Versioned};
-pub use session::{Client, Options};
+pub use response::{Counter, Outcome, Response, Ttl, Versioned};
+pub use session::{Client, Options, SetOptions};

@@ -8,10 +8,10 @@ use super::config::Backoff;
 use super::connection::Connection;
 use super::error::Error;
 use super::response::{Response, unexpected};
-use super::session::{Client, Options, check};
+use super::session::{Client, Options, SetOptions, check};
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{KeyList, encode_request};
-use crate::protocol::{Durability, OpCode, Request, Route};
+use crate::protocol::{Deadline, Durability, OpCode, Request, Route};
 use crate::slot::Slot;
 
 /// Requests that are sent together. Those of one key take effect in the order in which they were added;
@@ -75,13 +75,39 @@ impl<'c> Pipeline<'c> {
 
     /// Adds [`Client::set`].
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> &mut Self {
-        self.set_with(key, value, Options::default())
+        self.set_with(key, value, SetOptions::default())
     }
 
     /// Adds [`Client::set_with`].
-    pub fn set_with(&mut self, key: &[u8], value: &[u8], options: Options) -> &mut Self {
+    pub fn set_with(&mut self, key: &[u8], value: &[u8], options: impl Into<SetOptions>) -> &mut Self {
+        self.request(&options.into().request(key, value))
+    }
+
+    /// Adds [`Client::expire`].
+    pub fn expire(&mut self, key: &[u8], deadline: Deadline) -> &mut Self {
+        self.expire_with(key, deadline, Options::default())
+    }
+
+    /// Adds [`Client::expire_with`].
+    pub fn expire_with(&mut self, key: &[u8], deadline: Deadline, options: Options) -> &mut Self {
         let Options { condition, durability } = options;
-        self.request(&Request::Set { key, value, condition, durability })
+        self.request(&Request::Expire { key, deadline, condition, durability })
+    }
+
+    /// Adds [`Client::persist`].
+    pub fn persist(&mut self, key: &[u8]) -> &mut Self {
+        self.persist_with(key, Options::default())
+    }
+
+    /// Adds [`Client::persist_with`].
+    pub fn persist_with(&mut self, key: &[u8], options: Options) -> &mut Self {
+        let Options { condition, durability } = options;
+        self.request(&Request::Persist { key, condition, durability })
+    }
+
+    /// Adds [`Client::ttl`].
+    pub fn ttl(&mut self, key: &[u8]) -> &mut Self {
+        self.request(&Request::Ttl { key })
     }
 
     /// Adds [`Client::delete`].

@@ -3,7 +3,7 @@
 use super::error::Error;
 use crate::base::Lsn;
 use crate::protocol::binary::ReplyError;
-use crate::protocol::{OpCode, Reply};
+use crate::protocol::{Lifetime, OpCode, Reply};
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +22,22 @@ pub enum Outcome {
         /// Its version; of a batch's first operation, the n-th after it having this plus n.
         version: Lsn,
     },
-    /// The key to be deleted was absent; nothing changed.
+    /// The key to be deleted, or to be given another expiry, was absent; nothing changed.
     Absent,
     /// The condition does not hold; nothing changed.
     ConditionFailed {
         /// The version that the key has instead; `None` when it is absent.
         current: Option<Lsn>,
     },
+}
+
+/// How long a key still lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ttl {
+    /// `None`: it never expires.
+    pub lifetime: Option<Lifetime>,
+    /// For [`super::Condition::IfVersion`].
+    pub version: Lsn,
 }
 
 /// The result of an INCR.
@@ -47,12 +56,14 @@ pub enum Response {
     Pong(Vec<u8>),
     /// To `get`: `None` when the key is absent.
     Value(Option<Versioned>),
-    /// To `set`, `delete` and `batch`.
+    /// To `set`, `delete`, `expire`, `persist` and `batch`.
     Outcome(Outcome),
     /// To `mget`, in the order of its keys.
     Values(Vec<Option<Versioned>>),
     /// To `incr`.
     Counter(Counter),
+    /// To `ttl`: `None` when the key is absent.
+    Ttl(Option<Ttl>),
     /// To `stats`: lines of `key=value`.
     Stats(String),
 }
@@ -66,6 +77,7 @@ impl Response {
                 Response::Value(Some(Versioned { value: value.to_vec(), version }))
             }
             Reply::Absent if opcode == OpCode::Get => Response::Value(None),
+            Reply::Absent if opcode == OpCode::Ttl => Response::Ttl(None),
             Reply::Absent => Response::Outcome(Outcome::Absent),
             Reply::Written { version } => Response::Outcome(Outcome::Written { version }),
             Reply::ConditionFailed { current } => Response::Outcome(Outcome::ConditionFailed { current }),
@@ -75,6 +87,7 @@ impl Response {
                     .collect(),
             ),
             Reply::Counter { version, value } => Response::Counter(Counter { value, version }),
+            Reply::Lifetime { version, lifetime } => Response::Ttl(Some(Ttl { lifetime, version })),
             Reply::Stats(text) => Response::Stats(text.to_owned()),
             Reply::Refused(refusal) => return Err(Error::Refused(refusal)),
             Reply::Hello(_) => return Err(unexpected(address)),

@@ -5,11 +5,11 @@ use super::config::{Backoff, Config};
 use super::connection::Connection;
 use super::error::Error;
 use super::pipeline::Pipeline;
-use super::response::{Counter, Outcome, Response, Versioned, unexpected};
+use super::response::{Counter, Outcome, Response, Ttl, Versioned, unexpected};
 use crate::base::Lsn;
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{HEADER_BYTES, KeyList};
-use crate::protocol::{Condition, Durability, Hello, Limits, Request, Route};
+use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, Limits, Request, Route};
 use crate::slot::Slot;
 
 /// How a write is to be done.
@@ -19,6 +19,24 @@ pub struct Options {
     pub condition: Condition,
     /// When the write is answered.
     pub durability: Durability,
+}
+
+/// How a SET is to be done. Made from [`Options`], it takes the key's expiry away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetOptions {
+    /// When the key expires.
+    pub expiry: Expiry,
+    /// What must hold of the key.
+    pub condition: Condition,
+    /// When the write is answered.
+    pub durability: Durability,
+}
+
+impl From<Options> for SetOptions {
+    fn from(options: Options) -> SetOptions {
+        let Options { condition, durability } = options;
+        SetOptions { expiry: Expiry::Never, condition, durability }
+    }
 }
 
 /// A client of one server. See the module's documentation.
@@ -81,27 +99,79 @@ impl Client {
         }
     }
 
-    /// Stores a value whatever was there; its version.
+    /// Stores a value whatever was there, for ever; its version.
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<Lsn, Error> {
-        match self.set_with(key, value, Options::default())? {
+        match self.set_with(key, value, SetOptions::default())? {
             Outcome::Written { version } => Ok(version),
             _ => Err(self.unexpected()),
         }
     }
 
-    /// Stores a value, perhaps under a condition.
-    pub fn set_with(&mut self, key: &[u8], value: &[u8], options: Options) -> Result<Outcome, Error> {
-        let Options { condition, durability } = options;
-        self.write(&Request::Set { key, value, condition, durability })
+    /// Stores a value, perhaps under a condition or for some time only. Takes [`Options`] as well, which say
+    /// nothing of an expiry.
+    pub fn set_with(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        options: impl Into<SetOptions>,
+    ) -> Result<Outcome, Error> {
+        self.write(&options.into().request(key, value))
     }
 
-    /// Removes a key; whether it was there.
-    pub fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
-        match self.delete_with(key, Options::default())? {
+    /// Sets the time when a key expires, whether it had one or not; whether the key was there. A time that
+    /// is past removes it.
+    pub fn expire(&mut self, key: &[u8], deadline: Deadline) -> Result<bool, Error> {
+        let outcome = self.expire_with(key, deadline, Options::default())?;
+        self.was_present(outcome)
+    }
+
+    /// Sets the time when a key expires, perhaps under a condition; [`Condition::IfAbsent`] is refused. The
+    /// key keeps its value and gets a new version.
+    pub fn expire_with(
+        &mut self,
+        key: &[u8],
+        deadline: Deadline,
+        options: Options,
+    ) -> Result<Outcome, Error> {
+        let Options { condition, durability } = options;
+        self.write(&Request::Expire { key, deadline, condition, durability })
+    }
+
+    /// Lets a key live for ever; whether it was there.
+    pub fn persist(&mut self, key: &[u8]) -> Result<bool, Error> {
+        let outcome = self.persist_with(key, Options::default())?;
+        self.was_present(outcome)
+    }
+
+    /// Lets a key live for ever, perhaps under a condition; [`Condition::IfAbsent`] is refused. The key keeps
+    /// its value and gets a new version, unless it had no expiry: then nothing changes, and the outcome has
+    /// the version that is there.
+    pub fn persist_with(&mut self, key: &[u8], options: Options) -> Result<Outcome, Error> {
+        let Options { condition, durability } = options;
+        self.write(&Request::Persist { key, condition, durability })
+    }
+
+    /// How long a key still lives; `None` when it is absent.
+    pub fn ttl(&mut self, key: &[u8]) -> Result<Option<Ttl>, Error> {
+        match self.call(&Request::Ttl { key })? {
+            Response::Ttl(ttl) => Ok(ttl),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// What a write of an existing key without a condition tells.
+    fn was_present(&self, outcome: Outcome) -> Result<bool, Error> {
+        match outcome {
             Outcome::Written { .. } => Ok(true),
             Outcome::Absent => Ok(false),
             Outcome::ConditionFailed { .. } => Err(self.unexpected()),
         }
+    }
+
+    /// Removes a key; whether it was there.
+    pub fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
+        let outcome = self.delete_with(key, Options::default())?;
+        self.was_present(outcome)
     }
 
     /// Removes a key, perhaps under a condition; [`Condition::IfAbsent`] is refused.
@@ -316,6 +386,13 @@ impl Client {
     }
 }
 
+impl SetOptions {
+    pub(super) fn request<'a>(self, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+        let SetOptions { expiry, condition, durability } = self;
+        Request::Set { key, value, expiry, condition, durability }
+    }
+}
+
 fn check_key(key: &[u8], limits: &Limits) -> Result<(), Refusal> {
     if key.is_empty() || key.len() > limits.key_bytes_max as usize {
         let message = format!("a key has 1 to {} bytes, not {}", limits.key_bytes_max, key.len());
@@ -336,9 +413,12 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
         if len > limits.items_max as usize { Err(Refusal::new(Code::BatchTooLarge, message)) } else { Ok(()) }
     };
     match *request {
-        Request::Get { key } | Request::Delete { key, .. } | Request::Incr { key, .. } => {
-            check_key(key, limits)
-        }
+        Request::Get { key }
+        | Request::Delete { key, .. }
+        | Request::Incr { key, .. }
+        | Request::Expire { key, .. }
+        | Request::Persist { key, .. }
+        | Request::Ttl { key } => check_key(key, limits),
         Request::Set { key, value, .. } => {
             check_key(key, limits)?;
             too_large(value.len(), limits.value_bytes_max, Code::ValueTooLarge, "a value")

@@ -47,9 +47,14 @@ struct State {
     seen: Mutex<Vec<(u16, Slot)>>,
 }
 
+/// What time it is for the server, always.
+const NOW_MS: u64 = 1_000_000;
+
 #[derive(Default)]
 struct Store {
     values: BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>,
+    /// Of keys that were given one.
+    expiries: BTreeMap<Vec<u8>, u64>,
     last: u64,
 }
 
@@ -198,9 +203,42 @@ impl State {
                 Some((version, value)) => answer(Reply::Value { version: *version, value }),
                 None => answer(Reply::Absent),
             },
-            Request::Set { key, value, condition, .. } => match current(key) {
+            Request::Set { key, value, expiry, condition, .. } => match current(key) {
                 current if !condition.holds(current) => answer(Reply::ConditionFailed { current }),
-                _ => answer(Reply::Written { version: store.put(key, value) }),
+                _ => {
+                    match expiry {
+                        Expiry::Never => drop(store.expiries.remove(key)),
+                        Expiry::Set(deadline) => store.expire(key, deadline),
+                        Expiry::Keep => {}
+                    }
+                    answer(Reply::Written { version: store.put(key, value) });
+                }
+            },
+            Request::Expire { key, deadline, condition, .. } => match store.values.get(key).cloned() {
+                None => answer(Reply::Absent),
+                Some((version, _)) if !condition.holds(Some(version)) => {
+                    answer(Reply::ConditionFailed { current: Some(version) });
+                }
+                Some((_, value)) => {
+                    store.expire(key, deadline);
+                    answer(Reply::Written { version: store.put(key, &value) });
+                }
+            },
+            Request::Persist { key, .. } => match store.values.get(key).cloned() {
+                None => answer(Reply::Absent),
+                Some((_, value)) => {
+                    store.expiries.remove(key);
+                    answer(Reply::Written { version: store.put(key, &value) });
+                }
+            },
+            Request::Ttl { key } => match current(key) {
+                None => answer(Reply::Absent),
+                Some(version) => {
+                    let expires_at_ms = store.expiries.get(key).copied();
+                    let lifetime = expires_at_ms
+                        .map(|at| Lifetime { remaining_ms: at.saturating_sub(NOW_MS), expires_at_ms: at });
+                    answer(Reply::Lifetime { version, lifetime });
+                }
             },
             Request::Delete { key, condition, .. } => match current(key) {
                 None if condition == Condition::None => answer(Reply::Absent),
@@ -244,6 +282,10 @@ impl State {
 }
 
 impl Store {
+    fn expire(&mut self, key: &[u8], deadline: Deadline) {
+        self.expiries.insert(key.to_vec(), deadline.resolve(NOW_MS).unwrap());
+    }
+
     fn put(&mut self, key: &[u8], value: &[u8]) -> Lsn {
         self.last += 1;
         self.values.insert(key.to_vec(), (Lsn(self.last), value.to_vec()));
@@ -291,6 +333,44 @@ fn every_operation_does_what_it_says() {
     client.batch(&batch).unwrap();
     assert_eq!(client.get(b"{t}a").unwrap(), None);
     assert_eq!(client.get(b"{t}b").unwrap().unwrap().value, b"2");
+}
+
+#[test]
+fn keys_are_given_a_time_to_live_in_every_way() {
+    let fake = Fake::start(2);
+    let mut client = fake.client();
+    let left = |client: &mut Client| {
+        let ttl = client.ttl(b"k").unwrap().expect("it is there");
+        ttl.lifetime.map(|lifetime| (lifetime.remaining_ms, lifetime.expires_at_ms))
+    };
+    let with = |expiry| SetOptions { expiry, ..SetOptions::default() };
+    assert_eq!(client.ttl(b"k").unwrap(), None);
+    assert!(!client.expire(b"k", Deadline::In(5)).unwrap() && !client.persist(b"k").unwrap());
+    client.set(b"k", b"v").unwrap();
+    assert_eq!(left(&mut client), None);
+    client.set_with(b"k", b"v", with(Expiry::after(Duration::from_secs(2)))).unwrap();
+    assert_eq!(left(&mut client), Some((2_000, 1_002_000)));
+    client.set_with(b"k", b"w", with(Expiry::Keep)).unwrap();
+    assert_eq!(left(&mut client), Some((2_000, 1_002_000)));
+    let at = std::time::UNIX_EPOCH + Duration::from_secs(1_003);
+    client.set_with(b"k", b"w", with(Expiry::at(at))).unwrap();
+    assert_eq!(left(&mut client), Some((3_000, 1_003_000)));
+    assert!(client.expire(b"k", Deadline::after(Duration::from_millis(7))).unwrap());
+    assert_eq!(left(&mut client), Some((7, 1_000_007)));
+    assert!(client.persist(b"k").unwrap());
+    assert_eq!(left(&mut client), None);
+    let version = client.get(b"k").unwrap().unwrap().version;
+    let never = Options { condition: Condition::IfVersion(Lsn(version.0 + 1)), ..Options::default() };
+    assert_eq!(
+        client.expire_with(b"k", Deadline::In(5), never).unwrap(),
+        Outcome::ConditionFailed { current: Some(version) }
+    );
+    let mut pipeline = client.pipeline();
+    pipeline.expire(b"k", Deadline::At(2_000_000)).ttl(b"k").persist(b"k").ttl(b"k").ttl(b"absent");
+    let responses: Vec<_> = pipeline.run().into_iter().map(Result::unwrap).collect();
+    assert!(matches!(responses[1], Response::Ttl(Some(Ttl { lifetime: Some(_), .. }))), "{responses:?}");
+    assert!(matches!(responses[3], Response::Ttl(Some(Ttl { lifetime: None, .. }))), "{responses:?}");
+    assert_eq!(responses[4], Response::Ttl(None));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::compaction::{self, Merged};
+use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::Table;
 use super::wal::remove_log;
@@ -19,6 +20,9 @@ use crate::metrics::Metrics;
 const SPACE_CHECK: Duration = Duration::from_millis(500);
 /// A merge that found no space, or a disk that failed, is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often tables are looked over for what has expired. Expiry is invisible to readers at once; this is
+/// about space, of which a minute's worth is little.
+const EXPIRY_CHECK: Duration = Duration::from_secs(60);
 
 impl<E: Env> Engine<E> {
     /// Merges tables of tablets that have too many, one tablet at a time, until the engine stops.
@@ -29,8 +33,9 @@ impl<E: Env> Engine<E> {
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
             }
-            let Some((local, range)) = self.pick() else {
-                next.await;
+            let Some((local, range)) = self.pick().or_else(|| self.pick_expired()) else {
+                // Nobody notifies when time passes.
+                futures_lite::future::or(next, self.env.sleep(EXPIRY_CHECK)).await;
                 continue;
             };
             let Err(error) = self.compact(local, range).await else { continue };
@@ -60,6 +65,18 @@ impl<E: Env> Engine<E> {
             .max_by_key(|(_, range)| range.len())
     }
 
+    /// A tablet in which much has expired, and which of its tables to merge for that.
+    fn pick_expired(&self) -> Option<(usize, Range<usize>)> {
+        let now_ms = self.tick();
+        let mut candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
+        candidates.find_map(|(local, tablet)| {
+            let tables = tablet.tables.borrow();
+            let aged: Vec<_> =
+                tables.iter().map(|table| compaction::Aged::new(table.meta(), now_ms)).collect();
+            compaction::pick_expired(&aged).map(|range| (local, range))
+        })
+    }
+
     async fn compact(&self, local: usize, range: Range<usize>) -> Result<(), EngineError> {
         let started = self.env.now();
         let tablet = &self.tablets[local];
@@ -69,8 +86,9 @@ impl<E: Env> Engine<E> {
         let bytes_in: u64 = inputs.iter().map(|table| table.meta().bytes).sum();
         let file = self.next_file();
         let hash = |key: &[u8]| self.hash(key);
-        let merged =
-            compaction::merge(&self.env, inputs, file, is_last, hash, || self.is_stopping.get()).await?;
+        let cutoff = Cutoff::new(self.tick());
+        let stopping = || self.is_stopping.get();
+        let merged = compaction::merge(&self.env, inputs, file, is_last, &cutoff, hash, stopping).await?;
         let (output, bytes_out) = match merged {
             Merged::Stopped => return Ok(()),
             Merged::Nothing => (None, 0),
@@ -102,6 +120,7 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.compaction_bytes_in, bytes_in);
         Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);
         Metrics::add(&self.metrics.compaction_micros, micros);
+        Metrics::add(&self.metrics.expired_entries, cutoff.expired());
         tracing::info!(
             tablet = tablet.id.0,
             tables = inputs.len(),

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::{Table, TableBuilder, TableMeta};
 use super::write::Sealed;
@@ -106,6 +107,7 @@ impl<E: Env> Engine<E> {
         let mut changes = Vec::new();
         let mut tables: Vec<(usize, TableMeta)> = Vec::new();
         let mut bytes = 0;
+        let cutoff = Cutoff::new(self.tick());
         for (local, tablet) in self.tablets.iter().enumerate() {
             if sealed.last[local] > tablet.flushed.get() {
                 changes.push(Change::Flushed {
@@ -122,7 +124,7 @@ impl<E: Env> Engine<E> {
             }
             let file = self.next_file();
             files.push(file);
-            let meta = self.write_table(sealed, local, file, &mut pacer).await?;
+            let meta = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
             bytes += meta.bytes;
             changes.push(Change::AddTable { tablet: tablet.id, position: 0, table: TableRef::from(&meta) });
             tables.push((local, meta));
@@ -133,6 +135,7 @@ impl<E: Env> Engine<E> {
             opened.push((*local, Rc::new(Table::open(&self.env, meta.file, meta.tablet).await?)));
         }
         self.manifest.commit(Edit { changes }).await?;
+        Metrics::add(&self.metrics.expired_entries, cutoff.expired());
         // No await from here on: readers see the tables and the end of the memtable in one step.
         for (local, table) in opened {
             self.tablets[local].install(|tables| tables.insert(0, table));
@@ -154,13 +157,14 @@ impl<E: Env> Engine<E> {
         sealed: &Sealed,
         local: usize,
         file: FileId,
+        cutoff: &Cutoff,
         pacer: &mut Pacer<E>,
     ) -> Result<TableMeta, EngineError> {
         let tablet = &self.tablets[local];
         let keys = sealed.memtable.tablet_entries(local) as u64;
         let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, keys).await?;
         for (number, (key, entry)) in sealed.memtable.iter(local, b"").enumerate() {
-            if let Err(error) = builder.add(key, self.hash(key), &entry).await {
+            if let Err(error) = builder.add(key, self.hash(key), &cutoff.apply(entry)).await {
                 builder.abandon().await;
                 return Err(error.into());
             }

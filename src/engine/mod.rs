@@ -5,6 +5,7 @@
 //!   (`write`). Its block tells when it is durable; until then nobody may hear of it.
 //! - A read looks at the memtables, newest first, then at the tables of the key's tablet, newest first
 //!   (`read`). It is synchronous unless a block must come from disk.
+//! - A key may expire: reads, flushes and merges see its entry as a tombstone from then on (`expiry`).
 //! - In the background full memtables become tables (`flush`) and tables become fewer (`compact`).
 //! - A start replays the logs of earlier starts (`recovery`).
 //!
@@ -16,6 +17,7 @@
 pub mod cache;
 mod compact;
 pub mod compaction;
+pub mod expiry;
 mod flush;
 pub mod manifest;
 pub mod memtable;
@@ -41,6 +43,7 @@ pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
 pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
 
 use self::cache::BlockCache;
+use self::expiry::Clock;
 use self::manifest::ShardManifest;
 use self::memtable::Memtable;
 use self::recovery::OldLog;
@@ -74,6 +77,7 @@ pub struct Engine<E: Env> {
     env: E,
     options: EngineOptions,
     hash_seed: u64,
+    clock: Clock<E>,
     wal: Rc<Wal<E>>,
     manifest: ShardManifest<E>,
     tablets: Vec<Tablet<E>>,
@@ -112,6 +116,19 @@ impl<E: Env> Engine<E> {
     #[inline]
     pub fn hash(&self, key: &[u8]) -> u64 {
         xxh3_64_with_seed(key, self.hash_seed)
+    }
+
+    /// Reads the clock by which keys expire; whoever executes requests does so once per turn.
+    #[inline]
+    pub fn tick(&self) -> u64 {
+        self.clock.tick()
+    }
+
+    /// The time by which lookups hide expired keys, in milliseconds since the epoch: that of the last
+    /// [`Engine::tick`].
+    #[inline]
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
 
     /// The log.

@@ -98,7 +98,7 @@ impl<E: Env> Engine<E> {
 
     fn found<'a>(&self, key: &Key<'_>, entry: Entry<'a>) -> Found<'a> {
         let wait = self.wal.block_of(self.tablets[key.tablet].log, entry.lsn.index());
-        Found { entry: live(entry), wait }
+        Found { entry: self.live(entry), wait }
     }
 
     fn lookup_tables<R>(
@@ -126,7 +126,7 @@ impl<E: Env> Engine<E> {
             Metrics::add(&self.metrics.cache_hits, 1);
             if let Some(entry) = block.get(key.hash, key.bytes) {
                 // Tables hold only what was durable when they were written.
-                return Ok(Lookup::Done(visit(Found { entry: live(entry), wait: None })));
+                return Ok(Lookup::Done(visit(Found { entry: self.live(entry), wait: None })));
             }
             Metrics::add(&self.metrics.filter_false_positives, 1);
         }
@@ -145,8 +145,12 @@ impl<E: Env> Engine<E> {
         loaded.blocks.insert(place, block);
         Ok(())
     }
-}
 
-fn live(entry: Entry<'_>) -> Option<Entry<'_>> {
-    (entry.kind == OpKind::Put).then_some(entry)
+    /// What a reader sees of a key's newest entry: nothing, if it is a tombstone or its time is past. The
+    /// wait for its block stays: that the key is absent is news as well.
+    #[inline]
+    fn live<'a>(&self, entry: Entry<'a>) -> Option<Entry<'a>> {
+        let is_live = entry.kind == OpKind::Put && !entry.is_expired(self.now_ms());
+        is_live.then_some(entry)
+    }
 }

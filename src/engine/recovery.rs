@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cache::BlockCache;
+use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
 use super::sstable::Table;
@@ -240,6 +241,7 @@ impl<E: Env> Engine<E> {
         }
         let engine = Rc::new(Engine {
             env: env.clone(),
+            clock: Clock::new(env),
             hash_seed: start.state.store.hash_seed,
             wal,
             manifest,

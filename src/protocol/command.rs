@@ -1,6 +1,7 @@
 //! What a client can ask for.
 
 use super::binary::{HEADER_BYTES, Keys, Ops};
+use super::expiry::{Deadline, Expiry};
 use crate::base::{ENTRY_BYTES_MAX, ENTRY_OPS_MAX, KEY_BYTES_MAX, Lsn, VALUE_BYTES_LIMIT};
 use crate::slot::Slot;
 
@@ -26,11 +27,17 @@ pub enum OpCode {
     Incr = 8,
     /// Figures as text.
     Stats = 9,
+    /// Set the time when a key expires, perhaps under a condition.
+    Expire = 10,
+    /// Let a key live for ever, perhaps under a condition.
+    Persist = 11,
+    /// How long a key still lives.
+    Ttl = 12,
 }
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 9] = [
+    pub const ALL: [OpCode; 12] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -40,6 +47,9 @@ impl OpCode {
         OpCode::Batch,
         OpCode::Incr,
         OpCode::Stats,
+        OpCode::Expire,
+        OpCode::Persist,
+        OpCode::Ttl,
     ];
 
     /// The operation with this number, if there is one.
@@ -51,7 +61,11 @@ impl OpCode {
     /// Whether it may change a key.
     #[inline]
     pub fn is_write(self) -> bool {
-        matches!(self, OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr)
+        match self {
+            OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr => true,
+            OpCode::Expire | OpCode::Persist => true,
+            OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
+        }
     }
 
     /// Its name as messages and metrics print it.
@@ -66,6 +80,9 @@ impl OpCode {
             OpCode::Batch => "BATCH",
             OpCode::Incr => "INCR",
             OpCode::Stats => "STATS",
+            OpCode::Expire => "EXPIRE",
+            OpCode::Persist => "PERSIST",
+            OpCode::Ttl => "TTL",
         }
     }
 }
@@ -164,6 +181,8 @@ pub enum Request<'a> {
         key: &'a [u8],
         /// Within the server's limit.
         value: &'a [u8],
+        /// When the key expires.
+        expiry: Expiry,
         /// What must hold of the key.
         condition: Condition,
         /// When to answer.
@@ -204,6 +223,31 @@ pub enum Request<'a> {
         /// Only this part; empty is all of it.
         section: &'a str,
     },
+    /// See [`OpCode::Expire`].
+    Expire {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+        /// When it expires. A time that is past removes it.
+        deadline: Deadline,
+        /// Never [`Condition::IfAbsent`].
+        condition: Condition,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Persist`].
+    Persist {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+        /// Never [`Condition::IfAbsent`].
+        condition: Condition,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// See [`OpCode::Ttl`].
+    Ttl {
+        /// 1..=65535 bytes.
+        key: &'a [u8],
+    },
 }
 
 /// Which keys decide where a request is executed.
@@ -231,6 +275,9 @@ impl<'a> Request<'a> {
             Request::Batch { .. } => OpCode::Batch,
             Request::Incr { .. } => OpCode::Incr,
             Request::Stats { .. } => OpCode::Stats,
+            Request::Expire { .. } => OpCode::Expire,
+            Request::Persist { .. } => OpCode::Persist,
+            Request::Ttl { .. } => OpCode::Ttl,
         }
     }
 
@@ -248,7 +295,10 @@ impl<'a> Request<'a> {
             Request::Get { key }
             | Request::Set { key, .. }
             | Request::Delete { key, .. }
-            | Request::Incr { key, .. } => Route::Slot(Slot::of_key(key)),
+            | Request::Incr { key, .. }
+            | Request::Expire { key, .. }
+            | Request::Persist { key, .. }
+            | Request::Ttl { key } => Route::Slot(Slot::of_key(key)),
             Request::Mget { keys } => Route::Keys(keys),
             Request::Batch { ops, .. } => Route::Slot(ops.slot()),
         }

@@ -5,7 +5,9 @@
 
 pub mod binary;
 mod command;
+mod expiry;
 mod reply;
 
 pub use command::{Condition, Durability, HelloRequest, Limits, OpCode, Request, Route};
-pub use reply::{Hello, Reply, ShardRange};
+pub use expiry::{Deadline, Expiry};
+pub use reply::{Hello, Lifetime, Reply, ShardRange};

@@ -40,6 +40,15 @@ impl Hello {
     }
 }
 
+/// How long a key still lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Milliseconds from now on, by the owner's clock; never 0.
+    pub remaining_ms: u64,
+    /// When it expires, in milliseconds since the epoch.
+    pub expires_at_ms: u64,
+}
+
 /// One reply, borrowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply<'a> {
@@ -54,14 +63,14 @@ pub enum Reply<'a> {
         /// The value.
         value: &'a [u8],
     },
-    /// To GET or DELETE of an absent key. A DELETE changed nothing.
+    /// To GET, DELETE, EXPIRE, PERSIST or TTL of an absent key. Nothing changed.
     Absent,
-    /// To SET, DELETE of a present key, and BATCH.
+    /// To SET, BATCH, and DELETE, EXPIRE or PERSIST of a present key.
     Written {
         /// Version of the write; of a batch's first operation, the n-th after it having this plus n.
         version: Lsn,
     },
-    /// To SET or DELETE whose condition does not hold. Nothing changed.
+    /// To a write whose condition does not hold. Nothing changed.
     ConditionFailed {
         /// The version that the key has instead; `None` when it is absent.
         current: Option<Lsn>,
@@ -74,6 +83,13 @@ pub enum Reply<'a> {
         version: Lsn,
         /// The sum.
         value: i64,
+    },
+    /// To TTL of a present key.
+    Lifetime {
+        /// The value's version.
+        version: Lsn,
+        /// `None`: it never expires.
+        lifetime: Option<Lifetime>,
     },
     /// To STATS: lines of `key=value`.
     Stats(&'a str),

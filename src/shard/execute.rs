@@ -9,14 +9,14 @@ use smallvec::smallvec;
 use super::Shard;
 use super::outputs::{Meta, Outputs};
 use super::stall::LOADING_BYTES_MAX;
-use crate::base::{Lsn, Op, OpKind};
+use crate::base::{BlockSeq, Lsn, Op, OpKind};
 use crate::engine::manifest::ManifestError;
 use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
 use crate::protocol::binary::{HEADER_BYTES, Keys, Ops, ValueListEncoder};
-use crate::protocol::{Condition, Durability, Reply, Request};
+use crate::protocol::{Condition, Durability, Expiry, Reply, Request};
 use crate::slot::Slot;
 
 /// Blocks to be read; more than one only for a request of several keys.
@@ -33,9 +33,13 @@ pub enum Attempt<E: Env> {
 }
 
 /// What a lookup tells a write that depends on it.
-struct Current {
-    version: Option<Lsn>,
-    wait: Option<crate::base::BlockSeq>,
+pub(super) struct Current {
+    /// Version of its live value.
+    pub version: Option<Lsn>,
+    /// When that expires; 0 is never.
+    pub expiry_ms: u64,
+    /// The block that must be durable before any of this may be told.
+    pub wait: Option<BlockSeq>,
 }
 
 impl<E: Env> Shard<E> {
@@ -58,8 +62,8 @@ impl<E: Env> Shard<E> {
         let result = match *request {
             Request::Get { key } => self.get(meta, key, loaded, out),
             Request::Mget { keys } => self.mget(meta, keys, loaded, out),
-            Request::Set { key, value, condition, durability } => {
-                self.set(meta, key, value, condition, durability, loaded, out)
+            Request::Set { key, value, expiry, condition, durability } => {
+                self.set(meta, key, value, expiry, condition, durability, loaded, out)
             }
             Request::Delete { key, condition, durability } => {
                 self.delete(meta, key, condition, durability, loaded, out)
@@ -67,6 +71,15 @@ impl<E: Env> Shard<E> {
             Request::Incr { key, amount, durability } => {
                 self.incr(meta, key, amount, durability, loaded, out)
             }
+            Request::Expire { key, deadline, condition, durability } => {
+                self.expiry_ms(deadline).and_then(|expiry_ms| {
+                    self.change_expiry(meta, key, expiry_ms, condition, durability, loaded, out)
+                })
+            }
+            Request::Persist { key, condition, durability } => {
+                self.change_expiry(meta, key, 0, condition, durability, loaded, out)
+            }
+            Request::Ttl { key } => self.ttl(meta, key, loaded, out),
             Request::Batch { ops, durability } => self.batch(meta, ops, durability, out),
             Request::Stats { .. } => {
                 out.ready(meta, &Reply::Stats(&self.stats_text()));
@@ -160,9 +173,9 @@ impl<E: Env> Shard<E> {
         Ok(Attempt::Done)
     }
 
-    /// The version of a key's live value, and the block that must be durable before a write that asked for
-    /// `durability` may be told of it.
-    fn current(
+    /// What a write that depends on it must know of a key, and the block that must be durable before a write
+    /// that asked for `durability` may be told of it.
+    pub(super) fn current(
         &self,
         key: &Key<'_>,
         durability: Durability,
@@ -170,6 +183,7 @@ impl<E: Env> Shard<E> {
     ) -> Result<Result<Current, MissingBlock<E>>, Refusal> {
         let lookup = self.engine.lookup(key, loaded, |found| Current {
             version: found.entry.map(|entry| entry.lsn),
+            expiry_ms: found.entry.map_or(0, |entry| entry.expiry_ms),
             wait: self.observed(found.wait, durability),
         });
         Ok(match lookup.map_err(refusal)? {
@@ -184,6 +198,7 @@ impl<E: Env> Shard<E> {
         meta: Meta,
         key: &[u8],
         value: &[u8],
+        expiry: Expiry,
         condition: Condition,
         durability: Durability,
         loaded: &Loaded,
@@ -193,7 +208,11 @@ impl<E: Env> Shard<E> {
         if self.room(true, key.bytes.len() + value.len() + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
-        if condition != Condition::None {
+        let mut expiry_ms = match expiry {
+            Expiry::Never | Expiry::Keep => 0,
+            Expiry::Set(deadline) => self.expiry_ms(deadline)?,
+        };
+        if condition != Condition::None || expiry == Expiry::Keep {
             match self.current(&key, durability, loaded)? {
                 Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
                 Ok(current) if !condition.holds(current.version) => {
@@ -201,11 +220,12 @@ impl<E: Env> Shard<E> {
                     Metrics::add(&self.metrics.sets, 1);
                     return Ok(Attempt::Done);
                 }
+                Ok(current) if expiry == Expiry::Keep => expiry_ms = current.expiry_ms,
                 Ok(_) => {}
             }
         }
         Metrics::add(&self.metrics.sets, 1);
-        let op = Op { kind: OpKind::Put, key: key.bytes, value, expiry_ms: 0 };
+        let op = self.put(&key, value, expiry_ms);
         self.write(meta, &key, op, durability, |version| Reply::Written { version }, out)
     }
 
@@ -256,9 +276,10 @@ impl<E: Env> Shard<E> {
         }
         let lookup = self.engine.lookup(&key, loaded, |found| {
             let number = found.entry.map_or(Some(0), |entry| parse_number(entry.value));
-            (number, self.observed(found.wait, durability))
+            let expiry_ms = found.entry.map_or(0, |entry| entry.expiry_ms);
+            (number, expiry_ms, self.observed(found.wait, durability))
         });
-        let (number, wait) = match lookup.map_err(refusal)? {
+        let (number, expiry_ms, wait) = match lookup.map_err(refusal)? {
             Lookup::Missing(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Lookup::Done(current) => current,
         };
@@ -280,7 +301,7 @@ impl<E: Env> Shard<E> {
             }
         };
         let value = sum.to_string();
-        let op = Op { kind: OpKind::Put, key: key.bytes, value: value.as_bytes(), expiry_ms: 0 };
+        let op = self.put(&key, value.as_bytes(), expiry_ms);
         self.write(meta, &key, op, durability, |version| Reply::Counter { version, value: sum }, out)
     }
 
@@ -305,7 +326,7 @@ impl<E: Env> Shard<E> {
         Ok(Attempt::Done)
     }
 
-    fn write(
+    pub(super) fn write(
         &self,
         meta: Meta,
         key: &Key<'_>,
@@ -319,10 +340,10 @@ impl<E: Env> Shard<E> {
         Ok(Attempt::Done)
     }
 
-    fn written(
+    pub(super) fn written(
         &self,
         meta: Meta,
-        block: crate::base::BlockSeq,
+        block: BlockSeq,
         durability: Durability,
         reply: &Reply<'_>,
         out: &mut Outputs,
@@ -335,7 +356,7 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn room(&self, is_put: bool, bytes: usize) -> Result<Room, Refusal> {
+    pub(super) fn room(&self, is_put: bool, bytes: usize) -> Result<Room, Refusal> {
         self.engine.room(is_put, bytes).map_err(refusal)
     }
 
@@ -349,11 +370,7 @@ impl<E: Env> Shard<E> {
     /// the block holds. In the relaxed sync modes nobody waits for what others wrote, unless they asked to:
     /// a condition that fails tells whoever repeats a write that it was applied.
     #[inline]
-    fn observed(
-        &self,
-        wait: Option<crate::base::BlockSeq>,
-        durability: Durability,
-    ) -> Option<crate::base::BlockSeq> {
+    pub(super) fn observed(&self, wait: Option<BlockSeq>, durability: Durability) -> Option<BlockSeq> {
         let wait = wait.filter(|_| self.is_held(durability));
         if let Some(block) = wait {
             self.engine.wal().request_sync(block);

@@ -13,6 +13,7 @@
 
 mod commit;
 mod execute;
+mod expire;
 mod gather;
 pub mod held;
 pub mod mesh;

@@ -54,6 +54,8 @@ struct Outbound {
 impl<E: Env> Shard<E> {
     /// Takes in the whole frames at the start of `bytes`, which `outlet` read under `token`.
     pub fn dispatch(self: &Rc<Self>, token: u64, outlet: &dyn Outlet, bytes: &[u8]) -> Dispatched {
+        // One time for all that came with one read.
+        self.engine.tick();
         let origin = Origin { peer: self.id, token };
         let mut out = Outputs::default();
         let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };

@@ -106,6 +106,8 @@ impl<E: Env> Shard<E> {
 
     /// Runs frames until their end or until they stall.
     fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) -> bool {
+        // One time for all of them.
+        self.engine.tick();
         let mut out = Outputs::default();
         let (mut at, mut fetched) = (0, 0);
         let mut stall = None;
@@ -190,7 +192,10 @@ impl<E: Env> Shard<E> {
             Request::Get { key }
             | Request::Set { key, .. }
             | Request::Delete { key, .. }
-            | Request::Incr { key, .. } => std::iter::once(self.engine.hash(key)).collect(),
+            | Request::Incr { key, .. }
+            | Request::Expire { key, .. }
+            | Request::Persist { key, .. }
+            | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => smallvec::SmallVec::new(),
@@ -253,6 +258,8 @@ impl<E: Env> Shard<E> {
             }
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
+            // It may have waited for long.
+            self.engine.tick();
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
                 Attempt::Missing(next) => missing = next,

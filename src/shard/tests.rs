@@ -1,5 +1,9 @@
 //! A shard on the simulated env, and a client that keeps what it is told.
 
+mod expiry;
+mod expiry_model;
+mod store;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,7 +18,7 @@ use crate::error::Code;
 use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::binary::{Status, decode_reply_header, encode_request};
-use crate::protocol::{Condition, Durability, Limits, Request};
+use crate::protocol::{Condition, Durability, Expiry, Limits, Request};
 
 /// One connection.
 #[derive(Default)]
@@ -102,7 +106,11 @@ fn connect(shard: &Rc<Shard<SimEnv>>) -> (Rc<Client>, u64) {
 fn set(id: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     let (condition, durability) = (Condition::None, Durability::Default);
-    encode_request(&mut frame, id, &Request::Set { key, value, condition, durability });
+    encode_request(
+        &mut frame,
+        id,
+        &Request::Set { key, value, expiry: Expiry::Never, condition, durability },
+    );
     frame
 }
 

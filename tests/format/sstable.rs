@@ -94,11 +94,17 @@ fn tables_of_the_first_version_are_read() {
         let table = Rc::new(place(&env, GOLDEN.to_vec()).await.unwrap());
         let meta = table.meta();
         assert_eq!((meta.entries, meta.tombstones, meta.expiring), (70, 1, 1));
+        // One record of 35 bytes among 70.
+        let records = records();
+        let bytes = |r: &Record| (16 + r.key.len() + r.value.len()) as u64 + 8 * u64::from(r.expiry_ms != 0);
+        let all: u64 = records.iter().map(bytes).sum();
+        assert_eq!(meta.expiries.bytes, GOLDEN.len() as u64 * (16 + 8 + 7 + 4) / all);
+        assert_eq!(meta.expiries.eighths, [1_900_000_000_000; 8]);
         assert_eq!((meta.min_lsn, meta.max_lsn), (Lsn(900), Lsn(1059)));
         assert_eq!((&meta.smallest[..], &meta.largest[..]), (&[0][..], &b"user:000059"[..]));
         assert_eq!((meta.slots.first(), meta.slots.last()), (1024, 2047));
         let mut iter = TableIter::seek(&table, b"").await.unwrap();
-        for Record { key, lsn, kind, expiry_ms, value } in records() {
+        for Record { key, lsn, kind, expiry_ms, value } in records {
             let entry = Entry { lsn: Lsn(lsn), kind, expiry_ms, value: &value };
             assert_eq!(iter.current(), Some((&key[..], entry)));
             assert!(table.may_contain(hash(&key)));

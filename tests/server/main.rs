@@ -3,6 +3,7 @@
 mod abuse;
 mod commands;
 mod durability;
+mod expiry;
 mod guards;
 mod harness;
 mod larger;

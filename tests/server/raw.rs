@@ -8,7 +8,7 @@ use std::time::Duration;
 use atlaskv::base::Lsn;
 use atlaskv::error::Code;
 use atlaskv::protocol::binary::{HEADER_BYTES, Status, decode_reply, decode_reply_header, encode_request};
-use atlaskv::protocol::{Condition, Durability, HelloRequest, Reply, Request};
+use atlaskv::protocol::{Condition, Durability, Expiry, HelloRequest, Reply, Request};
 
 /// Longer than anything takes: a server that leaves someone waiting must fail the test, not stop it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,7 +55,13 @@ pub fn frame(id: u64, request: &Request<'_>) -> Vec<u8> {
 
 /// A SET without a condition.
 pub fn set<'a>(key: &'a [u8], value: &'a [u8]) -> Request<'a> {
-    Request::Set { key, value, condition: Condition::None, durability: Durability::Default }
+    Request::Set {
+        key,
+        value,
+        expiry: Expiry::Never,
+        condition: Condition::None,
+        durability: Durability::Default,
+    }
 }
 
 impl Raw {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::picker::INPUTS_MAX;
 use crate::base::{FileId, OpKind};
+use crate::engine::expiry::Cutoff;
 use crate::engine::merge::MergeIter;
 use crate::engine::sstable::{Table, TableBuilder, TableError, TableIter, TableMeta};
 use crate::env::{Env, Pacer};
@@ -13,7 +14,7 @@ use crate::env::{Env, Pacer};
 pub enum Merged {
     /// One table.
     Table(TableMeta),
-    /// Nothing is left: all of it was deleted.
+    /// Nothing is left: all of it was deleted or has expired.
     Nothing,
     /// It was told to stop; no file stays.
     Stopped,
@@ -22,12 +23,14 @@ pub enum Merged {
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
 
-/// Merges `inputs`, newest first, into `file`. `is_last`: nothing older exists, so tombstones are dropped.
+/// Merges `inputs`, newest first, into `file`. What has expired by `cutoff` becomes a tombstone. `is_last`:
+/// nothing older exists, so tombstones are dropped.
 pub async fn merge<E: Env>(
     env: &E,
     inputs: &[Rc<Table<E>>],
     file: FileId,
     is_last: bool,
+    cutoff: &Cutoff,
     hash: impl Fn(&[u8]) -> u64,
     stopping: impl Fn() -> bool,
 ) -> Result<Merged, TableError> {
@@ -41,7 +44,7 @@ pub async fn merge<E: Env>(
     assert!(inputs.iter().all(|table| table.meta().tablet == tablet), "tables of one tablet are merged");
     let keys = inputs.iter().map(|table| table.meta().entries).sum();
     let mut builder = TableBuilder::create(env, file, tablet, slots, keys).await?;
-    let result = write(env, &mut merge, &mut builder, is_last, hash, stopping).await;
+    let result = write(env, &mut merge, &mut builder, is_last, cutoff, hash, stopping).await;
     match result {
         Ok(true) if builder.entries() > 0 => Ok(Merged::Table(builder.finish().await?)),
         Ok(is_complete) => {
@@ -61,12 +64,14 @@ async fn write<E: Env>(
     merge: &mut MergeIter<TableIter<E>>,
     builder: &mut TableBuilder<E>,
     is_last: bool,
+    cutoff: &Cutoff,
     hash: impl Fn(&[u8]) -> u64,
     stopping: impl Fn() -> bool,
 ) -> Result<bool, TableError> {
     let mut pacer = Pacer::new(env);
     let mut steps = 0;
     while let Some((key, entry)) = merge.current() {
+        let entry = cutoff.apply(entry);
         if !(is_last && entry.kind == OpKind::Delete) {
             builder.add(key, hash(key), &entry).await?;
         }

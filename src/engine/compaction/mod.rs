@@ -1,7 +1,10 @@
-//! Compaction: fewer tables, each key once. [`pick`] chooses, [`merge`] does it; neither knows the engine.
+//! Compaction: fewer tables, each key once. [`pick`] and
+//! [`pick_expired`] choose, [`merge`] does it; none of them knows the engine.
 
+mod expired;
 mod job;
 mod picker;
 
+pub use expired::{Aged, pick_expired};
 pub use job::{Merged, merge};
 pub use picker::{INPUTS_MAX, Run, pick};

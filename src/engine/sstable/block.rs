@@ -93,7 +93,8 @@ impl BlockBuilder {
     }
 }
 
-fn record_len(key: &[u8], entry: &Entry<'_>) -> usize {
+/// Bytes that an entry takes in a block.
+pub(super) fn record_len(key: &[u8], entry: &Entry<'_>) -> usize {
     let expiry = if entry.expiry_ms == 0 { 0 } else { 8 };
     RECORD_HEADER_BYTES + expiry + key.len() + entry.value.len()
 }

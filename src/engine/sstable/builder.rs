@@ -1,8 +1,10 @@
 //! Writes a table: entries in order, in a steady stream of large writes, one sync at the end.
 
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
-use super::block::BlockBuilder;
+use super::block::{BlockBuilder, record_len};
+use super::expiries::{Expiries, Sampler};
 use super::filter::Filter;
 use super::format::{Footer, MAGIC, VERSION, placed_crc};
 use super::index::Index;
@@ -27,6 +29,7 @@ pub struct TableBuilder<E: Env> {
     last_key: Vec<u8>,
     last_lsn: Lsn,
     keys: u64,
+    expiries: Sampler,
     meta: TableMeta,
 }
 
@@ -52,6 +55,7 @@ impl<E: Env> TableBuilder<E> {
             last_key: Vec::new(),
             last_lsn: Lsn::ZERO,
             keys: 0,
+            expiries: Sampler::default(),
             meta: TableMeta {
                 file,
                 tablet,
@@ -60,6 +64,7 @@ impl<E: Env> TableBuilder<E> {
                 entries: 0,
                 tombstones: 0,
                 expiring: 0,
+                expiries: Expiries::default(),
                 min_lsn: Lsn(u64::MAX),
                 max_lsn: Lsn::ZERO,
                 smallest: Box::default(),
@@ -95,6 +100,7 @@ impl<E: Env> TableBuilder<E> {
         self.meta.entries += 1;
         self.meta.tombstones += u64::from(entry.kind == OpKind::Delete);
         self.meta.expiring += u64::from(entry.expiry_ms != 0);
+        self.expiries.add(record_len(key, entry), entry.expiry_ms);
         self.meta.min_lsn = self.meta.min_lsn.min(entry.lsn);
         self.meta.max_lsn = self.meta.max_lsn.max(entry.lsn);
         Ok(())
@@ -162,6 +168,8 @@ impl<E: Env> TableBuilder<E> {
         self.pending.extend_from_slice(self.filter.bytes());
         self.pending.resize(page_align(self.pending.len()), 0);
         let filter_crc = placed_crc(self.meta.file, filter_offset, &self.pending[index_len..]);
+        self.meta.bytes = self.written + self.pending.len() as u64 + PAGE_SIZE as u64;
+        self.meta.expiries = std::mem::take(&mut self.expiries).finish(self.meta.bytes);
         let mut footer = Footer {
             magic: MAGIC,
             version: VERSION.into(),
@@ -179,13 +187,15 @@ impl<E: Env> TableBuilder<E> {
             filter_crc: filter_crc.into(),
             first_slot: self.meta.slots.first().into(),
             last_slot: self.meta.slots.last().into(),
-            zero: [0; 3988],
+            expiring_bytes: self.meta.expiries.bytes.into(),
+            expiry_eighths: self.meta.expiries.eighths.map(U64::new),
+            zero: [0; 3916],
             crc: 0.into(),
         };
         footer.crc = crc32c(&footer.as_bytes()[..PAGE_SIZE - 4]).into();
         self.pending.extend_from_slice(footer.as_bytes());
         self.write_pending().await?;
-        self.meta.bytes = self.written;
+        assert_eq!(self.meta.bytes, self.written, "the footer is the last page");
         self.file.sync().await?;
         Ok(())
     }

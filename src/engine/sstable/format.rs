@@ -37,11 +37,16 @@
 //!  8  4  format version (1)   64  8  index offset      96  4  filter crc32c
 //! 12  4  tablet               72  8  index bytes       100 2  first slot
 //! 16  8  file id              80  8  filter offset     102 2  last slot
-//! 24  8  entries              88  8  filter bytes      104 …  zero
-//! 32  8  tombstones                                    4092 4 crc32c of bytes 0..4092
-//! 40  8  expiring
-//! 48  8  min LSN
+//! 24  8  entries              88  8  filter bytes      104 8  expiring bytes
+//! 32  8  tombstones                                    112 64 expiry eighths: 8 × u64
+//! 40  8  expiring                                      176 …  zero
+//! 48  8  min LSN                                       4092 4 crc32c of bytes 0..4092
 //! ```
+//!
+//! Expiring is the number of entries with an expiry time; expiring bytes, the part of the file's size that is
+//! theirs by the bytes of their records. By the n-th eighth, absolute ms, n eighths of them are past: about,
+//! except the last, which is the latest expiry. Ascending; all zero if there are none. Nothing but the choice
+//! of merges depends on these.
 //!
 //! Entries stand in ascending order of keys, versions of one key in descending order of LSN; they may go on
 //! in the next block. The index names the first block with a separator not below a key: the one with its
@@ -130,7 +135,9 @@ pub struct Footer {
     pub filter_crc: U32,
     pub first_slot: U16,
     pub last_slot: U16,
-    pub zero: [u8; 3988],
+    pub expiring_bytes: U64,
+    pub expiry_eighths: [U64; 8],
+    pub zero: [u8; 3916],
     pub crc: U32,
 }
 

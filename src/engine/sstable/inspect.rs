@@ -1,7 +1,8 @@
 //! Reads a whole table file for tools: every checksum, every order, every damaged place. Goes on behind
 //! damage as long as anything can be made out.
 
-use super::block::{Block, guess_len};
+use super::block::{Block, guess_len, record_len};
+use super::expiries::Sampler;
 use super::format::Footer;
 use super::index::BlockHandle;
 use super::reader::{Parts, check_filter, check_footer, check_index};
@@ -26,6 +27,7 @@ struct Tally {
     entries: u64,
     tombstones: u64,
     expiring: u64,
+    expiries: Sampler,
     lsns: (Lsn, Lsn),
 }
 
@@ -160,6 +162,7 @@ impl Tally {
             entries: 0,
             tombstones: 0,
             expiring: 0,
+            expiries: Sampler::default(),
             lsns: (Lsn(u64::MAX), Lsn::ZERO),
         }
     }
@@ -178,12 +181,13 @@ impl Tally {
             self.entries += 1;
             self.tombstones += u64::from(entry.kind == OpKind::Delete);
             self.expiring += u64::from(entry.expiry_ms != 0);
+            self.expiries.add(record_len(key, &entry), entry.expiry_ms);
             self.lsns = (self.lsns.0.min(entry.lsn), self.lsns.1.max(entry.lsn));
         }
     }
 
     /// The sum of the parts against what footer and index say of the whole.
-    fn compare(&self, path: &str, meta: &TableMeta, report: &mut TableReport) {
+    fn compare(self, path: &str, meta: &TableMeta, report: &mut TableReport) {
         let mut facts = vec![
             ("entries", meta.entries, self.entries),
             ("tombstones", meta.tombstones, self.tombstones),
@@ -194,6 +198,11 @@ impl Tally {
         facts.retain(|(_, said, found)| said != found);
         for (what, said, found) in facts {
             report.damage.push(format!("{path}: footer says {said} {what}, blocks hold {found}"));
+        }
+        let expiries = self.expiries.finish(meta.bytes);
+        if expiries != meta.expiries {
+            let (said, found) = (meta.expiries, expiries);
+            report.damage.push(format!("{path}: footer says expiries {said}, blocks hold {found}"));
         }
         let last_key = self.last.as_ref().map(|(key, _)| key.as_slice());
         if self.first_key.as_deref() != Some(&meta.smallest) || last_key != Some(&meta.largest) {

@@ -5,6 +5,7 @@
 
 mod block;
 mod builder;
+mod expiries;
 mod filter;
 pub mod format;
 mod index;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use block::Block;
 pub use builder::TableBuilder;
+pub use expiries::Expiries;
 pub use index::BlockHandle;
 pub use inspect::{TableReport, inspect_table};
 pub use iterator::TableIter;
@@ -43,6 +45,8 @@ pub struct TableMeta {
     pub tombstones: u64,
     /// Entries with an expiry time.
     pub expiring: u64,
+    /// When those expire.
+    pub expiries: Expiries,
     /// Smallest LSN.
     pub min_lsn: Lsn,
     /// Largest LSN.

@@ -8,7 +8,7 @@ use super::block::Block;
 use super::filter::Filter;
 use super::format::{Footer, MAGIC, VERSION, check_part, placed_crc};
 use super::index::{BlockHandle, Index};
-use super::{TableError, TableMeta};
+use super::{Expiries, TableError, TableMeta};
 use crate::base::{FileId, Lsn, PAGE_SIZE, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
@@ -82,6 +82,14 @@ pub(super) fn check_index(path: &str, footer: &Footer, part: &[u8], bytes: u64) 
     let slots = SlotRange::new(footer.first_slot.get(), footer.last_slot.get()).ok_or_else(|| {
         corrupt(path, "footer", bytes - PAGE_SIZE as u64, "a slot range".into(), "none".into())
     })?;
+    let expiries = Expiries {
+        bytes: footer.expiring_bytes.get(),
+        eighths: footer.expiry_eighths.map(|eighth| eighth.get()),
+    };
+    if !expiries.is_sound(footer.expiring.get()) {
+        let (expected, found) = ("expiry times in order".into(), "others".into());
+        return Err(corrupt(path, "footer", bytes - PAGE_SIZE as u64, expected, found));
+    }
     let meta = TableMeta {
         file,
         tablet: TabletId(footer.tablet.get()),
@@ -90,6 +98,7 @@ pub(super) fn check_index(path: &str, footer: &Footer, part: &[u8], bytes: u64) 
         entries: footer.entries.get(),
         tombstones: footer.tombstones.get(),
         expiring: footer.expiring.get(),
+        expiries,
         min_lsn: Lsn(footer.min_lsn.get()),
         max_lsn: Lsn(footer.max_lsn.get()),
         smallest,

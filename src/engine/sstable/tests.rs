@@ -10,6 +10,7 @@ use crate::base::{Entry, OpKind, PAGE_SIZE};
 use crate::disk::Disk;
 use crate::engine::cache::BlockCache;
 use crate::engine::compaction::{self, Merged};
+use crate::engine::expiry::Cutoff;
 use crate::env::Env;
 use crate::env::sim::SimEnv;
 
@@ -105,7 +106,9 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
                 expected.retain(|_, (_, kind, _)| *kind == OpKind::Put);
             }
             let merged =
-                compaction::merge(&env, &tables, FileId(99), is_last, xxh3_64, || false).await.unwrap();
+                compaction::merge(&env, &tables, FileId(99), is_last, &Cutoff::new(0), xxh3_64, || false)
+                    .await
+                    .unwrap();
             let Merged::Table(meta) = merged else { panic!("{merged:?}") };
             assert_eq!(meta.entries, expected.len() as u64);
             let table = Rc::new(Table::open(&env, FileId(99), TabletId(3)).await.unwrap());

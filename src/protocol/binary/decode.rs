@@ -7,10 +7,11 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::*;
 use super::items::{Keys, ListError, Ops, Values};
-use crate::base::Lsn;
+use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
-    Condition, Durability, Hello, HelloRequest, Limits, OpCode, Reply, Request, ShardRange,
+    Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply, Request,
+    ShardRange,
 };
 use crate::slot::{Slot, SlotRange};
 
@@ -77,6 +78,14 @@ pub(super) struct WireRange {
     pub reserved: U16,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct WireLifetime {
+    pub remaining_ms: U64,
+    pub expires_at_ms: U64,
+}
+
+const _: () = assert!(size_of::<WireLifetime>() == 16);
 const _: () = assert!(size_of::<WireHelloRequest>() == 8);
 const _: () = assert!(size_of::<WireHello>() == 40);
 const _: () = assert!(size_of::<WireRange>() == 8);
@@ -143,14 +152,11 @@ fn check_fields(wire: &WireHeader, limits: &Limits) -> Result<FrameHeader, Refus
         let message = format!("no operation has the number {}", wire.opcode);
         return Err(Refusal::new(Code::UnknownOperation, message));
     };
-    if wire.flags.get() != 0 || wire.status.get() != 0 {
-        let message = format!("{}: flags and status of a request must be 0", opcode.name());
+    if wire.flags.get() & !EXPIRY_BITS != 0 || wire.status.get() != 0 {
+        let message = format!("{}: reserved flags and status of a request must be 0", opcode.name());
         return Err(Refusal::new(Code::InvalidOption, message));
     }
-    if wire.ttl_or_epoch.get() != 0 {
-        let message = format!("{}: keys do not expire yet: the time to live must be 0", opcode.name());
-        return Err(Refusal::new(Code::UnsupportedTtl, message));
-    }
+    let expiry = check_expiry(wire, opcode)?;
     let (durability, condition) = check_options(wire, opcode)?;
     check_lengths(wire, opcode, limits)?;
     Ok(FrameHeader {
@@ -160,7 +166,45 @@ fn check_fields(wire: &WireHeader, limits: &Limits) -> Result<FrameHeader, Refus
         value_len: wire.value_len.get(),
         durability,
         condition,
+        expiry,
     })
+}
+
+#[inline]
+fn check_expiry(wire: &WireHeader, opcode: OpCode) -> Result<Expiry, Refusal> {
+    let (mode, ms) = (wire.flags.get() & EXPIRY_BITS, wire.expiry_or_epoch.get());
+    if mode == EXPIRY_NEVER && ms == 0 && opcode != OpCode::Expire {
+        return Ok(Expiry::Never);
+    }
+    let invalid = |what: &str| {
+        let message = format!("{}: {what}", opcode.name());
+        Err(Refusal::new(Code::InvalidExpiry, message))
+    };
+    let expiry = match mode {
+        EXPIRY_IN => Expiry::Set(Deadline::In(ms)),
+        EXPIRY_AT => Expiry::Set(Deadline::At(ms)),
+        EXPIRY_KEEP => Expiry::Keep,
+        _ => Expiry::Never,
+    };
+    match (opcode, expiry) {
+        (OpCode::Set | OpCode::Expire, Expiry::Set(_)) if ms == 0 => {
+            invalid("a time to live, or a time, is at least 1 ms; DELETE removes a key at once")
+        }
+        (OpCode::Set | OpCode::Expire, Expiry::Set(_)) if ms > EXPIRY_MS_MAX => {
+            let message = format!(
+                "{}: {ms} ms is more than the {EXPIRY_MS_MAX} allowed for a time to live or a time; \
+                 both are in milliseconds",
+                opcode.name()
+            );
+            Err(Refusal::new(Code::InvalidExpiry, message))
+        }
+        (OpCode::Set | OpCode::Expire, Expiry::Set(_)) => Ok(expiry),
+        (OpCode::Expire, _) => invalid("it needs a time to live or a time"),
+        (OpCode::Set, Expiry::Never) => invalid("flags 0 say that there is no expiry, but one is given"),
+        (OpCode::Set, Expiry::Keep) if ms != 0 => invalid("a kept expiry takes no time"),
+        (OpCode::Set, Expiry::Keep) => Ok(expiry),
+        _ => invalid("takes no expiry"),
+    }
 }
 
 #[inline]
@@ -184,8 +228,10 @@ fn check_options(wire: &WireHeader, opcode: OpCode) -> Result<(Durability, Condi
     };
     match opcode {
         OpCode::Set => Ok((durability, condition)),
-        OpCode::Delete if condition != Condition::IfAbsent => Ok((durability, condition)),
-        OpCode::Delete => invalid("if-absent makes no sense"),
+        OpCode::Delete | OpCode::Expire | OpCode::Persist if condition != Condition::IfAbsent => {
+            Ok((durability, condition))
+        }
+        OpCode::Delete | OpCode::Expire | OpCode::Persist => invalid("if-absent makes no sense"),
         _ => invalid("takes no condition"),
     }
 }
@@ -194,7 +240,15 @@ fn check_options(wire: &WireHeader, opcode: OpCode) -> Result<(Durability, Condi
 fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(), Refusal> {
     let (key_len, value_len) = (u32::from(wire.key_len.get()), wire.value_len.get());
     match opcode {
-        OpCode::Get | OpCode::Set | OpCode::Delete | OpCode::Incr if key_len == 0 => {
+        OpCode::Get
+        | OpCode::Set
+        | OpCode::Delete
+        | OpCode::Incr
+        | OpCode::Expire
+        | OpCode::Persist
+        | OpCode::Ttl
+            if key_len == 0 =>
+        {
             return Err(Refusal::new(Code::InvalidKey, format!("{}: the key is empty", opcode.name())));
         }
         OpCode::Hello | OpCode::Ping | OpCode::Mget | OpCode::Batch if key_len != 0 => {
@@ -214,6 +268,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         OpCode::Hello => size_of::<WireHelloRequest>() as u32,
         OpCode::Incr => size_of::<I64>() as u32,
         OpCode::Get | OpCode::Delete | OpCode::Stats => 0,
+        OpCode::Expire | OpCode::Persist | OpCode::Ttl => 0,
         OpCode::Set | OpCode::Ping if value_len > limits.value_bytes_max => {
             return Err(value_too_large(opcode, u64::from(value_len), limits));
         }
@@ -258,7 +313,7 @@ pub fn decode_request<'a>(
         OpCode::Hello => Request::Hello(decode_hello_request(value)?),
         OpCode::Ping => Request::Ping { payload: value },
         OpCode::Get => Request::Get { key },
-        OpCode::Set => Request::Set { key, value, condition, durability },
+        OpCode::Set => Request::Set { key, value, expiry: header.expiry, condition, durability },
         OpCode::Delete => Request::Delete { key, condition, durability },
         OpCode::Mget => Request::Mget { keys: decode_keys(value, limits)? },
         OpCode::Batch => Request::Batch { ops: decode_ops(value, limits)?, durability },
@@ -266,6 +321,14 @@ pub fn decode_request<'a>(
             let amount = I64::ref_from_bytes(value).map_err(|_| malformed("INCR: the amount has 8 bytes"))?;
             Request::Incr { key, amount: amount.get(), durability }
         }
+        OpCode::Expire => match header.expiry {
+            Expiry::Set(deadline) => Request::Expire { key, deadline, condition, durability },
+            Expiry::Never | Expiry::Keep => {
+                return Err(Refusal::new(Code::InvalidExpiry, "EXPIRE: it needs a time to live or a time"));
+            }
+        },
+        OpCode::Persist => Request::Persist { key, condition, durability },
+        OpCode::Ttl => Request::Ttl { key },
         OpCode::Stats => {
             let section =
                 std::str::from_utf8(key).map_err(|_| malformed("STATS: the section is not UTF-8"))?;
@@ -395,7 +458,7 @@ pub fn decode_reply_header(bytes: &[u8], frame_bytes_max: u32) -> Result<Option<
         status,
         request_id: wire.request_id.get(),
         version: Lsn(wire.lsn.get()),
-        epoch: wire.ttl_or_epoch.get() as u32,
+        epoch: wire.expiry_or_epoch.get() as u32,
         value_len: wire.value_len.get(),
     }))
 }
@@ -415,26 +478,42 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
     let version = header.version;
     let is_plain = body.is_empty();
     match (opcode, header.status) {
-        (OpCode::Get | OpCode::Delete, Status::Absent) if is_plain => Ok(Reply::Absent),
-        (OpCode::Set | OpCode::Delete, Status::ConditionFailed) if is_plain => {
+        (OpCode::Get | OpCode::Delete | OpCode::Expire | OpCode::Persist | OpCode::Ttl, Status::Absent)
+            if is_plain =>
+        {
+            Ok(Reply::Absent)
+        }
+        (OpCode::Set | OpCode::Delete | OpCode::Expire | OpCode::Persist, Status::ConditionFailed)
+            if is_plain =>
+        {
             Ok(Reply::ConditionFailed { current: Some(version).filter(|&version| version != Lsn::ZERO) })
         }
         (_, Status::Absent | Status::ConditionFailed | Status::Refused(_)) => {
             Err(ReplyError::Malformed("the status does not fit the operation"))
         }
-        (OpCode::Get | OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr, Status::Done)
-            if version == Lsn::ZERO =>
+        // All but these are about a key, or several, and name its version.
+        (opcode, Status::Done)
+            if version == Lsn::ZERO
+                && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget | OpCode::Stats) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
         }
         (OpCode::Hello, Status::Done) => decode_hello(body).map(Reply::Hello),
         (OpCode::Ping, Status::Done) => Ok(Reply::Pong(body)),
         (OpCode::Get, Status::Done) => Ok(Reply::Value { version, value: body }),
-        (OpCode::Set | OpCode::Delete | OpCode::Batch, Status::Done) if is_plain => {
+        (OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Expire | OpCode::Persist, Status::Done) => {
+            if !is_plain {
+                return Err(ReplyError::Malformed("a write's reply has no value"));
+            }
             Ok(Reply::Written { version })
         }
-        (OpCode::Set | OpCode::Delete | OpCode::Batch, Status::Done) => {
-            Err(ReplyError::Malformed("a write's reply has no value"))
+        (OpCode::Ttl, Status::Done) if is_plain => Ok(Reply::Lifetime { version, lifetime: None }),
+        (OpCode::Ttl, Status::Done) => {
+            let wire = WireLifetime::ref_from_bytes(body)
+                .map_err(|_| ReplyError::Malformed("a lifetime has 16 bytes"))?;
+            let (remaining_ms, expires_at_ms) = (wire.remaining_ms.get(), wire.expires_at_ms.get());
+            let lifetime = Some(Lifetime { remaining_ms, expires_at_ms });
+            Ok(Reply::Lifetime { version, lifetime })
         }
         (OpCode::Mget, Status::Done) => Values::parse(body, u32::MAX, |_| true)
             .map(Reply::Values)

@@ -3,12 +3,12 @@
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireRange};
+use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
 use super::items::{Keys, Ops, WireOp, WireValue};
 use crate::base::{KEY_BYTES_MAX, Lsn, OpKind};
 use crate::error::Refusal;
-use crate::protocol::{Condition, Durability, Hello, HelloRequest, OpCode, Reply, Request};
+use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
 
 /// A length for the wire.
 ///
@@ -29,6 +29,7 @@ fn key_len_u16(key: &[u8]) -> U16 {
 struct Options {
     condition: Condition,
     durability: Durability,
+    expiry: Expiry,
 }
 
 #[inline]
@@ -44,11 +45,17 @@ fn push_request(
         Condition::IfVersion(version) => version,
         Condition::None | Condition::IfAbsent | Condition::IfPresent => Lsn::ZERO,
     };
+    let (flags, expiry_ms) = match options.expiry {
+        Expiry::Never => (EXPIRY_NEVER, 0),
+        Expiry::Set(deadline @ Deadline::In(_)) => (EXPIRY_IN, deadline.ms()),
+        Expiry::Set(deadline @ Deadline::At(_)) => (EXPIRY_AT, deadline.ms()),
+        Expiry::Keep => (EXPIRY_KEEP, 0),
+    };
     let header = WireHeader {
         magic: REQUEST_MAGIC,
         version: VERSION,
         opcode: opcode as u8,
-        flags: U16::ZERO,
+        flags: U16::new(flags),
         status: U16::ZERO,
         request_id: U64::new(request_id),
         value_len: len_u32(value_len),
@@ -56,7 +63,7 @@ fn push_request(
         durability: options.durability as u8,
         condition: options.condition.number(),
         lsn: U64::new(version.0),
-        ttl_or_epoch: U64::ZERO,
+        expiry_or_epoch: U64::new(expiry_ms),
     };
     out.reserve(HEADER_BYTES + key.len() + value_len);
     out.extend_from_slice(header.as_bytes());
@@ -81,13 +88,14 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
             push_request(out, opcode, request_id, &[], payload.len(), plain);
             out.extend_from_slice(payload);
         }
-        Request::Get { key } => push_request(out, opcode, request_id, key, 0, plain),
-        Request::Set { key, value, condition, durability } => {
-            push_request(out, opcode, request_id, key, value.len(), Options { condition, durability });
+        Request::Get { key } | Request::Ttl { key } => push_request(out, opcode, request_id, key, 0, plain),
+        Request::Set { key, value, expiry, condition, durability } => {
+            let options = Options { condition, durability, expiry };
+            push_request(out, opcode, request_id, key, value.len(), options);
             out.extend_from_slice(value);
         }
-        Request::Delete { key, condition, durability } => {
-            push_request(out, opcode, request_id, key, 0, Options { condition, durability });
+        Request::Delete { key, condition, durability } | Request::Persist { key, condition, durability } => {
+            push_request(out, opcode, request_id, key, 0, Options { condition, durability, ..plain });
         }
         Request::Mget { keys } => {
             push_request(out, opcode, request_id, &[], 4 + keys.wire_bytes().len(), plain);
@@ -101,6 +109,10 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
         Request::Incr { key, amount, durability } => {
             push_request(out, opcode, request_id, key, 8, Options { durability, ..plain });
             out.extend_from_slice(&amount.to_le_bytes());
+        }
+        Request::Expire { key, deadline, condition, durability } => {
+            let options = Options { condition, durability, expiry: Expiry::Set(deadline) };
+            push_request(out, opcode, request_id, key, 0, options);
         }
         Request::Stats { section } => push_request(out, opcode, request_id, section.as_bytes(), 0, plain),
     }
@@ -142,7 +154,7 @@ fn push_reply(
         durability: 0,
         condition: 0,
         lsn: U64::new(version.0),
-        ttl_or_epoch: U64::new(epoch & u64::from(u32::MAX)),
+        expiry_or_epoch: U64::new(epoch & u64::from(u32::MAX)),
     };
     out.reserve(HEADER_BYTES + value_len);
     out.extend_from_slice(header.as_bytes());
@@ -166,6 +178,14 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
             push(Status::ConditionFailed, current.unwrap_or(Lsn::ZERO), &[]);
         }
         Reply::Counter { version, value } => push(Status::Done, *version, &value.to_le_bytes()),
+        Reply::Lifetime { version, lifetime: None } => push(Status::Done, *version, &[]),
+        Reply::Lifetime { version, lifetime: Some(lifetime) } => {
+            let wire = WireLifetime {
+                remaining_ms: U64::new(lifetime.remaining_ms),
+                expires_at_ms: U64::new(lifetime.expires_at_ms),
+            };
+            push(Status::Done, *version, wire.as_bytes());
+        }
         Reply::Pong(payload) => push(Status::Done, Lsn::ZERO, payload),
         Reply::Stats(text) => push(Status::Done, Lsn::ZERO, text.as_bytes()),
         Reply::Values(values) => {

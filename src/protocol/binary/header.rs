@@ -27,6 +27,17 @@ pub(super) const CONDITION_IF_PRESENT: u8 = 2;
 /// The key must have this version.
 pub(super) const CONDITION_IF_VERSION: u8 = 3;
 
+/// Bits of the flags that say what the expiry field is; the others are reserved.
+pub(super) const EXPIRY_BITS: u16 = 3;
+/// No expiry.
+pub(super) const EXPIRY_NEVER: u16 = 0;
+/// A time to live.
+pub(super) const EXPIRY_IN: u16 = 1;
+/// A time.
+pub(super) const EXPIRY_AT: u16 = 2;
+/// That of the key.
+pub(super) const EXPIRY_KEEP: u16 = 3;
+
 /// A header as it stands on the wire, of a request or a reply.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -42,8 +53,8 @@ pub(super) struct WireHeader {
     pub durability: u8,
     pub condition: u8,
     pub lsn: U64,
-    /// Time to live in a request, topology epoch in a reply.
-    pub ttl_or_epoch: U64,
+    /// Expiry in a request, topology epoch in a reply.
+    pub expiry_or_epoch: U64,
 }
 
 const _: () = assert!(size_of::<WireHeader>() == HEADER_BYTES);
@@ -59,6 +70,7 @@ pub struct FrameHeader {
     pub(super) value_len: u32,
     pub(super) durability: crate::protocol::Durability,
     pub(super) condition: crate::protocol::Condition,
+    pub(super) expiry: crate::protocol::Expiry,
 }
 
 impl FrameHeader {

@@ -14,7 +14,8 @@
 //!      0     2 magic            A7 51                            A7 52
 //!      2     1 version          1                                1
 //!      3     1 operation        see below                        that of the request
-//!      4     2 flags            reserved                         reserved
+//!      4     2 flags            low 2 bits: what the expiry is,   reserved
+//!                               see below; others reserved
 //!      6     2 status           reserved                         outcome or refusal, see below
 //!      8     8 request id       the client's choice, not 0       that of the request
 //!     16     4 value length     see below                        see below
@@ -24,16 +25,16 @@
 //!     23     1 condition        0 none, 1 if-absent,             reserved
 //!                               2 if-present, 3 if-version
 //!     24     8 version          that of condition 3, else 0      that of the value read or written, else 0
-//!     32     8 time to live     reserved for milliseconds;       low 32 bits: topology epoch, low half
-//!                               not 0: refused (code 21)         high 32 bits: reserved
+//!     32     8 expiry           milliseconds, see below          low 32 bits: topology epoch, low half
+//!                                                                high 32 bits: reserved
 //! ```
 //! The first byte, A7, starts no RESP command and is neither ASCII nor valid UTF-8, so that one port can
 //! tell protocols apart by it. A *version* is 64 bits, grows with every write of a key, and is never 0.
 //! There is no checksum: TCP has one, and what is stored has its own from the server on.
 //!
 //! # Operations
-//! Durability is taken by the writes (SET, DELETE, BATCH, INCR); a condition by SET, and by DELETE except
-//! if-absent. An option where it is not taken is refused (code 20).
+//! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST); a condition by SET, and by
+//! DELETE, EXPIRE and PERSIST except if-absent. An option where it is not taken is refused (code 20).
 //!
 //! ```text
 //! no. name    key      value in the request        reply with status 0: version, value
@@ -46,14 +47,40 @@
 //!   7 BATCH   -        operation list              first's   -           operation n has version + n
 //!   8 INCR    key      i64, 8 bytes                new       sum, i64, 8 bytes
 //!   9 STATS   section  -                           -         text, lines of key=value
+//!  10 EXPIRE  key      -                           new       -
+//!  11 PERSIST key      -                           new       -           the old version if it never expires
+//!  12 TTL     key      -                           value's   lifetime, or nothing if it never expires
 //! ```
 //! STATS without a key is about everything. INCR works on decimal text, as Redis does, an absent key
 //! counting as 0.
 //!
+//! # Expiry
+//! A key may have a time from which on it is absent: for reads, conditions and all else, as if it had been
+//! deleted at that moment. Flags and expiry of a request say which:
+//!
+//! ```text
+//! flags  expiry field                                   taken by
+//!     0  0: the key never expires                       all but EXPIRE
+//!     1  time to live: ms from the moment of the write  SET, EXPIRE
+//!     2  time: ms since 1970-01-01 UTC                  SET, EXPIRE
+//!     3  0: the key expires when it did before          SET
+//! ```
+//! Both are 1 to 2^48 − 1, and so is the time that a time to live leads to; all else is refused (code 21), as
+//! is an expiry where none is taken. A time that is past removes the key: such a SET or EXPIRE is a DELETE,
+//! and what it replies is that write's version. A SET without expiry and a put of a BATCH take the key's
+//! expiry away, INCR keeps it. EXPIRE and PERSIST are writes: the key keeps its value and gets a new version.
+//! All times are by the clock of the shard that owns the key.
+//!
+//! ```text
+//! lifetime (16 bytes)
+//!  0  8  ms that are left, at least 1
+//!  8  8  time when it expires, ms since 1970-01-01 UTC
+//! ```
+//!
 //! # Status
 //! ```text
 //!       0  done
-//!       1  absent: GET or DELETE of a key that has no value; nothing changed
+//!       1  absent: GET, DELETE, EXPIRE, PERSIST or TTL of a key that has no value; nothing changed
 //!       2  condition failed: nothing changed; version is the key's current one, 0 if it is absent
 //!   3..15  not in use
 //! 16..191  refused: the value is a sentence in UTF-8 (at most 1024 bytes); numbers: [`crate::error::Code`]

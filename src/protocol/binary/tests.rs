@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::base::{Lsn, Op, OpKind};
+use crate::base::{EXPIRY_MS_MAX, Lsn, Op, OpKind};
 use crate::error::{Code, Refusal};
 use crate::protocol::*;
 use crate::slot::{Slot, SlotRange};
@@ -47,6 +47,20 @@ fn condition() -> impl Strategy<Value = Condition> {
     ]
 }
 
+/// Those that a write takes which is only about keys that are there.
+fn of_present() -> impl Strategy<Value = Condition> {
+    condition().prop_filter("not taken", |condition| *condition != Condition::IfAbsent)
+}
+
+fn deadline() -> impl Strategy<Value = Deadline> {
+    let ms = || prop_oneof![1..100u64, 1..=EXPIRY_MS_MAX, Just(EXPIRY_MS_MAX)];
+    prop_oneof![ms().prop_map(Deadline::In), ms().prop_map(Deadline::At)]
+}
+
+fn expiry() -> impl Strategy<Value = Expiry> {
+    prop_oneof![Just(Expiry::Never), Just(Expiry::Keep), deadline().prop_map(Expiry::Set)]
+}
+
 fn durability() -> impl Strategy<Value = Durability> {
     prop_oneof![Just(Durability::Default), Just(Durability::Always)]
 }
@@ -57,12 +71,15 @@ enum Owned {
     Hello(HelloRequest),
     Ping(Vec<u8>),
     Get(Vec<u8>),
-    Set(Vec<u8>, Vec<u8>, Condition, Durability),
+    Set(Vec<u8>, Vec<u8>, Expiry, Condition, Durability),
     Delete(Vec<u8>, Condition, Durability),
     Mget(KeyList),
     Batch(OpList, Durability),
     Incr(Vec<u8>, i64, Durability),
     Stats(String),
+    Expire(Vec<u8>, Deadline, Condition, Durability),
+    Persist(Vec<u8>, Condition, Durability),
+    Ttl(Vec<u8>),
 }
 
 impl Owned {
@@ -71,9 +88,18 @@ impl Owned {
             Owned::Hello(hello) => Request::Hello(*hello),
             Owned::Ping(payload) => Request::Ping { payload },
             Owned::Get(key) => Request::Get { key },
-            Owned::Set(key, value, condition, durability) => {
-                Request::Set { key, value, condition: *condition, durability: *durability }
+            Owned::Set(key, value, expiry, condition, durability) => {
+                let (expiry, condition, durability) = (*expiry, *condition, *durability);
+                Request::Set { key, value, expiry, condition, durability }
             }
+            Owned::Expire(key, deadline, condition, durability) => {
+                let (deadline, condition, durability) = (*deadline, *condition, *durability);
+                Request::Expire { key, deadline, condition, durability }
+            }
+            Owned::Persist(key, condition, durability) => {
+                Request::Persist { key, condition: *condition, durability: *durability }
+            }
+            Owned::Ttl(key) => Request::Ttl { key },
             Owned::Delete(key, condition, durability) => {
                 Request::Delete { key, condition: *condition, durability: *durability }
             }
@@ -112,10 +138,12 @@ fn request() -> impl Strategy<Value = Owned> {
         hello,
         bytes(200).prop_map(Owned::Ping),
         key().prop_map(Owned::Get),
-        (key(), bytes(300), condition(), durability()).prop_map(|(k, v, c, d)| Owned::Set(k, v, c, d)),
-        (key(), condition(), durability())
-            .prop_filter("not taken", |(_, condition, _)| *condition != Condition::IfAbsent)
-            .prop_map(|(k, c, d)| Owned::Delete(k, c, d)),
+        (key(), bytes(300), expiry(), condition(), durability())
+            .prop_map(|(k, v, e, c, d)| Owned::Set(k, v, e, c, d)),
+        (key(), of_present(), durability()).prop_map(|(k, c, d)| Owned::Delete(k, c, d)),
+        (key(), deadline(), of_present(), durability()).prop_map(|(k, e, c, d)| Owned::Expire(k, e, c, d)),
+        (key(), of_present(), durability()).prop_map(|(k, c, d)| Owned::Persist(k, c, d)),
+        key().prop_map(Owned::Ttl),
         mget,
         batch,
         (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
@@ -141,6 +169,17 @@ fn reply_bytes() -> impl Strategy<Value = Vec<u8>> {
         version.clone().prop_map(move |version| encode(OpCode::Batch, &Reply::Written { version })),
         proptest::option::of(version.clone())
             .prop_map(move |current| encode(OpCode::Set, &Reply::ConditionFailed { current })),
+        (version.clone(), proptest::option::of((1..=u64::MAX, 1..=u64::MAX))).prop_map(
+            move |(version, lifetime)| {
+                let lifetime =
+                    lifetime.map(|(remaining_ms, expires_at_ms)| Lifetime { remaining_ms, expires_at_ms });
+                encode(OpCode::Ttl, &Reply::Lifetime { version, lifetime })
+            }
+        ),
+        Just(encode(OpCode::Ttl, &Reply::Absent)),
+        version.clone().prop_map(move |version| encode(OpCode::Expire, &Reply::Written { version })),
+        proptest::option::of(version.clone())
+            .prop_map(move |current| encode(OpCode::Persist, &Reply::ConditionFailed { current })),
         (version, any::<i64>())
             .prop_map(move |(version, value)| encode(OpCode::Incr, &Reply::Counter { version, value })),
         ".{0,50}".prop_map(move |text| encode(OpCode::Stats, &Reply::Stats(&text))),
@@ -233,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_at_all_never_panic(tail in bytes(300), opcode in 0..12u8) {
+    fn any_bytes_at_all_never_panic(tail in bytes(300), opcode in 0..16u8) {
         let _ = decode_header(&tail, &limits());
         let _ = decode_one_reply(&tail);
         let mut out = vec![0xA7, b'Q', VERSION, opcode];
@@ -251,6 +290,7 @@ fn set_frame() -> Vec<u8> {
     let request = Request::Set {
         key: b"key",
         value: b"value",
+        expiry: Expiry::Set(Deadline::At(0x0807_0605)),
         condition: Condition::IfVersion(Lsn(0x0102)),
         durability: Durability::Always,
     };
@@ -262,11 +302,11 @@ fn set_frame() -> Vec<u8> {
 fn a_request_looks_as_drawn() {
     #[rustfmt::skip]
     let wanted = [
-        0xA7, 0x51, 1, 4,  0, 0,  0, 0,
+        0xA7, 0x51, 1, 4,  2, 0,  0, 0,
         0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
         5, 0, 0, 0,  3, 0,  1,  3,
         2, 1, 0, 0, 0, 0, 0, 0,
-        0, 0, 0, 0, 0, 0, 0, 0,
+        5, 6, 7, 8, 0, 0, 0, 0,
         b'k', b'e', b'y', b'v', b'a', b'l', b'u', b'e',
     ];
     assert_eq!(set_frame(), wanted);
@@ -313,26 +353,66 @@ fn wrong_fields_are_refused_with_the_stream_in_step() {
     let len = set_frame().len();
     for (at, byte, code) in [
         (3, 0, Code::UnknownOperation),
-        (3, 10, Code::UnknownOperation),
-        (4, 1, Code::InvalidOption),
+        (3, 13, Code::UnknownOperation),
+        (4, 4, Code::InvalidOption),
         (7, 1, Code::InvalidOption),
         (22, 2, Code::InvalidOption),
         (23, 4, Code::InvalidOption),
         (23, 1, Code::InvalidOption),
-        (39, 1, Code::UnsupportedTtl),
+        // An expiry that flags deny or keep, one beyond all times, one where none is taken.
+        (4, 0, Code::InvalidExpiry),
+        (4, 3, Code::InvalidExpiry),
+        (38, 1, Code::InvalidExpiry),
+        (3, 5, Code::InvalidExpiry),
     ] {
         let mut frame = set_frame();
         frame[at] = byte;
         assert_eq!(refused(&frame), (code, Some(len)), "byte {at}");
     }
+    for mode in [1, 2] {
+        let mut frame = set_frame();
+        frame[4] = mode;
+        frame[32..40].fill(0);
+        assert_eq!(refused(&frame), (Code::InvalidExpiry, Some(len)), "a time of 0");
+    }
     let mut frame = set_frame();
     frame[20] = 0;
     assert_eq!(refused(&frame), (Code::InvalidKey, Some(len - 3)));
     frame[3] = OpCode::Ping as u8;
+    frame[4] = 0;
+    frame[32..40].fill(0);
     assert_eq!(refused(&frame), (Code::InvalidOption, Some(len - 3)));
     let mut frame = set_frame();
     frame[16..20].copy_from_slice(&(1 << 20 | 1u32).to_le_bytes());
     assert_eq!(refused(&frame), (Code::ValueTooLarge, Some(HEADER_BYTES + 3 + (1 << 20) + 1)));
+}
+
+#[test]
+fn expire_takes_a_time_and_nothing_else() {
+    let mut frame = Vec::new();
+    let (condition, durability) = (Condition::None, Durability::Default);
+    let request = Request::Expire { key: b"key", deadline: Deadline::In(7), condition, durability };
+    encode_request(&mut frame, 1, &request);
+    assert_eq!(decode(&frame, &limits()), Ok((1, request)));
+    for (at, byte, code) in [
+        (4, 0, Code::InvalidExpiry),
+        (4, 3, Code::InvalidExpiry),
+        (32, 0, Code::InvalidExpiry),
+        (38, 1, Code::InvalidExpiry),
+        (23, 1, Code::InvalidOption),
+    ] {
+        let mut frame = frame.clone();
+        frame[at] = byte;
+        assert_eq!(refused(&frame), (code, Some(HEADER_BYTES + 3)), "byte {at}");
+    }
+    // PERSIST and TTL are the same frame without a time.
+    for opcode in [OpCode::Persist, OpCode::Ttl] {
+        let mut frame = frame.clone();
+        frame[3] = opcode as u8;
+        assert_eq!(refused(&frame).0, Code::InvalidExpiry);
+        (frame[4], frame[32]) = (0, 0);
+        assert_eq!(decode(&frame, &limits()).unwrap().1.opcode(), opcode);
+    }
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
 
 use atlaskv::base::{EntryIndex, Lsn};
-use atlaskv::client::{Condition, Config, Durability, Options};
+use atlaskv::client::{Condition, Config, Deadline, Durability, Expiry, Options, SetOptions};
 use clap::{Args, Parser, Subcommand};
 
 use crate::execute::Failure;
@@ -58,11 +59,37 @@ pub enum Command {
         #[arg(allow_hyphen_values = true)]
         value: OsString,
         #[command(flatten)]
+        expiry: Expiries,
+        #[command(flatten)]
         condition: Conditions,
         /// Answer only once it is on disk, whatever the server's --sync says.
         #[arg(long)]
         sync: bool,
     },
+    /// Set the time when a key expires; a time that is past removes it.
+    Expire {
+        key: OsString,
+        #[command(flatten)]
+        deadline: Deadlines,
+        /// Only if its value has this version.
+        #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+        if_version: Option<Lsn>,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Let a key live for ever.
+    Persist {
+        key: OsString,
+        /// Only if its value has this version.
+        #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+        if_version: Option<Lsn>,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Print how long a key still lives, as 1500ms, or that it is for ever.
+    Ttl { key: OsString },
     /// Remove a key.
     Del {
         key: OsString,
@@ -108,6 +135,59 @@ pub enum Command {
     },
 }
 
+/// A time when a key expires. One is given: the group requires it.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
+#[group(required = true, multiple = false)]
+pub struct Deadlines {
+    /// It expires after this time: a number with ms, s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
+    /// It expires after so many milliseconds.
+    #[arg(long, value_name = "MS")]
+    ttl_ms: Option<u64>,
+    /// It expires so many milliseconds after the beginning of 1970 (UTC).
+    #[arg(long, value_name = "MS")]
+    expire_at_ms: Option<u64>,
+}
+
+impl Deadlines {
+    /// As the client takes it; nothing if none is given.
+    pub fn deadline(self) -> Option<Deadline> {
+        let of_ttl = self.ttl.map(Deadline::after);
+        of_ttl.or(self.ttl_ms.map(Deadline::In)).or(self.expire_at_ms.map(Deadline::At))
+    }
+}
+
+/// When a key expires that is set.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
+#[group(multiple = false)]
+pub struct Expiries {
+    /// It expires after this time: a number with ms, s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
+    /// It expires after so many milliseconds.
+    #[arg(long, value_name = "MS")]
+    ttl_ms: Option<u64>,
+    /// It expires so many milliseconds after the beginning of 1970 (UTC).
+    #[arg(long, value_name = "MS")]
+    expire_at_ms: Option<u64>,
+    /// It expires when it did before.
+    #[arg(long)]
+    keep_ttl: bool,
+}
+
+impl Expiries {
+    /// As the client takes it.
+    fn expiry(self) -> Expiry {
+        let Expiries { ttl, ttl_ms, expire_at_ms, keep_ttl } = self;
+        match (Deadlines { ttl, ttl_ms, expire_at_ms }).deadline() {
+            Some(deadline) => Expiry::Set(deadline),
+            None if keep_ttl => Expiry::Keep,
+            None => Expiry::Never,
+        }
+    }
+}
+
 /// What must hold of the key.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
 #[group(multiple = false)]
@@ -125,15 +205,21 @@ pub struct Conditions {
 
 impl Conditions {
     /// As the client takes them.
-    pub fn options(self, sync: bool) -> Options {
+    pub fn options(self, expiry: Expiries, sync: bool) -> SetOptions {
         let condition = match (self.if_absent, self.if_present, self.if_version) {
             (true, _, _) => Condition::IfAbsent,
             (_, true, _) => Condition::IfPresent,
             (_, _, Some(version)) => Condition::IfVersion(version),
             (false, false, None) => Condition::None,
         };
-        Options { condition, durability: durability(sync) }
+        SetOptions { expiry: expiry.expiry(), condition, durability: durability(sync) }
     }
+}
+
+/// As the client takes `--if-version` and `--sync`.
+pub fn options(if_version: Option<Lsn>, sync: bool) -> Options {
+    let condition = if_version.map_or(Condition::None, Condition::IfVersion);
+    Options { condition, durability: durability(sync) }
 }
 
 /// As the client takes `--sync`.
@@ -204,6 +290,22 @@ fn parse_version(text: &str) -> Result<Lsn, String> {
         .ok_or_else(|| "a version is a number above 0, or two as in 7.0".to_owned())
 }
 
+/// A time to live: a whole number with its unit.
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit_ms = match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60 * 1000),
+        "h" => Some(60 * 60 * 1000),
+        "d" => Some(24 * 60 * 60 * 1000),
+        _ => None,
+    };
+    let ms =
+        number.parse::<u64>().ok().zip(unit_ms).and_then(|(number, unit_ms)| number.checked_mul(unit_ms));
+    ms.map(Duration::from_millis).ok_or_else(|| "a number with ms, s, m, h or d, as in 10s".to_owned())
+}
+
 fn parse_timeout(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
     seconds.ok_or_else(|| "seconds between 0.001 and 86400".to_owned())
@@ -232,7 +334,10 @@ mod tests {
             panic!("another command");
         };
         assert_eq!((value.as_bytes(), sync), (&b"-5"[..], true));
-        assert_eq!(condition.options(false).condition, Condition::IfVersion(Lsn(7 << 16 | 2)));
+        assert_eq!(
+            condition.options(Expiries::default(), false).condition,
+            Condition::IfVersion(Lsn(7 << 16 | 2))
+        );
         assert_eq!(command("incr k -3").unwrap(), Command::Incr { key: "k".into(), amount: -3, sync: false });
         assert_eq!(command("incr k").unwrap(), Command::Incr { key: "k".into(), amount: 1, sync: false });
     }
@@ -246,10 +351,40 @@ mod tests {
             "del k --if-version 0",
             "get 'k",
             "incr k x",
+            "set k v --ttl 10",
+            "set k v --ttl 1.5s",
+            "set k v --ttl 10s --keep-ttl",
+            "set k v --ttl 99999999999999999d",
+            "expire k",
+            "expire k --ttl 10s --ttl-ms 7",
         ] {
             let Err(Failure::Usage(message)) = command(line) else { panic!("{line} is taken") };
             assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
         }
+    }
+
+    #[test]
+    fn times_to_live_are_read_with_their_unit() {
+        for (given, wanted) in [
+            ("", Expiry::Never),
+            ("--keep-ttl", Expiry::Keep),
+            ("--ttl 1500ms", Expiry::Set(Deadline::In(1500))),
+            ("--ttl 10s", Expiry::Set(Deadline::In(10_000))),
+            ("--ttl 2m", Expiry::Set(Deadline::In(120_000))),
+            ("--ttl 3h", Expiry::Set(Deadline::In(10_800_000))),
+            ("--ttl 1d", Expiry::Set(Deadline::In(86_400_000))),
+            ("--ttl-ms 7", Expiry::Set(Deadline::In(7))),
+            ("--expire-at-ms 9", Expiry::Set(Deadline::At(9))),
+        ] {
+            let Command::Set { expiry, .. } = command(&format!("set k v {given}")).unwrap() else {
+                panic!("another command");
+            };
+            assert_eq!(expiry.expiry(), wanted, "{given}");
+        }
+        let Command::Expire { deadline, .. } = command("expire k --ttl 10s").unwrap() else {
+            panic!("another command");
+        };
+        assert_eq!(deadline.deadline(), Some(Deadline::In(10_000)));
     }
 
     #[test]

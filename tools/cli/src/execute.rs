@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use atlaskv::base::Lsn;
-use atlaskv::client::{Batch, Client, Condition, Error, Options, Outcome, Versioned};
+use atlaskv::client::{Batch, Client, Error, Outcome, Versioned};
 
 use crate::Command;
-use crate::arguments::durability;
+use crate::arguments::{durability, options};
 use crate::text;
 
 /// How values are printed.
@@ -106,16 +106,34 @@ impl Session {
                 Some(found) => self.print_value(&found, out),
                 None => Err(absent(key)),
             },
-            Command::Set { key, value, condition, sync } => {
-                let options = condition.options(*sync);
+            Command::Set { key, value, expiry, condition, sync } => {
+                let options = condition.options(*expiry, *sync);
                 let outcome = self.client.set_with(key.as_bytes(), value.as_bytes(), options)?;
                 self.print_outcome(outcome, key, out)
             }
             Command::Del { key, if_version, sync } => {
-                let condition = if_version.map_or(Condition::None, Condition::IfVersion);
-                let options = Options { condition, durability: durability(*sync) };
-                let outcome = self.client.delete_with(key.as_bytes(), options)?;
+                let outcome = self.client.delete_with(key.as_bytes(), options(*if_version, *sync))?;
                 self.print_outcome(outcome, key, out)
+            }
+            Command::Expire { key, deadline, if_version, sync } => {
+                let missing = || Failure::Usage("expire: a time is missing".to_owned());
+                let deadline = deadline.deadline().ok_or_else(missing)?;
+                let options = options(*if_version, *sync);
+                let outcome = self.client.expire_with(key.as_bytes(), deadline, options)?;
+                self.print_outcome(outcome, key, out)
+            }
+            Command::Persist { key, if_version, sync } => {
+                let outcome = self.client.persist_with(key.as_bytes(), options(*if_version, *sync))?;
+                self.print_outcome(outcome, key, out)
+            }
+            Command::Ttl { key } => {
+                let ttl = self.client.ttl(key.as_bytes())?.ok_or_else(|| absent(key))?;
+                self.print_version(ttl.version, out)?;
+                match ttl.lifetime {
+                    // As --ttl takes it.
+                    Some(lifetime) => Ok(writeln!(out, "{}ms", lifetime.remaining_ms)?),
+                    None => Ok(writeln!(out, "for ever")?),
+                }
             }
             Command::Incr { key, amount, sync } => {
                 let counter = self.client.incr_with(key.as_bytes(), *amount, durability(*sync))?;

@@ -10,10 +10,13 @@ use atlaskv::error::{Code, Refusal};
 use atlaskv::protocol::binary::{
     HEADER_BYTES, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
 };
-use atlaskv::protocol::{Hello, Limits, Reply, Request, ShardRange};
+use atlaskv::protocol::{Hello, Lifetime, Limits, Reply, Request, ShardRange};
 use atlaskv::slot::SlotRange;
 
 type Store = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
+
+/// What is left of every key that ends in `ttl`.
+const LEFT: Lifetime = Lifetime { remaining_ms: 1500, expires_at_ms: 9 };
 
 /// Serves one connection after another from one map.
 fn start() -> SocketAddr {
@@ -103,6 +106,17 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
         }
         Request::Incr { amount, .. } => reply(Reply::Counter { version: next, value: amount }),
         Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
+        Request::Expire { key, .. } | Request::Persist { key, .. } => match store.contains_key(key) {
+            true => reply(Reply::Written { version: next }),
+            false => reply(Reply::Absent),
+        },
+        Request::Ttl { key } => match store.get(key) {
+            Some((version, _)) => {
+                let lifetime = key.ends_with(b"ttl").then_some(LEFT);
+                reply(Reply::Lifetime { version: *version, lifetime });
+            }
+            None => reply(Reply::Absent),
+        },
     }
 }
 
@@ -161,6 +175,21 @@ fn commands_print_what_they_should_and_exit_as_they_should() {
     expect(server, &["--timeout", "never", "ping"], b"", 2);
     let stderr = expect(server, &["incr", "n", "13"], b"", 3);
     assert_eq!(stderr, "atlaskv-cli: no room\\nfor \\x1b[31mthirteen (disk-full)\n");
+}
+
+#[test]
+fn keys_are_given_times_to_live() {
+    let server = start();
+    expect(server, &["ttl", "k"], b"", 1);
+    expect(server, &["expire", "k", "--ttl", "10s"], b"", 1);
+    expect(server, &["set", "k", "v", "--ttl", "10s"], b"ok\n", 0);
+    expect(server, &["ttl", "k"], b"for ever\n", 0);
+    expect(server, &["set", "with-ttl", "v", "--keep-ttl"], b"ok\n", 0);
+    expect(server, &["ttl", "with-ttl", "--version-too"], b"1.2 1500ms\n", 0);
+    expect(server, &["expire", "k", "--ttl-ms", "9", "--version-too"], b"1.3 ok\n", 0);
+    expect(server, &["persist", "k"], b"ok\n", 0);
+    expect(server, &["expire", "k"], b"", 2);
+    expect(server, &["set", "k", "v", "--ttl", "soon"], b"", 2);
 }
 
 #[test]

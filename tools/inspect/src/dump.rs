@@ -154,6 +154,9 @@ pub fn sst(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
             detail.show(&meta.smallest),
             detail.show(&meta.largest)
         )?;
+        if meta.expiring > 0 {
+            writeln!(out, "expires: {}", meta.expiries)?;
+        }
     }
     let named = file.file_stem().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok()).map(FileId);
     let id = known.or(named);

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{bail, ensure};
 use atlaskv::protocol::binary::{self, KeyList};
-use atlaskv::protocol::{Condition, Durability, Hello, HelloRequest, Limits, Reply as AtlasReply, Request};
+use atlaskv::protocol::{
+    Condition, Durability, Expiry, Hello, HelloRequest, Limits, Reply as AtlasReply, Request,
+};
 use atlaskv::slot::{SLOT_COUNT, Slot};
 
 use super::{Body, Connect, Op, Reply, Topology, Values, Wire, WireError, dial, read_reply};
@@ -34,7 +36,9 @@ impl Wire for Atlas {
         let (condition, durability) = (Condition::None, Durability::Default);
         let request = match op {
             Op::Get { key } => Request::Get { key },
-            Op::Set { key, value } => Request::Set { key, value, condition, durability },
+            Op::Set { key, value } => {
+                Request::Set { key, value, expiry: Expiry::Never, condition, durability }
+            }
             Op::Del { key } => Request::Delete { key, condition, durability },
             Op::Incr { key, by } => Request::Incr { key, amount: by, durability },
             Op::MGet { keys, key_size } => {

@@ -150,7 +150,12 @@ fn execute(
             }
             list.finish();
         }
-        Request::Ping { .. } | Request::Batch { .. } | Request::Stats { .. } => {
+        Request::Ping { .. }
+        | Request::Batch { .. }
+        | Request::Stats { .. }
+        | Request::Expire { .. }
+        | Request::Persist { .. }
+        | Request::Ttl { .. } => {
             encode_refusal(out, OpCode::Ping as u8, id, EPOCH, &Refusal::new(Code::Internal, "not here"));
         }
     }
