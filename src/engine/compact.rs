@@ -54,7 +54,7 @@ impl<E: Env> Engine<E> {
     }
 
     /// The tablet with the most tables to merge, and which.
-    fn pick(&self) -> Option<(usize, Range<usize>)> {
+    pub(super) fn pick(&self) -> Option<(usize, Range<usize>)> {
         let candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
         candidates
             .filter_map(|(local, tablet)| {

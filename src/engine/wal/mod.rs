@@ -65,7 +65,7 @@ pub enum WalError {
         lost: String,
     },
     /// Entries of a tablet are missing between two logs, or before the first.
-    #[error("the logs lack entries {} to {} of tablet {tablet}: a file below wal/ is missing", .first.0, .last.0)]
+    #[error("the logs lack entries {} to {} of tablet {tablet}: a file below wal/ is missing, or the first block of one is damaged; restore wal/ from a copy", .first.0, .last.0)]
     Gap {
         /// Whose.
         tablet: TabletId,

@@ -301,13 +301,17 @@ fn judge(
 }
 
 /// The block before the first that should be there. Freed segments are gone from the front, so the first
-/// block of the first segment says where the log begins now; if it says nothing, so does the first found,
-/// and the density of entry indexes shows what is missing.
+/// block of the first segment says where the log begins now. If the first that is found is not the first of
+/// its segment, at least one is missing. Segments without any block are passed over, since one whose making
+/// failed may have been left: should all blocks of one be lost, the density of entry indexes shows it.
 fn before_first(segments: &[SegmentFile], found: &[Found]) -> BlockSeq {
     if segments.first().is_none_or(|segment| segment.number == 0) {
         return BlockSeq::ZERO;
     }
-    found.first().map_or(BlockSeq::ZERO, |block| BlockSeq(block.info.seq.0.saturating_sub(1)))
+    found.first().map_or(BlockSeq::ZERO, |block| {
+        let is_at_start = block.offset as usize == SEGMENT_HEADER_BYTES;
+        BlockSeq(block.info.seq.0.saturating_sub(if is_at_start { 1 } else { 2 }))
+    })
 }
 
 fn rot(scan: &LogScan, at: &Found, lost: String) -> WalError {
@@ -354,7 +358,12 @@ fn pass_over(
         lost.push(format!("{} more entries", missing.len() - LOST_NAMED_MAX));
     }
     if hidden > 0 {
-        lost.push(format!("what {hidden} unreadable block(s) from number {expected} held"));
+        // Where they stood is only known by their neighbours, which may be in another file.
+        let behind = before.map_or_else(String::new, |before| {
+            let (block, path) = (&found[before], &scan.segments[found[before].segment as usize].path);
+            format!(", behind byte {} of {path}", u64::from(block.offset) + block.info.padded_len() as u64)
+        });
+        lost.push(format!("what {hidden} unreadable block(s) from number {expected} held{behind}"));
     }
     Err(rot(scan, place, lost.join(", ")))
 }

@@ -1,5 +1,7 @@
 //! The log on the simulated disk: crashes, torn and rotten blocks, reuse of segments, a full disk.
 
+mod segments;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

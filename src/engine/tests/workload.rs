@@ -1,0 +1,167 @@
+//! Random work on an open store, each step compared with the model.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use super::model::{KeyId, Model, Write, key_bytes, value_bytes};
+use super::store::{Store, join_all};
+use crate::base::{Op, OpKind};
+use crate::engine::{EngineError, Room, WRITE_OVERHEAD};
+use crate::env::Env;
+
+/// Slots that are written to; the keys of one may share an atomic group.
+const GROUPS: u8 = 12;
+/// Keys in each.
+const KEYS: u8 = 5;
+/// Values of one write, together: with their headers they fit the smallest segment, of two pages for
+/// blocks.
+const GROUP_BYTES_MAX: usize = 7000;
+
+/// How long a store may make a writer wait before that counts as standing still. Longer than every pause
+/// before something is tried again.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Draws work. What it draws does not depend on how the engine fares.
+pub struct Worker {
+    rng: fastrand::Rng,
+    /// Values so far, so that no two are equal.
+    values: u64,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub enum Outcome {
+    Taken,
+    Refused(EngineError),
+}
+
+/// Every key there may be.
+pub fn all_keys() -> impl Iterator<Item = KeyId> {
+    (0..GROUPS).flat_map(|group| (0..KEYS).map(move |number| (group, number)))
+}
+
+impl Worker {
+    pub fn new(seed: u64) -> Worker {
+        Worker { rng: fastrand::Rng::with_seed(seed), values: seed << 32 }
+    }
+
+    /// Few keys get most writes.
+    fn key(&mut self) -> KeyId {
+        let low = |rng: &mut fastrand::Rng, end: u8| rng.u8(..end).min(rng.u8(..end));
+        (low(&mut self.rng, GROUPS), low(&mut self.rng, KEYS))
+    }
+
+    /// A value; one in twenty is large.
+    fn value(&mut self, bytes_max: usize) -> std::rc::Rc<[u8]> {
+        let len = match self.rng.u8(..20) {
+            0 => 0,
+            1 => self.rng.usize(..bytes_max),
+            _ => self.rng.usize(..200),
+        };
+        self.values += 1;
+        value_bytes(self.values, len)
+    }
+
+    /// A write of one key, or of several of one slot.
+    fn ops(&mut self) -> Vec<(KeyId, Option<std::rc::Rc<[u8]>>)> {
+        let (group, number) = self.key();
+        let count = if self.rng.u8(..5) == 0 { self.rng.u8(2..=KEYS) } else { 1 };
+        let value_bytes_max = GROUP_BYTES_MAX / usize::from(count);
+        (0..count)
+            .map(|n| {
+                let is_delete = self.rng.u8(..5) == 0;
+                ((group, (number + n) % KEYS), (!is_delete).then(|| self.value(value_bytes_max)))
+            })
+            .collect()
+    }
+
+    /// One random write, as soon as the engine has room for it.
+    pub async fn write(&mut self, store: &Store, model: &RefCell<Model>) -> Outcome {
+        let ops = self.ops();
+        let place = store.place(ops[0].0);
+        let engine = &store.engines[place.shard];
+        let keys: Vec<Vec<u8>> = ops.iter().map(|(key, _)| key_bytes(*key)).collect();
+        let physical: Vec<Op<'_>> = ops
+            .iter()
+            .zip(&keys)
+            .map(|((_, value), key)| Op {
+                kind: if value.is_some() { OpKind::Put } else { OpKind::Delete },
+                key,
+                value: value.as_deref().unwrap_or_default(),
+                expiry_ms: 0,
+            })
+            .collect();
+        let bytes = physical.iter().map(|op| op.key.len() + op.value.len() + WRITE_OVERHEAD).sum();
+        let is_put = ops.iter().any(|(_, value)| value.is_some());
+        let since = store.env.now();
+        loop {
+            let flushed = engine.changed().notified();
+            let durable = engine.wal.durable_changed().notified();
+            match engine.room(is_put, bytes) {
+                Ok(Room::Yes) => break,
+                Ok(Room::Wait) => {}
+                Err(error) => return Outcome::Refused(error),
+            }
+            let mut is_late = false;
+            let late = async {
+                store.env.sleep((since + PATIENCE).saturating_sub(store.env.now())).await;
+                is_late = true;
+            };
+            futures_lite::future::or(futures_lite::future::or(flushed, durable), late).await;
+            assert!(!is_late, "shard {} neither makes room nor says why not", place.shard);
+        }
+        let hashes: Vec<u64> = keys.iter().map(|key| engine.hash(key)).collect();
+        let appended = match engine.write(place.local, &physical, &hashes) {
+            Ok(appended) => appended,
+            Err(error) => return Outcome::Refused(error),
+        };
+        let write = Write { lsn: appended.lsn, shard: place.shard, block: appended.block, ops };
+        model.borrow_mut().issue(place.tablet, write);
+        Outcome::Taken
+    }
+
+    /// One random step: most are writes. `Err` is what a read or a write was refused with.
+    pub async fn step(&mut self, store: &Store, model: &RefCell<Model>) -> Result<(), EngineError> {
+        match self.rng.u8(..100) {
+            0..70 => match self.write(store, model).await {
+                // Without a pause, writes would share few blocks.
+                Outcome::Taken if self.rng.bool() => {
+                    store.env.sleep(Duration::from_micros(self.rng.u64(..100))).await;
+                }
+                Outcome::Taken => {}
+                Outcome::Refused(error) => return Err(error),
+            },
+            70..82 => {
+                let key = self.key();
+                store.check(key, model).await?;
+            }
+            82..88 => {
+                // Now and then long enough for a log to seal itself.
+                let micros = if self.rng.u8(..10) == 0 { 60_000 } else { self.rng.u64(..2000) };
+                store.env.sleep(Duration::from_micros(micros)).await;
+            }
+            88..94 => store.seal(self.rng.usize(..store.engines.len())),
+            _ => {
+                let engine = &store.engines[self.rng.usize(..store.engines.len())];
+                let block = engine.wal.appended();
+                engine.wal.request_sync(block);
+                let changed = engine.wal.durable_changed();
+                changed.until(|| engine.wal.durable() >= block || engine.wal.failed().is_some()).await;
+            }
+        }
+        store.acknowledge(model);
+        Ok(())
+    }
+
+    /// Reads every key, in random order and several at once.
+    pub async fn check_all(&mut self, store: &Store, model: &RefCell<Model>) -> Result<(), EngineError> {
+        let mut keys: Vec<KeyId> = all_keys().collect();
+        self.rng.shuffle(&mut keys);
+        for some in keys.chunks(6) {
+            for checked in join_all(some.iter().map(|key| store.check(*key, model)).collect()).await {
+                checked?;
+            }
+        }
+        Ok(())
+    }
+}
