@@ -126,10 +126,12 @@ impl<W: Wire> Client<W> {
     }
 
     /// When a client that is not held up by the server wants to send next; `None` if it is held up, or has
-    /// nothing more to send before `until`.
-    pub fn due(&self, until: u64) -> Option<u64> {
+    /// nothing more to send before `until` or within `quota`.
+    pub fn due(&self, until: u64, quota: u64) -> Option<u64> {
         match &self.pacing {
-            Pacing::Open(table) if self.in_flight < self.window && self.lanes.iter().all(Lane::has_room) => {
+            Pacing::Open(table)
+                if quota > 0 && self.in_flight < self.window && self.lanes.iter().all(Lane::has_room) =>
+            {
                 Some(table.next()).filter(|&next| next < until)
             }
             _ => None,

@@ -321,7 +321,7 @@ impl<W: Wire> Worker<W> {
             // Large values stop at the buffer's limit before the pipeline is full; go on if they are gone.
         }
         if !self.scheduled[client]
-            && let Some(due) = self.clients[client].due(turn.recorder.until)
+            && let Some(due) = self.clients[client].due(turn.recorder.until, turn.quota)
         {
             self.scheduled[client] = true;
             self.schedule.push(Reverse((due, client)));

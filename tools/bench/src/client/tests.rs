@@ -218,7 +218,7 @@ fn open_loop_latency_counts_from_the_intended_time() {
         bench.fill(step * ms);
     }
     assert_eq!(bench.client.in_flight(), 2, "the window holds the rest back");
-    assert_eq!(bench.client.due(u64::MAX), None);
+    assert_eq!(bench.client.due(u64::MAX, 1), None);
     // It wakes up: everything late is sent, nothing skipped.
     let mut answered = 0;
     loop {
@@ -234,7 +234,8 @@ fn open_loop_latency_counts_from_the_intended_time() {
         }
     }
     assert_eq!(answered, 1_001);
-    assert_eq!(bench.client.due(u64::MAX), Some(1_101 * ms));
+    assert_eq!(bench.client.due(u64::MAX, 1), Some(1_101 * ms));
+    assert_eq!(bench.client.due(u64::MAX, 0), None, "no request is left to be made");
     let (totals, recorder) = bench.totals();
     let sum = sum(&totals);
     assert_eq!((sum.ops, recorder.scheduled), (1_101, 1_101));

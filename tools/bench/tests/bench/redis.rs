@@ -185,6 +185,14 @@ fn an_open_loop_offers_what_was_asked_and_achieves_it() {
 }
 
 #[test]
+fn an_open_loop_that_is_behind_ends_at_its_last_request() {
+    // All clients are due when the first of them takes the last request.
+    let (address, _) = server(Mischief::None);
+    let run = bench(&format!("redis://{address}"), "--clients 8 --rate 10000000 --requests 20 --keys 100");
+    assert_eq!(run.json()["total"]["ops"], 20);
+}
+
+#[test]
 fn an_interrupt_ends_the_run_early_with_a_summary() {
     let (address, data) = server(Mischief::None);
     let running = start(&format!("redis://{address}"), "--clients 2 --duration 600s --mix set");
