@@ -21,7 +21,7 @@ use crate::raw::{Raw, frame, set};
 
 const MEMORY_MIB: u64 = 128;
 /// What a server may use beyond its `--memory`, code and stacks included.
-const MEMORY_SLACK_MIB: u64 = 32 + 2 * 24;
+const MEMORY_SLACK_MIB: u64 = 64;
 
 /// A server that is about to be abused, and a client that should not notice.
 struct Victim {
