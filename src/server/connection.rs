@@ -17,6 +17,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::outbuffer::OutBuffer;
 use super::socket::Socket;
 use crate::env::{Env, Gate, GateGuard, Notify, Queue};
 use crate::metrics::Metrics;
@@ -26,8 +27,8 @@ use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX, Outlet, Shard, Stall}
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 16 << 20;
 
-/// A reply buffer that grew beyond this is given back when it is empty.
-const OUT_BYTES_KEPT: usize = 64 << 10;
+/// A buffer of a connection that grew beyond this is given back when it is empty.
+const BYTES_KEPT: usize = 64 << 10;
 
 /// What ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,7 @@ pub struct Connection<E: Env> {
     shard: Rc<Shard<E>>,
     socket: Socket,
     token: Cell<u64>,
-    out: RefCell<Vec<u8>>,
-    sent: Cell<usize>,
+    out: RefCell<OutBuffer>,
     in_flight: Cell<u32>,
     /// Owners where frames of this connection wait, and why.
     stalls: RefCell<Vec<(usize, Stall)>>,
@@ -61,19 +61,13 @@ pub struct Connection<E: Env> {
 }
 
 impl<E: Env> Outlet for Connection<E> {
-    fn deliver(&self, count: u32, bytes: &[u8]) {
+    fn deliver(&self, count: u32, bytes: Vec<u8>) {
         assert!(count <= self.in_flight.get(), "no more replies than requests");
         self.in_flight.set(self.in_flight.get() - count);
         if self.is_broken.get() {
             return;
         }
-        let mut out = self.out.borrow_mut();
-        // A client that is always a little behind never lets it drain wholly. To move what is unsent to the
-        // front costs less than its sending did.
-        if self.sent.get() > out.len() / 2 {
-            out.drain(..self.sent.replace(0));
-        }
-        out.extend_from_slice(bytes);
+        self.out.borrow_mut().push(bytes);
     }
 
     fn stall(&self, owner: usize, why: Stall) {
@@ -128,8 +122,7 @@ impl<E: Env> Connection<E> {
             shard: shard.clone(),
             socket,
             token: Cell::new(0),
-            out: RefCell::new(Vec::new()),
-            sent: Cell::new(0),
+            out: RefCell::default(),
             in_flight: Cell::new(0),
             stalls: RefCell::new(Vec::new()),
             is_writing: Cell::new(false),
@@ -220,7 +213,7 @@ impl<E: Env> Connection<E> {
             Dispatched::MoveTo { shard, used } => return self.move_to(shard, rest[used..].to_vec()).await,
         };
         rest.drain(..used);
-        if rest.is_empty() && rest.capacity() > OUT_BYTES_KEPT {
+        if rest.is_empty() && rest.capacity() > BYTES_KEPT {
             *rest = Vec::new();
         }
         Ok(needs_more)
@@ -303,7 +296,7 @@ impl<E: Env> Connection<E> {
     }
 
     fn unsent(&self) -> usize {
-        self.out.borrow().len() - self.sent.get()
+        self.out.borrow().unsent().len()
     }
 
     /// Sends what the socket takes now; a task sends the rest as it gets room.
@@ -323,16 +316,14 @@ impl<E: Env> Connection<E> {
 
     fn poll_send(&self, cx: &mut Context<'_>) -> Poll<()> {
         while self.unsent() > 0 {
-            let out = self.out.borrow();
-            match self.socket.poll_write(cx, &out[self.sent.get()..]) {
+            let sent = self.socket.poll_write(cx, self.out.borrow().unsent());
+            match sent {
                 Poll::Ready(Ok(len)) if len > 0 => {
-                    drop(out);
                     Metrics::add(&self.shard.metrics.bytes_out, len as u64);
-                    self.sent.set(self.sent.get() + len);
+                    self.out.borrow_mut().advance(len);
                     self.active_at.set(self.shard.env.now());
                 }
                 Poll::Ready(result) => {
-                    drop(out);
                     if let Err(error) = result {
                         tracing::debug!(token = self.token.get(), "write failed: {error}");
                     }
@@ -341,13 +332,6 @@ impl<E: Env> Connection<E> {
                 }
                 Poll::Pending => return Poll::Pending,
             }
-        }
-        let mut out = self.out.borrow_mut();
-        self.sent.set(0);
-        if out.capacity() > OUT_BYTES_KEPT {
-            *out = Vec::new()
-        } else {
-            out.clear()
         }
         Poll::Ready(())
     }
@@ -373,8 +357,7 @@ impl<E: Env> Connection<E> {
     /// Ends the connection at once, from outside its own task.
     fn abandon(&self) {
         self.is_broken.set(true);
-        self.out.borrow_mut().clear();
-        self.sent.set(0);
+        self.out.take();
         self.socket.shutdown(Shutdown::Both);
         self.moved.notify();
     }

@@ -17,7 +17,7 @@ impl<E: Env> Shard<E> {
             let durable = self.engine.wal().durable();
             let released = self.held.borrow_mut().release(durable);
             for held in released {
-                self.reply(held.origin, held.count, &held.bytes);
+                self.reply(held.origin, held.count, held.bytes);
             }
             if let Some(cause) = self.engine.wal().failed() {
                 let refusal = Refusal::new(
@@ -29,7 +29,7 @@ impl<E: Env> Shard<E> {
                 let lost = self.held.borrow_mut().fail();
                 for held in lost {
                     let bytes = refuse_all(&held.bytes, &refusal, self.slots.epoch);
-                    self.reply(held.origin, held.count, &bytes);
+                    self.reply(held.origin, held.count, bytes);
                 }
             }
             self.resume_after_room();

@@ -195,7 +195,8 @@ impl<E: Env> Shard<E> {
 }
 
 impl<E: Env> Outlet for Gather<E> {
-    fn deliver(&self, count: u32, mut bytes: &[u8]) {
+    fn deliver(&self, count: u32, bytes: Vec<u8>) {
+        let mut bytes = &bytes[..];
         for _ in 0..count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT);
             let Ok(Some(header)) = header else { unreachable!("shards send whole replies") };

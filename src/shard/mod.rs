@@ -65,7 +65,7 @@ pub enum Stall {
 /// Who takes the replies to requests dispatched under one token. All calls are synchronous.
 pub trait Outlet {
     /// `count` encoded replies. Must not call back into the shard.
-    fn deliver(&self, count: u32, bytes: &[u8]);
+    fn deliver(&self, count: u32, bytes: Vec<u8>);
 
     /// Frames of this outlet begin or cease to wait at `owner`. Must not call back into the shard.
     fn stall(&self, owner: usize, why: Stall);
@@ -234,19 +234,18 @@ impl<E: Env> Shard<E> {
     }
 
     /// Sends replies on their way. They leave at the end of the turn.
-    fn reply(&self, origin: Origin, count: u32, bytes: &[u8]) {
+    fn reply(&self, origin: Origin, count: u32, bytes: Vec<u8>) {
         if count == 0 {
             return;
         }
         if origin.peer == self.id {
             self.deliver(origin.token, count, bytes);
         } else {
-            let reply = Reply { token: origin.token, count, bytes: bytes.to_vec() };
-            self.outbox.borrow_mut()[origin.peer].push(reply);
+            self.outbox.borrow_mut()[origin.peer].push(Reply { token: origin.token, count, bytes });
         }
     }
 
-    fn deliver(&self, token: u64, count: u32, bytes: &[u8]) {
+    fn deliver(&self, token: u64, count: u32, bytes: Vec<u8>) {
         let Some(outlet) = self.outlet(token) else { return };
         outlet.deliver(count, bytes);
         self.soil(token);
@@ -359,7 +358,7 @@ impl<E: Env> Shard<E> {
                     }
                     Message::Replies(replies) => {
                         for reply in replies {
-                            self.deliver(reply.token, reply.count, &reply.bytes);
+                            self.deliver(reply.token, reply.count, reply.bytes);
                         }
                     }
                     Message::Stall { token, why } => self.take_stall(source, token, why),

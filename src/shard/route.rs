@@ -18,7 +18,7 @@ use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
 use crate::slot::{Slot, SlotRange};
 
 /// Replies waiting to be sent above which a connection takes in nothing more.
-pub const BACKLOG_MAX: usize = 1 << 20;
+pub const BACKLOG_MAX: usize = 256 << 10;
 /// Requests of one connection that may be unanswered.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
 

@@ -22,7 +22,7 @@ use crate::protocol::binary::{HEADER_BYTES, decode_header, decode_request};
 use crate::protocol::{Reply, Request};
 
 /// Replies to one message beyond which the rest of it waits until they have left.
-const OUT_BYTES_MAX: usize = 1 << 20;
+const OUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of blocks being read for one origin beyond which its further frames wait.
 pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 
@@ -281,12 +281,12 @@ impl<E: Env> Shard<E> {
         for (block, count, bytes) in out.held {
             // It may have become durable since; the release loop would then never look at it.
             if block <= self.engine.wal().durable() {
-                self.reply(origin, count, &bytes);
+                self.reply(origin, count, bytes);
             } else {
                 self.hold(block, origin, count, bytes);
             }
         }
-        self.reply(origin, out.count, &out.bytes);
+        self.reply(origin, out.count, out.bytes);
     }
 
     /// Keeps frames that can't run yet, and tells their origin.

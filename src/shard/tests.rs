@@ -29,9 +29,9 @@ struct Client {
 }
 
 impl Outlet for Client {
-    fn deliver(&self, count: u32, bytes: &[u8]) {
+    fn deliver(&self, count: u32, bytes: Vec<u8>) {
         self.in_flight.set(self.in_flight.get() - count);
-        self.received.borrow_mut().extend_from_slice(bytes);
+        self.received.borrow_mut().extend_from_slice(&bytes);
     }
 
     fn stall(&self, _owner: usize, why: Stall) {

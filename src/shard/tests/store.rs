@@ -64,7 +64,8 @@ struct Recorder {
 }
 
 impl Outlet for Recorder {
-    fn deliver(&self, count: u32, mut bytes: &[u8]) {
+    fn deliver(&self, count: u32, bytes: Vec<u8>) {
+        let mut bytes = &bytes[..];
         for _ in 0..count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT).unwrap().unwrap();
             let (frame, rest) = bytes.split_at(header.frame_bytes());
