@@ -10,7 +10,7 @@ use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::Table;
 use super::wal::remove_log;
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, Tablet};
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::metrics::Metrics;
@@ -18,8 +18,10 @@ use crate::metrics::Metrics;
 /// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
 /// reserve is larger than those.
 const SPACE_CHECK: Duration = Duration::from_millis(500);
-/// A merge that found no space, or a disk that failed, is tried again after this.
+/// A merge that found no space is tried again after this, and meanwhile no other is.
 const RETRY: Duration = Duration::from_secs(1);
+/// A merge that the disk failed is tried again after this: others, of tables that can be read, go first.
+const RETRY_FAILED: Duration = Duration::from_secs(60);
 /// How often tables are looked over for what has expired. Expiry is invisible to readers at once; this is
 /// about space, of which a minute's worth is little.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -42,21 +44,28 @@ impl<E: Env> Engine<E> {
             tracing::error!(tablet = self.tablets[local].id.0, "merging tables failed: {error}");
             Metrics::add(&self.metrics.compaction_failures, 1);
             if error.is_damage() {
-                self.tablets[local].is_uncompactable.set(true);
-            } else {
+                self.tablets[local].uncompactable_until.set(Duration::MAX);
+            } else if error.is_full() {
                 futures_lite::future::or(
                     self.env.sleep(RETRY),
                     self.changed.until(|| self.is_stopping.get()),
                 )
                 .await;
+            } else {
+                self.tablets[local].uncompactable_until.set(self.env.now() + RETRY_FAILED);
             }
         }
     }
 
+    /// Tablets whose tables may be merged now.
+    fn compactable(&self) -> impl Iterator<Item = (usize, &Tablet<E>)> {
+        let now = self.env.now();
+        self.tablets.iter().enumerate().filter(move |(_, tablet)| tablet.uncompactable_until.get() <= now)
+    }
+
     /// The tablet with the most tables to merge, and which.
     pub(super) fn pick(&self) -> Option<(usize, Range<usize>)> {
-        let candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
-        candidates
+        self.compactable()
             .filter_map(|(local, tablet)| {
                 let runs: Vec<_> =
                     tablet.tables.borrow().iter().map(|table| compaction::Run::from(table.meta())).collect();
@@ -68,8 +77,7 @@ impl<E: Env> Engine<E> {
     /// A tablet in which much has expired, and which of its tables to merge for that.
     fn pick_expired(&self) -> Option<(usize, Range<usize>)> {
         let now_ms = self.tick();
-        let mut candidates = self.tablets.iter().enumerate().filter(|(_, t)| !t.is_uncompactable.get());
-        candidates.find_map(|(local, tablet)| {
+        self.compactable().find_map(|(local, tablet)| {
             let tables = tablet.tables.borrow();
             let aged: Vec<_> =
                 tables.iter().map(|table| compaction::Aged::new(table.meta(), now_ms)).collect();

@@ -35,6 +35,7 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -68,8 +69,9 @@ struct Tablet<E: Env> {
     /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
     recovered: EntryIndex,
     old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
-    /// Set when a merge met damage: trying again would meet it again.
-    is_uncompactable: Cell<bool>,
+    /// When a merge that failed may be tried again, by [`Env::now`]; never if it met damage, which it would
+    /// meet again.
+    uncompactable_until: Cell<Duration>,
 }
 
 /// One shard's storage.

@@ -235,7 +235,7 @@ impl<E: Env> Engine<E> {
                 flushed: std::cell::Cell::new(state.flushed),
                 recovered,
                 old_logs: std::cell::RefCell::new(old_logs),
-                is_uncompactable: std::cell::Cell::new(false),
+                uncompactable_until: std::cell::Cell::default(),
             });
             last.push(state.flushed);
         }

@@ -10,7 +10,7 @@ use super::store::{Shape, Store};
 use super::workload::{Outcome, Worker};
 use super::{Told, seeds};
 use crate::disk::sim::SimDisk;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Tablet, compaction};
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 
@@ -210,4 +210,50 @@ fn a_full_disk_stops_writes_and_space_brings_them_back() {
         world.kill();
     }
     eprintln!("{full} {refused_starts}");
+}
+
+/// The tablet of such a table was always the one with most to merge.
+#[test]
+fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
+    for seed in seeds(1..6) {
+        let _told = Told::seed(seed);
+        let (world, env) = SimEnv::fresh(seed);
+        let model = RefCell::new(Model::default());
+        let mut worker = Worker::new(seed);
+        world.run(async {
+            let store = Store::open(&env, &Shape::small(1), &model).await.unwrap();
+            let engine = &store.engines[0];
+            let needs_merge = |tablet: &Tablet<SimEnv>| {
+                let tables = tablet.tables.borrow();
+                let runs: Vec<_> = tables.iter().map(|table| compaction::Run::from(table.meta())).collect();
+                compaction::pick(&runs, engine.options.compaction_fan).is_some()
+            };
+            let mut broken = None;
+            for _ in 0..24 {
+                for _ in 0..20 {
+                    assert!(matches!(worker.write(&store, &model).await, Outcome::Taken));
+                }
+                store.seal(0);
+                engine.changed().until(|| engine.sealed.borrow().is_empty()).await;
+                if broken.is_none() {
+                    let found = engine.tablets.iter().position(|tablet| !tablet.tables.borrow().is_empty());
+                    let local = found.expect("something was flushed");
+                    let path = engine.tablets[local].tables.borrow()[0].file().table_path();
+                    env.disk().fail("read", &path, 0, libc::EIO, false);
+                    broken = Some(local);
+                }
+            }
+            env.sleep(Duration::from_secs(5)).await;
+            assert!(store.metrics().compaction_failures > 0);
+            for (local, tablet) in engine.tablets.iter().enumerate() {
+                assert_eq!(needs_merge(tablet), Some(local) == broken, "tablet {local}");
+            }
+            env.disk().heal();
+            env.sleep(Duration::from_secs(130)).await;
+            assert!(!engine.tablets.iter().any(needs_merge), "it is tried again");
+            worker.check_all(&store, &model).await.unwrap();
+            store.close().await.unwrap();
+        });
+        world.kill();
+    }
 }
