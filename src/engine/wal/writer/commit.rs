@@ -1,0 +1,213 @@
+//! Writes blocks, a few at a time, and counts them as durable in order.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::format::{
+    BLOCK_HEADER_BYTES, BlockInfo, NO_TABLET, RECORD_HEADER_BYTES, RecordInfo, RecordKind, encode_record,
+};
+use super::{LAZY_BYTES, SealedBlock, Wal, WalError};
+use crate::base::{BlockSeq, ENTRY_BYTES_MAX, EntryIndex, crc32c, page_align};
+use crate::disk::{Disk, File};
+use crate::env::{Env, Queue};
+
+/// Idle for this long, the log writes a seal, so that the next start knows its last blocks to be durable.
+const IDLE: Duration = Duration::from_millis(20);
+
+impl<E: Env> Wal<E> {
+    /// Commits blocks until the log is closed or fails.
+    pub(super) async fn commit_loop(self: Rc<Self>) {
+        loop {
+            let next = self.work.notified();
+            if self.failed.borrow().is_some() {
+                return;
+            }
+            if self.has_window() && self.take_open() {
+                let block = self.state.borrow_mut().queue.pop_front();
+                let Some(block) = block else { continue };
+                self.issue(block);
+                continue;
+            }
+            let (is_idle, open_since) = {
+                let state = self.state.borrow();
+                let is_idle = self.in_flight.get() == 0 && state.queue.is_empty() && state.open.bytes == 0;
+                (is_idle, (state.open.bytes > 0).then_some(state.open.since))
+            };
+            if is_idle && self.closing.get() && !self.has_unsealed.get() {
+                return;
+            }
+            if is_idle && self.has_unsealed.get() {
+                if !self.closing.get() {
+                    let mut is_timer = false;
+                    let timer = async {
+                        self.env.sleep(IDLE).await;
+                        is_timer = true;
+                    };
+                    futures_lite::future::or(next, timer).await;
+                    if !is_timer {
+                        continue;
+                    }
+                }
+                self.seal_idle();
+                continue;
+            }
+            match (self.options.lazy, open_since) {
+                (Some(interval), Some(since)) if self.has_window() => {
+                    let left = (since + interval).saturating_sub(self.env.now());
+                    futures_lite::future::or(next, self.env.sleep(left)).await;
+                }
+                _ => next.await,
+            }
+        }
+    }
+
+    /// Whether the next block may be written: it is at most a window beyond what is durable. A limit on how
+    /// many are in flight would not do, since one slow write would let any number pass it, and after a crash
+    /// a reader would take the hole for rot.
+    fn has_window(&self) -> bool {
+        let state = self.state.borrow();
+        let next = state.queue.front().map_or(state.next_seq, |block| block.seq);
+        next.0 <= self.durable.get().0 + self.options.window as u64
+    }
+
+    /// Makes sure that a block is queued, if one is due.
+    fn take_open(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        if !state.queue.is_empty() {
+            return true;
+        }
+        if state.open.bytes == 0 {
+            return false;
+        }
+        let is_due = match self.options.lazy {
+            None => true,
+            Some(interval) => {
+                self.closing.get()
+                    || self.wanted.get() >= state.next_seq
+                    || state.open.bytes >= LAZY_BYTES
+                    || self.env.now() >= state.open.since + interval
+            }
+        };
+        if is_due {
+            self.seal(&mut state, false);
+        }
+        is_due
+    }
+
+    /// Queues an empty block with a seal, if there is a place for it: it carries `durable_seq` to disk.
+    fn seal_idle(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.open.bytes > 0 {
+            return;
+        }
+        self.has_unsealed.set(false);
+        let len = page_align(BLOCK_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
+        if state.cursor + len <= self.options.segment_bytes || state.standby.is_some() {
+            self.seal(&mut state, true);
+        }
+    }
+
+    /// Builds a block's bytes and starts its write.
+    fn issue(self: &Rc<Self>, block: SealedBlock<E>) {
+        let mut buffer = self.env.disk().alloc(page_align(BLOCK_HEADER_BYTES + block.payload_len));
+        let mut state = self.state.borrow_mut();
+        let mut at = BLOCK_HEADER_BYTES;
+        for entry in &block.entries {
+            let log = &state.tablets[entry.tablet];
+            let info = RecordInfo {
+                kind: Some(RecordKind::Data),
+                tablet: log.id,
+                term: log.term,
+                index: entry.index,
+                ops: entry.ops,
+            };
+            encode_record(RecordKind::Data, &info, &entry.body, &mut buffer[at..]);
+            at += RECORD_HEADER_BYTES + entry.body.len();
+        }
+        if block.is_seal {
+            let info = RecordInfo { kind: None, tablet: NO_TABLET, term: 0, index: EntryIndex::ZERO, ops: 0 };
+            encode_record(RecordKind::Seal, &info, &[], &mut buffer[at..]);
+            at += RECORD_HEADER_BYTES;
+        }
+        assert_eq!(at, BLOCK_HEADER_BYTES + block.payload_len, "every byte was accounted for");
+        buffer[at..].fill(0);
+        let info = BlockInfo {
+            log: self.log,
+            segment: block.segment.number,
+            nonce: self.nonce,
+            seq: block.seq,
+            durable_seq: self.durable.get(),
+            wall_ms: self.env.wall_ms(),
+            payload_len: block.payload_len,
+            record_count: (block.entries.len() + usize::from(block.is_seal)) as u32,
+            prev_crc: state.prev_crc,
+            payload_crc: crc32c(&buffer[BLOCK_HEADER_BYTES..at]),
+            crc: 0,
+        };
+        assert!(info.durable_seq < info.seq, "a block is durable after it was written");
+        state.prev_crc = info.encode(&mut buffer);
+        let entries = block.entries.iter().map(|entry| (entry.tablet, entry.index)).collect();
+        for mut entry in block.entries {
+            if state.spare.len() < 64 && entry.body.capacity() <= ENTRY_BYTES_MAX {
+                entry.body.clear();
+                state.spare.push(entry.body);
+            }
+        }
+        drop(state);
+        if !block.is_seal {
+            self.has_unsealed.set(true);
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        let (wal, guard) = (self.clone(), self.running.enter());
+        let (segment, offset, seq) = (block.segment, block.offset, block.seq);
+        self.env.spawn(Queue::Foreground, async move {
+            let len = buffer.len() as u64;
+            let result = segment.file.write_at(offset, buffer).await;
+            drop(segment);
+            wal.in_flight.set(wal.in_flight.get() - 1);
+            match result {
+                Ok(()) => wal.completed(seq, entries, len),
+                Err(error) => wal.fail(error.into()),
+            }
+            wal.work.notify();
+            drop(guard);
+        });
+    }
+
+    fn completed(&self, seq: BlockSeq, entries: Vec<(usize, EntryIndex)>, len: u64) {
+        let (blocks, bytes) = self.written.get();
+        self.written.set((blocks + 1, bytes + len));
+        if self.failed.borrow().is_some() {
+            return; // an earlier block did not make it: this one must not count
+        }
+        let mut state = self.state.borrow_mut();
+        state.completed.push((seq, entries));
+        let mut durable = self.durable.get();
+        while let Some(at) = state.completed.iter().position(|(s, _)| *s == durable.next()) {
+            let (seq, entries) = state.completed.swap_remove(at);
+            durable = seq;
+            for (tablet, index) in entries {
+                let log = &mut state.tablets[tablet];
+                assert!(index > log.durable && index <= log.last, "durable grows, up to what was appended");
+                log.durable = index;
+                while log.in_flight.front().is_some_and(|(i, _)| *i <= index) {
+                    log.in_flight.pop_front();
+                }
+            }
+        }
+        assert!(durable < state.next_seq, "only what was sealed becomes durable");
+        if durable > self.durable.get() {
+            self.durable.set(durable);
+            drop(state);
+            self.changed.notify();
+        }
+    }
+
+    fn fail(&self, error: WalError) {
+        if self.failed.borrow().is_none() {
+            tracing::error!(log = self.log.0, "the log failed, this shard takes no more writes: {error}");
+            self.failed.replace(Some(Rc::new(error)));
+        }
+        self.changed.notify();
+    }
+}
