@@ -131,6 +131,8 @@ pub struct Wal<E: Env> {
     work: Notify,
     changed: Notify,
     running: Gate,
+    /// Entered by the task that prepares segments.
+    preparing: Gate,
     /// Blocks written, bytes written with padding.
     written: Cell<(u64, u64)>,
 }
@@ -172,6 +174,7 @@ impl<E: Env> Wal<E> {
             work: Notify::new(),
             changed: Notify::new(),
             running: Gate::new(),
+            preparing: Gate::new(),
             written: Cell::new((0, 0)),
         }))
     }
@@ -183,10 +186,10 @@ impl<E: Env> Wal<E> {
             wal.commit_loop().await;
             drop(guard);
         });
-        let (wal, guard) = (self.clone(), self.running.enter());
+        let (wal, guards) = (self.clone(), (self.running.enter(), self.preparing.enter()));
         self.env.spawn(Queue::Flush, async move {
             wal.prepare_loop().await;
-            drop(guard);
+            drop(guards);
         });
     }
 

@@ -48,7 +48,14 @@ impl<E: Env> Wal<E> {
                         continue;
                     }
                 }
-                self.seal_idle();
+                if self.seal_idle() {
+                    continue;
+                }
+                if self.closing.get() {
+                    self.prepare_for_seal().await;
+                } else {
+                    self.work.notified().await;
+                }
                 continue;
             }
             match (self.options.lazy, open_since) {
@@ -94,17 +101,20 @@ impl<E: Env> Wal<E> {
         is_due
     }
 
-    /// Queues an empty block with a seal, if there is a place for it: it carries `durable_seq` to disk.
-    fn seal_idle(&self) {
+    /// Queues an empty block with a seal, which carries `durable_seq` to disk: without it a damaged last block
+    /// looks like one that was never finished. Whether there was a place for it, or no need any more.
+    fn seal_idle(&self) -> bool {
         let mut state = self.state.borrow_mut();
         if state.open.bytes > 0 {
-            return;
+            return true;
         }
-        self.has_unsealed.set(false);
         let len = page_align(BLOCK_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
-        if state.cursor + len <= self.options.segment_bytes || state.standby.is_some() {
+        let has_place = state.cursor + len <= self.options.segment_bytes || state.standby.is_some();
+        if has_place {
+            self.has_unsealed.set(false);
             self.seal(&mut state, true);
         }
+        has_place
     }
 
     /// Builds a block's bytes and starts its write.

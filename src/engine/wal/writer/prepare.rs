@@ -41,6 +41,8 @@ impl<E: Env> Wal<E> {
                     self.state.borrow_mut().standby = Some(segment);
                     self.full.replace(None);
                     self.changed.notify();
+                    // The commit loop may wait for a place for a seal.
+                    self.work.notify();
                 }
                 Err(error) => {
                     tracing::error!("no new log segment: {error}; trying again");
@@ -48,6 +50,21 @@ impl<E: Env> Wal<E> {
                     self.changed.notify();
                     self.pause().await;
                 }
+            }
+        }
+    }
+
+    /// A place for the last seal, when the task that prepares segments has been told to end.
+    pub(super) async fn prepare_for_seal(&self) {
+        self.preparing.empty().await;
+        if self.state.borrow().standby.is_some() {
+            return;
+        }
+        match self.prepare().await {
+            Ok(segment) => self.state.borrow_mut().standby = Some(segment),
+            Err(error) => {
+                tracing::warn!("the log ends without a seal, since no segment could be prepared: {error}");
+                self.has_unsealed.set(false);
             }
         }
     }
