@@ -19,16 +19,18 @@ const PURGE_DELAY_DEFAULT_MS: i64 = 1000;
 /// values come and go.
 const PURGE_DELAY_MS: i64 = 30;
 
-/// Has the allocator give memory back sooner, unless the environment says when.
-fn set_purge_delay() {
-    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_some() {
-        return;
-    }
+fn purge_delay_ms() -> i64 {
     // SAFETY: reads an entry of a static table; the number is below the table's length.
-    let found = unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY_OPTION) };
-    assert!(found == PURGE_DELAY_DEFAULT_MS, "option {PURGE_DELAY_OPTION} of the allocator is another");
-    // SAFETY: as above, and no other thread runs yet.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY_OPTION, PURGE_DELAY_MS) };
+    unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY_OPTION) }
+}
+
+/// Has the allocator give memory back sooner, unless the environment has told it when.
+fn set_purge_delay() {
+    if purge_delay_ms() == PURGE_DELAY_DEFAULT_MS {
+        // SAFETY: writes an entry of a static table; the number is below the table's length, and no other
+        // thread runs yet.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY_OPTION, PURGE_DELAY_MS) };
+    }
 }
 
 fn main() -> ExitCode {
@@ -53,4 +55,22 @@ fn start() -> Result<(), Box<dyn fmt::Display>> {
 
 fn boxed<E: fmt::Display + 'static>(error: E) -> Box<dyn fmt::Display> {
     Box::new(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bindings give the option no name, so that another version could make it another option.
+    #[test]
+    fn the_option_is_the_purge_delay() {
+        let is_told = std::env::vars_os().any(|(name, _)| {
+            let name = name.to_string_lossy().to_ascii_uppercase();
+            matches!(&name[..], "MIMALLOC_PURGE_DELAY" | "MIMALLOC_RESET_DELAY")
+        });
+        assert!(!is_told, "run the tests without a purge delay in the environment");
+        assert_eq!(purge_delay_ms(), PURGE_DELAY_DEFAULT_MS);
+        set_purge_delay();
+        assert_eq!(purge_delay_ms(), PURGE_DELAY_MS);
+    }
 }

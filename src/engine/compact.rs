@@ -20,8 +20,9 @@ use crate::metrics::Metrics;
 const SPACE_CHECK: Duration = Duration::from_millis(500);
 /// A merge that found no space is tried again after this, and meanwhile no other is.
 const RETRY: Duration = Duration::from_secs(1);
-/// A merge that the disk failed is tried again after this: others, of tables that can be read, go first.
-const RETRY_FAILED: Duration = Duration::from_secs(60);
+/// A merge that the disk failed is tried again after [`RETRY`], and after twice as long each time up to this.
+/// Others, of tables that can be read, go on meanwhile.
+const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often tables are looked over for what has expired. Expiry is invisible to readers at once; this is
 /// about space, of which a minute's worth is little.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -37,14 +38,18 @@ impl<E: Env> Engine<E> {
             }
             let Some((local, range)) = self.pick().or_else(|| self.pick_expired()) else {
                 // Nobody notifies when time passes.
-                futures_lite::future::or(next, self.env.sleep(EXPIRY_CHECK)).await;
+                futures_lite::future::or(next, self.env.sleep(self.until_retry().min(EXPIRY_CHECK))).await;
                 continue;
             };
-            let Err(error) = self.compact(local, range).await else { continue };
-            tracing::error!(tablet = self.tablets[local].id.0, "merging tables failed: {error}");
+            let tablet = &self.tablets[local];
+            let Err(error) = self.compact(local, range).await else {
+                tablet.merge_delay.set(Duration::ZERO);
+                continue;
+            };
+            tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}");
             Metrics::add(&self.metrics.compaction_failures, 1);
             if error.is_damage() {
-                self.tablets[local].uncompactable_until.set(Duration::MAX);
+                tablet.no_merge_until.set(Duration::MAX);
             } else if error.is_full() {
                 futures_lite::future::or(
                     self.env.sleep(RETRY),
@@ -52,15 +57,24 @@ impl<E: Env> Engine<E> {
                 )
                 .await;
             } else {
-                self.tablets[local].uncompactable_until.set(self.env.now() + RETRY_FAILED);
+                let delay = (tablet.merge_delay.get() * 2).clamp(RETRY, RETRY_MAX);
+                tablet.merge_delay.set(delay);
+                tablet.no_merge_until.set(self.env.now() + delay);
             }
         }
+    }
+
+    /// How long until a merge that failed may be tried again.
+    fn until_retry(&self) -> Duration {
+        let now = self.env.now();
+        let times = self.tablets.iter().map(|tablet| tablet.no_merge_until.get());
+        times.filter(|time| *time > now).min().map_or(Duration::MAX, |time| time - now)
     }
 
     /// Tablets whose tables may be merged now.
     fn compactable(&self) -> impl Iterator<Item = (usize, &Tablet<E>)> {
         let now = self.env.now();
-        self.tablets.iter().enumerate().filter(move |(_, tablet)| tablet.uncompactable_until.get() <= now)
+        self.tablets.iter().enumerate().filter(move |(_, tablet)| tablet.no_merge_until.get() <= now)
     }
 
     /// The tablet with the most tables to merge, and which.

@@ -71,7 +71,9 @@ struct Tablet<E: Env> {
     old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
     /// When a merge that failed may be tried again, by [`Env::now`]; never if it met damage, which it would
     /// meet again.
-    uncompactable_until: Cell<Duration>,
+    no_merge_until: Cell<Duration>,
+    /// How long it waited after its last failure.
+    merge_delay: Cell<Duration>,
 }
 
 /// One shard's storage.

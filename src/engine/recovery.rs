@@ -235,7 +235,8 @@ impl<E: Env> Engine<E> {
                 flushed: std::cell::Cell::new(state.flushed),
                 recovered,
                 old_logs: std::cell::RefCell::new(old_logs),
-                uncompactable_until: std::cell::Cell::default(),
+                no_merge_until: std::cell::Cell::default(),
+                merge_delay: std::cell::Cell::default(),
             });
             last.push(state.flushed);
         }

@@ -3,7 +3,7 @@
 /// Memory beyond this is given back once all is sent.
 const BYTES_KEPT: usize = 64 << 10;
 
-/// Bytes to send, oldest first. Takes at most about twice the memory of what is unsent, besides
+/// Bytes to send, oldest first. After each send it takes at most four times the memory of what is unsent, or
 /// [`BYTES_KEPT`].
 #[derive(Default)]
 pub struct OutBuffer {
@@ -36,13 +36,14 @@ impl OutBuffer {
     pub fn advance(&mut self, len: usize) {
         self.sent += len;
         assert!(self.sent <= self.bytes.len(), "no more is sent than there was");
-        if self.sent == self.bytes.len() {
+        let left = self.unsent().len();
+        if self.bytes.capacity() > BYTES_KEPT && left < self.bytes.capacity() / 4 {
+            // Three times as much was sent as is copied here.
+            self.bytes = self.unsent().to_vec();
             self.sent = 0;
-            if self.bytes.capacity() > BYTES_KEPT {
-                self.bytes = Vec::new();
-            } else {
-                self.bytes.clear();
-            }
+        } else if left == 0 {
+            self.bytes.clear();
+            self.sent = 0;
         }
     }
 }
@@ -80,5 +81,8 @@ mod tests {
         out.push(vec![0; 100]);
         out.advance(100);
         assert!(out.bytes.capacity() >= 100, "small memory is kept");
+        out.push(vec![1; 1 << 20]);
+        out.advance((1 << 20) - 10);
+        assert!(out.bytes.capacity() <= BYTES_KEPT && out.unsent() == [1; 10], "also when some is left");
     }
 }

@@ -246,7 +246,7 @@ fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
             env.sleep(Duration::from_secs(5)).await;
             assert!(store.metrics().compaction_failures > 0);
             for (local, tablet) in engine.tablets.iter().enumerate() {
-                assert_eq!(needs_merge(tablet), Some(local) == broken, "tablet {local}");
+                assert!(Some(local) == broken || !needs_merge(tablet), "tablet {local}");
             }
             env.disk().heal();
             env.sleep(Duration::from_secs(130)).await;

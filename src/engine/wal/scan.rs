@@ -142,6 +142,13 @@ struct Found {
     knows_all: bool,
 }
 
+impl Found {
+    /// Where the next block could stand.
+    fn end(&self) -> u64 {
+        u64::from(self.offset) + self.info.padded_len() as u64
+    }
+}
+
 /// The nonce by which the blocks of a segment are known.
 fn nonce_of(bytes: &[u8], header: Option<SegmentHeader>, log: LogId, before: Option<u64>) -> Option<u64> {
     let own = header.filter(|header| header.log == log).map(|header| header.nonce);
@@ -293,9 +300,10 @@ fn judge(
         scan.torn = Some(TornTail { path, offset: u64::from(cut.offset) });
     }
     if known_end.is_some_and(|end| scan.end < end) {
-        let path = scan.segments.last().map_or_else(|| segment_path(log, 0), |s| s.path.clone());
-        let lost = format!("blocks {} and later, which an earlier start had read", scan.end.next());
-        return Err(WalError::Rot { path, offset: 0, lost });
+        let (path, offset) = missing_place(&scan, &found, before, None);
+        let behind = behind(&scan, &found, before);
+        let lost = format!("blocks {} and later{behind}, which an earlier start had read", scan.end.next());
+        return Err(WalError::Rot { path, offset, lost });
     }
     Ok(scan)
 }
@@ -317,6 +325,37 @@ fn before_first(segments: &[SegmentFile], found: &[Found]) -> BlockSeq {
 fn rot(scan: &LogScan, at: &Found, lost: String) -> WalError {
     let path = scan.segments[at.segment as usize].path.clone();
     WalError::Rot { path, offset: u64::from(at.offset), lost }
+}
+
+/// Where blocks probably stood of which nothing is left, between those found at `before` and `next`.
+fn missing_place(
+    scan: &LogScan,
+    found: &[Found],
+    before: Option<usize>,
+    next: Option<usize>,
+) -> (String, u64) {
+    let segments = &scan.segments;
+    let first = before.map_or(0, |before| found[before].segment as usize + 1);
+    let end = next.map_or(segments.len(), |next| found[next].segment as usize);
+    if first < end {
+        // A whole segment without a block.
+        return (segments[first].path.clone(), SEGMENT_HEADER_BYTES as u64);
+    }
+    match (before, next) {
+        (_, Some(next)) if found[next].offset as usize > SEGMENT_HEADER_BYTES || before.is_none() => {
+            (segments[found[next].segment as usize].path.clone(), u64::from(found[next].offset))
+        }
+        (Some(before), _) => (segments[found[before].segment as usize].path.clone(), found[before].end()),
+        (None, _) => (segment_path(scan.log, 0), 0),
+    }
+}
+
+/// The end of the last good block: what is lost stood behind it, maybe in the next file.
+fn behind(scan: &LogScan, found: &[Found], before: Option<usize>) -> String {
+    before.map_or_else(String::new, |before| {
+        let path = &scan.segments[found[before].segment as usize].path;
+        format!(", behind byte {} of {path}", found[before].end())
+    })
 }
 
 /// Accepts a hole that was durable once, if tables hold everything that was in it.
@@ -359,13 +398,14 @@ fn pass_over(
     }
     if hidden > 0 {
         // Where they stood is only known by their neighbours, which may be in another file.
-        let behind = before.map_or_else(String::new, |before| {
-            let (block, path) = (&found[before], &scan.segments[found[before].segment as usize].path);
-            format!(", behind byte {} of {path}", u64::from(block.offset) + block.info.padded_len() as u64)
-        });
+        let behind = behind(scan, found, before);
         lost.push(format!("what {hidden} unreadable block(s) from number {expected} held{behind}"));
     }
-    Err(rot(scan, place, lost.join(", ")))
+    let (path, offset) = match damaged {
+        [] => missing_place(scan, found, before, Some(next)),
+        [first, ..] => (scan.segments[first.segment as usize].path.clone(), u64::from(first.offset)),
+    };
+    Err(WalError::Rot { path, offset, lost: lost.join(", ") })
 }
 
 /// One block as a tool shows it.

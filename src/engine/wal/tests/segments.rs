@@ -178,7 +178,10 @@ fn a_log_that_ends_with_its_segment_is_sealed_too() {
         bytes[5000] ^= 1;
         env.disk().poke(&path, bytes);
         let error = scan(&env).expect_err("the last write is gone");
-        assert!(matches!(&error, WalError::Rot { path: named, .. } if *named == path), "seed {seed}: {error}");
+        assert!(
+            matches!(&error, WalError::Rot { path: named, .. } if *named == path),
+            "seed {seed}: {error}"
+        );
         world.kill();
     }
 }
