@@ -4,7 +4,7 @@
 //! - It reads into a buffer shared by the whole shard; only an incomplete frame stays with the
 //!   connection, and a frame is at most [`Limits::frame_bytes_max`](crate::shard::Limits).
 //! - It stops reading while more than [`BACKLOG_MAX`] of replies wait to be sent, while
-//!   [`IN_FLIGHT_MAX`] requests are unanswered, while some owner has stalled its frames, or while the mesh
+//!   [`IN_FLIGHT_MAX`] requests or [`IN_FLIGHT_BYTES_MAX`] of them are unanswered, while some owner has stalled its frames, or while the mesh
 //!   is congested. Frames already read are executed only as long as the same holds.
 //! - A client that takes no byte of its replies for the stall timeout is disconnected.
 
@@ -17,18 +17,15 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::outbuffer::OutBuffer;
+use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::socket::Socket;
 use crate::env::{Env, Gate, GateGuard, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX, Outlet, Shard, Stall};
+use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Shard, Stall};
 
 /// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 16 << 20;
-
-/// A buffer of a connection that grew beyond this is given back when it is empty.
-const BYTES_KEPT: usize = 64 << 10;
 
 /// What ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +47,8 @@ pub struct Connection<E: Env> {
     token: Cell<u64>,
     out: RefCell<OutBuffer>,
     in_flight: Cell<u32>,
+    /// Of requests taken in since none was in flight.
+    in_flight_bytes: Cell<usize>,
     /// Owners where frames of this connection wait, and why.
     stalls: RefCell<Vec<(usize, Stall)>>,
     is_writing: Cell<bool>,
@@ -64,6 +63,9 @@ impl<E: Env> Outlet for Connection<E> {
     fn deliver(&self, count: u32, bytes: Vec<u8>) {
         assert!(count <= self.in_flight.get(), "no more replies than requests");
         self.in_flight.set(self.in_flight.get() - count);
+        if self.in_flight.get() == 0 {
+            self.in_flight_bytes.set(0);
+        }
         if self.is_broken.get() {
             return;
         }
@@ -78,8 +80,13 @@ impl<E: Env> Outlet for Connection<E> {
         }
     }
 
-    fn accept(&self, count: u32) {
-        self.in_flight.set(self.in_flight.get() + count);
+    fn accept(&self, bytes: usize) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight.get() >= IN_FLIGHT_MAX || self.in_flight_bytes.get() >= IN_FLIGHT_BYTES_MAX
     }
 
     fn in_flight(&self) -> u32 {
@@ -124,6 +131,7 @@ impl<E: Env> Connection<E> {
             token: Cell::new(0),
             out: RefCell::default(),
             in_flight: Cell::new(0),
+            in_flight_bytes: Cell::new(0),
             stalls: RefCell::new(Vec::new()),
             is_writing: Cell::new(false),
             is_broken: Cell::new(false),
@@ -235,10 +243,7 @@ impl<E: Env> Connection<E> {
 
     /// Whether the connection may take in more requests now.
     fn is_ready(&self) -> bool {
-        self.unsent() < BACKLOG_MAX
-            && self.in_flight.get() < IN_FLIGHT_MAX
-            && !self.is_stalled()
-            && !self.shard.congested()
+        self.unsent() < BACKLOG_MAX && !self.is_full() && !self.is_stalled() && !self.shard.congested()
     }
 
     /// Waits until the connection may take in more requests, or is broken.

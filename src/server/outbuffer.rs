@@ -1,7 +1,7 @@
 //! Replies on their way to a socket.
 
-/// Memory beyond this is given back once all is sent.
-const BYTES_KEPT: usize = 64 << 10;
+/// A buffer of a connection that grew beyond this is given back when little or nothing is in it.
+pub const BYTES_KEPT: usize = 64 << 10;
 
 /// Bytes to send, oldest first. After each send it takes at most four times the memory of what is unsent, or
 /// [`BYTES_KEPT`].

@@ -228,7 +228,11 @@ impl<E: Env> Outlet for Gather<E> {
         }
     }
 
-    fn accept(&self, _count: u32) {}
+    fn accept(&self, _bytes: usize) {}
+
+    fn is_full(&self) -> bool {
+        false
+    }
 
     fn in_flight(&self) -> u32 {
         self.outstanding.get()

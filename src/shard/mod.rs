@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
 
-pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_MAX};
+pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,11 +73,14 @@ pub trait Outlet {
     /// All replies of this turn were delivered: send them.
     fn flush(&self);
 
-    /// `count` more requests were taken in, each to be answered once.
-    fn accept(&self, count: u32);
+    /// A request of `bytes` was taken in, to be answered once.
+    fn accept(&self, bytes: usize);
 
     /// Requests taken in and not answered.
     fn in_flight(&self) -> u32;
+
+    /// Whether so many requests, or bytes of them, are unanswered that some must be answered first.
+    fn is_full(&self) -> bool;
 
     /// Bytes of replies that wait to be sent.
     fn backlog(&self) -> usize;

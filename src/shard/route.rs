@@ -21,6 +21,9 @@ use crate::slot::{Slot, SlotRange};
 pub const BACKLOG_MAX: usize = 256 << 10;
 /// Requests of one connection that may be unanswered.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
+/// Bytes of requests that a connection may have taken in since it last had none unanswered; one request more
+/// may pass this. They wait at their owners or on the way there, where nothing else bounds them.
+pub const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
 
 /// How far the bytes of a connection were taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +72,7 @@ impl<E: Env> Shard<E> {
                 fetched = used + self.fetch_ahead(&bytes[used..]);
             }
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
-                || outlet.in_flight() >= IN_FLIGHT_MAX
+                || outlet.is_full()
                 || outlet.is_stalled()
                 || self.gathers_too_much();
             if must_wait {
@@ -82,13 +85,13 @@ impl<E: Env> Shard<E> {
                     if bytes.len() - used < frame_bytes {
                         break Dispatched::NeedMore { used };
                     }
-                    outlet.accept(1);
+                    outlet.accept(0);
                     self.refuse(&mut out, opcode, request_id, &refusal);
                     used += frame_bytes;
                     continue;
                 }
                 Err(FrameError::OutOfStep { request_id, opcode, refusal }) => {
-                    outlet.accept(1);
+                    outlet.accept(0);
                     self.refuse(&mut out, opcode, request_id, &refusal);
                     break Dispatched::OutOfStep;
                 }
@@ -99,7 +102,7 @@ impl<E: Env> Shard<E> {
             let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
                 Ok(request) => request,
                 Err(refusal) => {
-                    outlet.accept(1);
+                    outlet.accept(0);
                     self.refuse(&mut out, header.opcode as u8, header.request_id, &refusal);
                     used += len;
                     continue;
@@ -112,7 +115,7 @@ impl<E: Env> Shard<E> {
                 }
                 continue;
             }
-            outlet.accept(1);
+            outlet.accept(len);
             self.send_to_owner(origin, frame, meta, &request, &mut outbound, &mut out);
             used += len;
         };
@@ -221,7 +224,7 @@ impl<E: Env> Shard<E> {
         out: &mut Outputs,
     ) -> Option<usize> {
         let refuse = |out: &mut Outputs, code, message: String| {
-            outlet.accept(1);
+            outlet.accept(0);
             self.refuse(out, meta.opcode as u8, meta.request_id, &Refusal::new(code, message));
             None
         };
@@ -243,7 +246,7 @@ impl<E: Env> Shard<E> {
             }
             return Some(shard);
         }
-        outlet.accept(1);
+        outlet.accept(0);
         let ranges = self.slots.ranges().into_iter().filter_map(|(first, last, shard)| {
             SlotRange::new(first, last).map(|slots| ShardRange { slots, shard })
         });

@@ -40,8 +40,12 @@ impl Outlet for Client {
 
     fn flush(&self) {}
 
-    fn accept(&self, count: u32) {
-        self.in_flight.set(self.in_flight.get() + count);
+    fn accept(&self, _bytes: usize) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight.get() >= IN_FLIGHT_MAX
     }
 
     fn in_flight(&self) -> u32 {

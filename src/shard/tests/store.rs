@@ -15,7 +15,7 @@ use crate::placement::SlotTable;
 use crate::protocol::binary::{decode_reply, decode_reply_header, encode_request};
 use crate::protocol::{Condition, Deadline, Durability, Expiry, Lifetime, Limits, Reply, Request};
 use crate::shard::mesh::{Port, mesh};
-use crate::shard::{Dispatched, Message, Outlet, Settings, Shard, Stall};
+use crate::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
 use crate::slot::Slot;
 
 /// What a request was answered.
@@ -82,8 +82,12 @@ impl Outlet for Recorder {
 
     fn flush(&self) {}
 
-    fn accept(&self, count: u32) {
-        self.in_flight.set(self.in_flight.get() + count);
+    fn accept(&self, _bytes: usize) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight.get() >= IN_FLIGHT_MAX
     }
 
     fn in_flight(&self) -> u32 {
