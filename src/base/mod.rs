@@ -8,7 +8,7 @@ mod op;
 mod prefetch;
 
 pub use checksum::{crc32c, crc32c_append};
-pub use id::{BlockSeq, FileId, LogId, TabletId};
+pub use id::{BlockSeq, FileId, LogId, TableName, TabletId};
 pub use limits::*;
 pub use lsn::{EntryIndex, Lsn};
 pub use op::{Entry, Op, OpDecodeError, OpIter, OpKind};

@@ -159,6 +159,11 @@ impl Disk for GlommioDisk {
         self.blocking("rename", from, move || std::fs::rename(source, target)).await
     }
 
+    async fn link(&self, from: &str, to: &str) -> Result<()> {
+        let (source, target) = (self.path(from), self.path(to));
+        self.blocking("link", to, move || std::fs::hard_link(source, target)).await
+    }
+
     async fn remove(&self, path: &str) -> Result<()> {
         let full = self.path(path);
         self.blocking("remove", path, move || std::fs::remove_file(full)).await

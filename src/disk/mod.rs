@@ -9,7 +9,7 @@
 //! - A write is whole or an error. After an error or a crash its range holds any mixture, sector by
 //!   sector, of old and new bytes. With `dsync` a write that returned is durable (data, and the size it
 //!   needs to be read back). Otherwise it is durable after a later [`File::sync`] returned.
-//! - A new name, a rename and a removal are durable after [`Disk::sync_dir`] of their directory.
+//! - A new name, a link, a rename and a removal are durable after [`Disk::sync_dir`] of their directory.
 //! - Dropping the future of an operation leaves its effect unknown; callers run operations to their end.
 //! - Files are closed by [`File::close`], not by dropping.
 
@@ -108,7 +108,11 @@ pub trait Disk: Clone + 'static {
     /// Renames a file, replacing what had the new name.
     fn rename(&self, from: &str, to: &str) -> impl Future<Output = Result<()>>;
 
-    /// Removes a file's name. What it takes is free once it is closed as well.
+    /// Gives a file a second name (a hard link), which must not exist yet. `to` may be a path outside the data
+    /// directory, if it is absolute and on the same file system.
+    fn link(&self, from: &str, to: &str) -> impl Future<Output = Result<()>>;
+
+    /// Removes a file's name. What it takes is free once it is closed and has no other name.
     fn remove(&self, path: &str) -> impl Future<Output = Result<()>>;
 
     /// Creates a directory; an existing one is fine.

@@ -250,7 +250,12 @@ impl SimDisk {
     }
 
     fn used(&self) -> u64 {
-        self.state.names.borrow().values().map(|inode| inode.borrow().current.len() as u64).sum()
+        let names = self.state.names.borrow();
+        let mut inodes: Vec<&InodeRef> = names.values().collect();
+        // A file with several names is there once.
+        inodes.sort_by_key(|inode| Rc::as_ptr(inode));
+        inodes.dedup_by_key(|inode| Rc::as_ptr(inode));
+        inodes.into_iter().map(|inode| inode.borrow().current.len() as u64).sum()
     }
 }
 
@@ -359,6 +364,21 @@ impl Disk for SimDisk {
         let inode = self.state.names.borrow().get(from).cloned();
         let inode = inode.ok_or_else(|| DiskError::new("rename", from, io::ErrorKind::NotFound.into()))?;
         self.change(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
+        Ok(())
+    }
+
+    async fn link(&self, from: &str, to: &str) -> Result<()> {
+        self.operate("link", to).await?;
+        let error = |kind: io::ErrorKind| Err(DiskError::new("link", to, kind.into()));
+        let inode = self.state.names.borrow().get(from).cloned();
+        let Some(inode) = inode else { return error(io::ErrorKind::NotFound) };
+        if self.state.names.borrow().contains_key(to) {
+            return error(io::ErrorKind::AlreadyExists);
+        }
+        if !self.state.dirs.borrow().contains(dir_of(to)) {
+            return error(io::ErrorKind::NotFound);
+        }
+        self.change(NameChange::Link(to.to_owned(), inode));
         Ok(())
     }
 
@@ -521,6 +541,26 @@ mod tests {
         assert!((5..45).contains(&lost.count()));
         world.run(async { disk.sync_dir("").await.unwrap() });
         assert!(disk.crash(&world, &mut fastrand::Rng::with_seed(0), 0).peek("a").is_some());
+    }
+
+    #[test]
+    fn a_linked_file_lasts_as_long_as_one_of_its_names_and_takes_space_once() {
+        let world = SimWorld::new(1);
+        let disk = SimDisk::new(&world);
+        world.run(async {
+            let file = disk.open("a", NEW).await.unwrap();
+            file.write_at(0, page(3)).await.unwrap();
+            file.sync().await.unwrap();
+            disk.link("a", "b").await.unwrap();
+            assert!(disk.link("a", "b").await.is_err() && disk.link("c", "d").await.is_err());
+            disk.sync_dir("").await.unwrap();
+            disk.set_capacity(1 << 20);
+            assert_eq!(disk.space().await.unwrap().free, (1 << 20) - PAGE_SIZE as u64);
+            disk.remove("a").await.unwrap();
+            disk.sync_dir("").await.unwrap();
+        });
+        let after = disk.crash(&world, &mut fastrand::Rng::with_seed(0), 0);
+        assert_eq!((after.peek("a"), after.peek("b")), (None, Some(page(3))));
     }
 
     #[test]

@@ -9,8 +9,10 @@ use super::compaction::{self, Merged};
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::Table;
+use super::version::{Member, Version};
 use super::wal::remove_log;
 use super::{Engine, EngineError, Tablet};
+use crate::base::TableName;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::metrics::Metrics;
@@ -41,7 +43,7 @@ impl<E: Env> Engine<E> {
                 futures_lite::future::or(next, self.env.sleep(self.until_retry().min(EXPIRY_CHECK))).await;
                 continue;
             };
-            let tablet = &self.tablets[local];
+            let tablet = self.tablet(local);
             let Err(error) = self.compact(local, range).await else {
                 tablet.merge_delay.set(Duration::ZERO);
                 continue;
@@ -67,14 +69,18 @@ impl<E: Env> Engine<E> {
     /// How long until a merge that failed may be tried again.
     fn until_retry(&self) -> Duration {
         let now = self.env.now();
-        let times = self.tablets.iter().map(|tablet| tablet.no_merge_until.get());
+        let tablets = self.tablets.borrow();
+        let times = tablets.iter().map(|tablet| tablet.no_merge_until.get());
         times.filter(|time| *time > now).min().map_or(Duration::MAX, |time| time - now)
     }
 
     /// Tablets whose tables may be merged now.
-    fn compactable(&self) -> impl Iterator<Item = (usize, &Tablet<E>)> {
+    fn compactable(&self) -> impl Iterator<Item = (usize, Rc<Tablet<E>>)> {
         let now = self.env.now();
-        self.tablets.iter().enumerate().filter(move |(_, tablet)| tablet.no_merge_until.get() <= now)
+        self.all_tablets()
+            .into_iter()
+            .enumerate()
+            .filter(move |(_, tablet)| tablet.no_merge_until.get() <= now)
     }
 
     /// The tablet with the most tables to merge, and which.
@@ -82,7 +88,7 @@ impl<E: Env> Engine<E> {
         self.compactable()
             .filter_map(|(local, tablet)| {
                 let runs: Vec<_> =
-                    tablet.tables.borrow().iter().map(|table| compaction::Run::from(table.meta())).collect();
+                    tablet.version().upper().iter().map(|m| compaction::Run::from(m.meta())).collect();
                 compaction::pick(&runs, self.options.compaction_fan).map(|range| (local, range))
             })
             .max_by_key(|(_, range)| range.len())
@@ -92,48 +98,48 @@ impl<E: Env> Engine<E> {
     fn pick_expired(&self) -> Option<(usize, Range<usize>)> {
         let now_ms = self.tick();
         self.compactable().find_map(|(local, tablet)| {
-            let tables = tablet.tables.borrow();
+            let version = tablet.version();
             let aged: Vec<_> =
-                tables.iter().map(|table| compaction::Aged::new(table.meta(), now_ms)).collect();
+                version.upper().iter().map(|m| compaction::Aged::new(m.meta(), now_ms)).collect();
             compaction::pick_expired(&aged).map(|range| (local, range))
         })
     }
 
     async fn compact(&self, local: usize, range: Range<usize>) -> Result<(), EngineError> {
         let started = self.env.now();
-        let tablet = &self.tablets[local];
-        let tables = tablet.tables.borrow().clone();
-        let is_last = range.end == tables.len();
-        let inputs = &tables[range];
+        let tablet = self.tablet(local);
+        let version = tablet.version();
+        let is_last = range.end == version.upper().len();
+        let inputs: Vec<_> = version.upper()[range].iter().map(|member| member.table.clone()).collect();
         let bytes_in: u64 = inputs.iter().map(|table| table.meta().bytes).sum();
         let file = self.next_file();
         let hash = |key: &[u8]| self.hash(key);
         let cutoff = Cutoff::new(self.tick());
         let stopping = || self.is_stopping.get();
-        let merged = compaction::merge(&self.env, inputs, file, is_last, &cutoff, hash, stopping).await?;
+        let merged = compaction::merge(&self.env, &inputs, file, is_last, &cutoff, hash, stopping).await?;
         let (output, bytes_out) = match merged {
             Merged::Stopped => return Ok(()),
             Merged::Nothing => (None, 0),
             Merged::Table(meta) => {
                 let opened: Result<_, EngineError> = async {
-                    self.env.disk().sync_dir("sst").await?;
-                    Ok(Table::open(&self.env, meta.file, meta.tablet).await?)
+                    self.env.disk().sync_dir(TableName::DIR).await?;
+                    Ok(Table::open(&self.env, TableName::new(meta.tablet, meta.file)).await?)
                 }
                 .await;
                 match opened {
                     Ok(table) => (Some(Rc::new(table)), meta.bytes),
                     Err(error) => {
                         // Each try would leave one behind.
-                        let _ = self.env.disk().remove(&file.table_path()).await;
+                        let _ = self.env.disk().remove(&tablet.table_path(file)).await;
                         return Err(error);
                     }
                 }
             }
         };
-        if let Err(error) = self.install_merge(local, inputs, output).await {
+        if let Err(error) = self.install_merge(&tablet, &inputs, output).await {
             // The next start may find an edit whose write failed: then it needs the table.
             if !error.is_undecided() {
-                let _ = self.env.disk().remove(&file.table_path()).await;
+                let _ = self.env.disk().remove(&tablet.table_path(file)).await;
             }
             return Err(error.into());
         }
@@ -158,23 +164,21 @@ impl<E: Env> Engine<E> {
     /// of them meanwhile; nothing else moves them.
     async fn install_merge(
         &self,
-        local: usize,
+        tablet: &Tablet<E>,
         inputs: &[Rc<Table<E>>],
         output: Option<Rc<Table<E>>>,
     ) -> Result<(), ManifestError> {
-        let tablet = &self.tablets[local];
-        let place = || {
-            let tables = tablet.tables.borrow();
-            tables.iter().position(|table| Rc::ptr_eq(table, &inputs[0])).expect("inputs stay live")
-        };
         let files = inputs.iter().map(|table| table.file()).collect();
         // It names no position: a flush whose edit is on its way may come before it in the manifest.
         let merged = output.as_ref().map(|output| TableRef::from(output.meta()));
         let change = Change::ReplaceTables { tablet: tablet.id, files, table: merged };
         self.manifest.commit(Edit { changes: vec![change] }).await?;
-        let at = place();
-        tablet.install(|tables| {
-            tables.splice(at..at + inputs.len(), output);
+        tablet.install(|version| {
+            let mut upper = version.upper().to_vec();
+            let at = upper.iter().position(|member| Rc::ptr_eq(&member.table, &inputs[0]));
+            let at = at.expect("inputs stay live");
+            upper.splice(at..at + inputs.len(), output.map(Member::whole));
+            Version::new(upper, version.last().to_vec())
         });
         self.obsolete.borrow_mut().extend_from_slice(inputs);
         self.changed.notify();
@@ -190,7 +194,7 @@ impl<E: Env> Engine<E> {
                 free.and_then(|at| Rc::try_unwrap(obsolete.swap_remove(at)).ok())
             };
             let Some(table) = table else { break };
-            let path = table.file().table_path();
+            let path = table.name().path();
             let removed: Result<(), EngineError> = async {
                 table.close().await?;
                 Ok(self.env.disk().remove(&path).await?)

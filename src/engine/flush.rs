@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::{Table, TableBuilder, TableMeta};
+use super::version::Member;
 use super::write::Sealed;
 use super::{Engine, EngineError};
-use crate::base::FileId;
+use crate::base::{FileId, TableName};
 use crate::disk::Disk;
 use crate::env::{Env, Pacer, Queue};
 use crate::metrics::Metrics;
@@ -82,8 +83,8 @@ impl<E: Env> Engine<E> {
         let is_undecided = matches!(&result, Err(EngineError::Manifest(error)) if error.is_undecided());
         if result.is_err() && !is_undecided {
             // Best effort: what stays is an orphan, and the next start removes it.
-            for file in files {
-                let _ = self.env.disk().remove(&file.table_path()).await;
+            for path in files {
+                let _ = self.env.disk().remove(&path).await;
             }
         }
         let (bytes, tables) = result?;
@@ -98,7 +99,7 @@ impl<E: Env> Engine<E> {
     async fn flush_tables(
         &self,
         sealed: &Rc<Sealed>,
-        files: &mut Vec<FileId>,
+        files: &mut Vec<String>,
     ) -> Result<(u64, usize), EngineError> {
         let mut pacer = Pacer::new(&self.env);
         while sealed.memtable.sort_step() {
@@ -108,7 +109,8 @@ impl<E: Env> Engine<E> {
         let mut tables: Vec<(usize, TableMeta)> = Vec::new();
         let mut bytes = 0;
         let cutoff = Cutoff::new(self.tick());
-        for (local, tablet) in self.tablets.iter().enumerate() {
+        let tablets = self.all_tablets();
+        for (local, tablet) in tablets.iter().enumerate() {
             if sealed.last[local] > tablet.flushed.get() {
                 changes.push(Change::Flushed {
                     tablet: tablet.id,
@@ -123,24 +125,25 @@ impl<E: Env> Engine<E> {
                 continue;
             }
             let file = self.next_file();
-            files.push(file);
+            files.push(tablet.table_path(file));
             let meta = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
             bytes += meta.bytes;
             changes.push(Change::AddTable { tablet: tablet.id, position: 0, table: TableRef::from(&meta) });
             tables.push((local, meta));
         }
-        self.env.disk().sync_dir("sst").await?;
+        self.env.disk().sync_dir(TableName::DIR).await?;
         let mut opened = Vec::new();
         for (local, meta) in &tables {
-            opened.push((*local, Rc::new(Table::open(&self.env, meta.file, meta.tablet).await?)));
+            let name = TableName::new(meta.tablet, meta.file);
+            opened.push((*local, Member::whole(Rc::new(Table::open(&self.env, name).await?))));
         }
         self.manifest.commit(Edit { changes }).await?;
         Metrics::add(&self.metrics.expired_entries, cutoff.expired());
         // No await from here on: readers see the tables and the end of the memtable in one step.
-        for (local, table) in opened {
-            self.tablets[local].install(|tables| tables.insert(0, table));
+        for (local, member) in opened {
+            tablets[local].install(|version| version.with_newest(member));
         }
-        for (local, tablet) in self.tablets.iter().enumerate() {
+        for (local, tablet) in tablets.iter().enumerate() {
             if sealed.last[local] > tablet.flushed.get() {
                 tablet.flushed.set(sealed.last[local]);
                 self.wal.set_flushed(tablet.log, sealed.last[local]);
@@ -160,7 +163,7 @@ impl<E: Env> Engine<E> {
         cutoff: &Cutoff,
         pacer: &mut Pacer<E>,
     ) -> Result<TableMeta, EngineError> {
-        let tablet = &self.tablets[local];
+        let tablet = self.tablet(local);
         let keys = sealed.memtable.tablet_entries(local) as u64;
         let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, keys).await?;
         for (number, (key, entry)) in sealed.memtable.iter(local, b"").enumerate() {
@@ -178,7 +181,8 @@ impl<E: Env> Engine<E> {
     /// Gives up old logs that nobody on this shard needs any more. The last shard to do so has the files
     /// removed.
     fn release_old_logs(&self) {
-        for tablet in self.tablets.iter().filter(|tablet| tablet.flushed.get() >= tablet.recovered) {
+        let tablets = self.all_tablets();
+        for tablet in tablets.iter().filter(|tablet| tablet.flushed.get() >= tablet.recovered) {
             for log in tablet.old_logs.take() {
                 if log.release() {
                     self.finished_logs.borrow_mut().push(log);

@@ -26,6 +26,7 @@ mod options;
 mod read;
 pub mod recovery;
 pub mod sstable;
+pub mod version;
 pub mod wal;
 mod write;
 
@@ -49,14 +50,12 @@ use self::manifest::ShardManifest;
 use self::memtable::Memtable;
 use self::recovery::OldLog;
 use self::sstable::Table;
+use self::version::Version;
 use self::wal::{Wal, WalTablet};
-use crate::base::{EntryIndex, FileId, LogId, TabletId};
+use crate::base::{EntryIndex, FileId, LogId, TableName, TabletId};
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::slot::SlotRange;
-
-/// The tables of a tablet, newest first. Replaced as a whole, so that a reader keeps the one it took.
-type Tables<E> = Rc<Vec<Rc<Table<E>>>>;
 
 /// A tablet that this shard owns.
 struct Tablet<E: Env> {
@@ -64,7 +63,7 @@ struct Tablet<E: Env> {
     slots: SlotRange,
     term: u64,
     log: WalTablet,
-    tables: RefCell<Tables<E>>,
+    version: RefCell<Rc<Version<E>>>,
     flushed: Cell<EntryIndex>,
     /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
     recovered: EntryIndex,
@@ -84,7 +83,8 @@ pub struct Engine<E: Env> {
     clock: Clock<E>,
     wal: Rc<Wal<E>>,
     manifest: ShardManifest<E>,
-    tablets: Vec<Tablet<E>>,
+    /// By local number, which a tablet keeps as long as it is here.
+    tablets: RefCell<Vec<Rc<Tablet<E>>>>,
     active: RefCell<Memtable>,
     /// Per tablet, the last entry applied.
     last: RefCell<Vec<EntryIndex>>,
@@ -107,11 +107,20 @@ pub struct Engine<E: Env> {
 }
 
 impl<E: Env> Tablet<E> {
-    /// Replaces the list of tables by a changed copy.
-    fn install(&self, change: impl FnOnce(&mut Vec<Rc<Table<E>>>)) {
-        let mut tables = self.tables.borrow().as_ref().clone();
-        change(&mut tables);
-        self.tables.replace(Rc::new(tables));
+    /// Its tables at this moment.
+    fn version(&self) -> Rc<Version<E>> {
+        self.version.borrow().clone()
+    }
+
+    /// Replaces its tables.
+    fn install(&self, change: impl FnOnce(&Version<E>) -> Version<E>) {
+        let changed = change(&self.version.borrow());
+        self.version.replace(Rc::new(changed));
+    }
+
+    /// Its name for a table file.
+    fn table_path(&self, file: FileId) -> String {
+        TableName::new(self.id, file).path()
     }
 }
 
@@ -147,7 +156,18 @@ impl<E: Env> Engine<E> {
 
     /// Number of tablets.
     pub fn tablets(&self) -> usize {
-        self.tablets.len()
+        self.tablets.borrow().len()
+    }
+
+    /// The tablet with this local number.
+    #[inline]
+    fn tablet(&self, local: usize) -> Rc<Tablet<E>> {
+        self.tablets.borrow()[local].clone()
+    }
+
+    /// All tablets at this moment, by local number.
+    fn all_tablets(&self) -> Vec<Rc<Tablet<E>>> {
+        self.tablets.borrow().clone()
     }
 
     /// Fetches what lookups of keys with these hashes touch first; at most
@@ -171,12 +191,12 @@ impl<E: Env> Engine<E> {
         let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
         snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;
         snapshot.cache_bytes = self.cache.bytes();
-        for tablet in &self.tablets {
-            for table in tablet.tables.borrow().iter() {
+        for tablet in self.tablets.borrow().iter() {
+            for member in tablet.version.borrow().members() {
                 snapshot.tables += 1;
-                snapshot.table_bytes += table.meta().bytes;
-                snapshot.table_entries += table.meta().entries;
-                snapshot.index_bytes += table.memory_bytes() as u64;
+                snapshot.table_bytes += member.meta().bytes;
+                snapshot.table_entries += member.meta().entries;
+                snapshot.index_bytes += member.table.memory_bytes() as u64;
             }
         }
         snapshot
@@ -195,9 +215,9 @@ impl<E: Env> Engine<E> {
             return Ok(());
         };
         engine.manifest.close().await?;
-        for tablet in engine.tablets {
-            let tables = tablet.tables.into_inner();
-            let tables = Rc::try_unwrap(tables).unwrap_or_else(|shared| shared.as_ref().clone());
+        for tablet in engine.tablets.into_inner() {
+            let tables: Vec<_> = tablet.version().members().map(|member| member.table.clone()).collect();
+            drop(tablet);
             for table in tables {
                 if let Ok(table) = Rc::try_unwrap(table) {
                     table.close().await?;

@@ -97,7 +97,7 @@ impl<E: Env> Engine<E> {
     }
 
     fn found<'a>(&self, key: &Key<'_>, entry: Entry<'a>) -> Found<'a> {
-        let wait = self.wal.block_of(self.tablets[key.tablet].log, entry.lsn.index());
+        let wait = self.wal.block_of(self.tablet(key.tablet).log, entry.lsn.index());
         Found { entry: self.live(entry), wait }
     }
 
@@ -107,8 +107,9 @@ impl<E: Env> Engine<E> {
         loaded: &Loaded,
         visit: impl FnOnce(Found<'_>) -> R,
     ) -> Result<Lookup<R, E>, EngineError> {
-        let tables = self.tablets[key.tablet].tables.borrow().clone();
-        for table in tables.iter() {
+        let version = self.tablet(key.tablet).version();
+        for member in version.candidates(key.bytes) {
+            let table = &member.table;
             Metrics::add(&self.metrics.filter_checks, 1);
             if !table.may_contain(key.hash) {
                 Metrics::add(&self.metrics.filter_negatives, 1);

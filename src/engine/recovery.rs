@@ -20,11 +20,12 @@ use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
 use super::sstable::Table;
+use super::version::{Member, Version};
 use super::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, OpIter, TabletId};
+use crate::base::{BlockSeq, EntryIndex, LogId, Lsn, OpIter, TableName, TabletId};
 use crate::disk::Disk;
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::Metrics;
@@ -184,14 +185,14 @@ pub async fn install<E: Env>(env: &E, start: &Start) -> Result<(), EngineError> 
             remove_log(env, &segments).await?;
         }
     }
-    let live = start.state.live_files();
-    for entry in env.disk().list("sst").await? {
-        let id = entry.name.strip_suffix(".sst").and_then(|id| u64::from_str_radix(id, 16).ok());
-        if let Some(file) = id.map(FileId)
-            && !live.contains(&file)
+    let live = start.state.live_tables();
+    for entry in env.disk().list(TableName::DIR).await? {
+        if let Some(name) = TableName::parse(&entry.name)
+            && !live.contains(&name)
+            && !start.state.is_pinned(name.file)
         {
-            tracing::debug!(%file, "removing a table that nothing refers to");
-            env.disk().remove(&file.table_path()).await?;
+            tracing::debug!(%name, "removing a table that nothing refers to");
+            env.disk().remove(&name.path()).await?;
         }
     }
     Ok(())
@@ -220,24 +221,25 @@ impl<E: Env> Engine<E> {
         for state in start.state.of_shard(shard).tablets.values() {
             let mut tables = Vec::with_capacity(state.tables.len());
             for table in &state.tables {
-                tables.push(Rc::new(Table::open(env, table.file, state.id).await?));
+                let opened = Table::open(env, TableName::new(state.id, table.file)).await?;
+                tables.push(Rc::new(Member { table: Rc::new(opened), clip: table.clip.clone() }));
             }
             let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
             let recovered = in_logs.max(state.flushed);
             let old_logs =
                 start.old_logs.iter().filter(|log| state.logs.contains(&log.id())).cloned().collect();
-            tablets.push(Tablet {
+            tablets.push(Rc::new(Tablet {
                 id: state.id,
                 slots: state.slots,
                 term: state.term,
                 log: wal.add_tablet(state.id, state.term, recovered, state.flushed),
-                tables: std::cell::RefCell::new(Rc::new(tables)),
+                version: std::cell::RefCell::new(Rc::new(Version::new(tables, Vec::new()))),
                 flushed: std::cell::Cell::new(state.flushed),
                 recovered,
                 old_logs: std::cell::RefCell::new(old_logs),
                 no_merge_until: std::cell::Cell::default(),
                 merge_delay: std::cell::Cell::default(),
-            });
+            }));
             last.push(state.flushed);
         }
         let engine = Rc::new(Engine {
@@ -247,7 +249,7 @@ impl<E: Env> Engine<E> {
             wal,
             manifest,
             active: Memtable::new(tablets.len()).into(),
-            tablets,
+            tablets: tablets.into(),
             last: last.into(),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
@@ -272,9 +274,11 @@ impl<E: Env> Engine<E> {
     async fn replay(&self, start: &Start) -> Result<(), EngineError> {
         let started = self.env.now();
         let locals: BTreeMap<TabletId, usize> =
-            self.tablets.iter().enumerate().map(|(local, tablet)| (tablet.id, local)).collect();
+            self.all_tablets().iter().enumerate().map(|(local, tablet)| (tablet.id, local)).collect();
         let mine = |log: &Arc<OldLog>| {
-            self.tablets.iter().any(|tablet| tablet.old_logs.borrow().iter().any(|old| old.id() == log.id()))
+            self.all_tablets()
+                .iter()
+                .any(|tablet| tablet.old_logs.borrow().iter().any(|old| old.id() == log.id()))
         };
         let (mut bytes, mut entries, mut logs) = (0u64, 0u64, 0);
         for log in start.old_logs.iter().filter(|log| mine(log)) {
@@ -283,7 +287,7 @@ impl<E: Env> Engine<E> {
             loop {
                 let block = reader.next_block(&start.plan, |tablet, index, body| {
                     let Some(&local) = locals.get(&tablet) else { return Ok(()) };
-                    if index <= self.tablets[local].flushed.get() {
+                    if index <= self.tablet(local).flushed.get() {
                         return Ok(());
                     }
                     entries += 1;
@@ -296,7 +300,7 @@ impl<E: Env> Engine<E> {
                 }
             }
         }
-        for (local, tablet) in self.tablets.iter().enumerate() {
+        for (local, tablet) in self.all_tablets().iter().enumerate() {
             let last = self.last.borrow()[local];
             assert_eq!(last, tablet.recovered, "tablet {}: all that was planned was applied", tablet.id);
         }
@@ -324,13 +328,14 @@ impl<E: Env> Engine<E> {
     }
 
     fn apply(&self, local: usize, index: EntryIndex, body: &[u8]) -> Result<(), String> {
+        let tablet = self.tablet(local);
         let mut active = self.active.borrow_mut();
         for (ordinal, op) in OpIter::new(body).enumerate() {
             let op = op.map_err(|error| error.to_string())?;
             let ordinal =
                 u16::try_from(ordinal).map_err(|_| "more operations than an entry takes".to_owned())?;
-            if !self.tablets[local].slots.contains(Slot::of_key(op.key)) {
-                return Err(format!("a key of another tablet than {}", self.tablets[local].id));
+            if !tablet.slots.contains(Slot::of_key(op.key)) {
+                return Err(format!("a key of another tablet than {}", tablet.id));
             }
             let lsn = Lsn::new(index, ordinal);
             active.insert(local, self.hash(op.key), op.key, lsn, op.kind, op.expiry_ms, op.value);

@@ -68,7 +68,7 @@ impl<E: Env> Engine<E> {
     /// returned block is durable.
     pub fn write(&self, tablet: usize, ops: &[Op<'_>], hashes: &[u64]) -> Result<Appended, EngineError> {
         assert_eq!(ops.len(), hashes.len(), "one hash per operation");
-        let appended = self.wal.append(self.tablets[tablet].log, ops)?;
+        let appended = self.wal.append(self.tablet(tablet).log, ops)?;
         let index = appended.lsn.index();
         {
             let mut active = self.active.borrow_mut();
@@ -103,7 +103,7 @@ impl<E: Env> Engine<E> {
             return;
         }
         self.wal.seal_open();
-        let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets.len()));
+        let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets()));
         let sealed = Sealed { memtable, last: self.last.borrow().clone(), block: self.wal.appended() };
         self.sealed.borrow_mut().push_back(Rc::new(sealed));
         self.changed.notify();

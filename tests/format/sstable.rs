@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use atlaskv::base::{Entry, FileId, LogId, Lsn, OpKind, PAGE_SIZE, TabletId};
+use atlaskv::base::{Entry, FileId, LogId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId};
 use atlaskv::disk::Disk;
 use atlaskv::engine::sstable::{Table, TableBuilder, TableError, TableIter, inspect_table};
 use atlaskv::env::Env;
@@ -26,6 +26,10 @@ struct Record {
 
 fn file() -> FileId {
     FileId::new(LogId(3), 5)
+}
+
+fn name() -> TableName {
+    TableName::new(TABLET, file())
 }
 
 fn hash(key: &[u8]) -> u64 {
@@ -66,13 +70,13 @@ async fn write(env: &SimEnv) -> Vec<u8> {
         builder.add(key, hash(key), &entry).await.unwrap();
     }
     builder.finish().await.unwrap();
-    env.disk().peek(&file().table_path()).unwrap()
+    env.disk().peek(&name().path()).unwrap()
 }
 
 async fn place(env: &SimEnv, bytes: Vec<u8>) -> Result<Table<SimEnv>, TableError> {
     env.disk().create_dir("sst").await.unwrap();
-    env.disk().poke(&file().table_path(), bytes);
-    Table::open(env, file(), TABLET).await
+    env.disk().poke(&name().path(), bytes);
+    Table::open(env, name()).await
 }
 
 #[test]
@@ -114,7 +118,7 @@ fn tables_of_the_first_version_are_read() {
         let block = table.read_block(table.locate(b"many").unwrap()).await.unwrap();
         assert_eq!(block.get(hash(b"many"), b"many").unwrap().lsn, Lsn(914));
     });
-    let report = inspect_table(&file().table_path(), GOLDEN).unwrap();
+    let report = inspect_table(&name().path(), GOLDEN).unwrap();
     assert!(report.damage.is_empty(), "{:?}", report.damage);
     assert!(report.blocks.iter().any(|(_, len, _)| *len > PAGE_SIZE), "a block of several pages");
     assert!(report.blocks.iter().any(|(_, len, _)| *len == PAGE_SIZE), "and one of one");
@@ -122,7 +126,7 @@ fn tables_of_the_first_version_are_read() {
 
 #[test]
 fn every_damaged_byte_is_reported_by_the_tool() {
-    let path = file().table_path();
+    let path = name().path();
     for at in 0..GOLDEN.len() {
         let mut bytes = GOLDEN.to_vec();
         bytes[at] ^= 1 << (at % 8);
@@ -146,14 +150,13 @@ fn newer_foreign_and_truncated_tables_are_told_apart() {
             let error = place(&env, GOLDEN[..pages * PAGE_SIZE].to_vec()).await.err().unwrap();
             assert!(matches!(error, TableError::Corrupt { .. }), "{pages} pages: {error}");
         }
-        env.disk().poke(&file().table_path(), GOLDEN.to_vec());
-        let error = Table::open(&env, file(), TabletId(8)).await.err().unwrap();
-        assert!(
-            error.to_string().contains("of tablet 8, found") && error.to_string().contains("of tablet 7")
-        );
-        let other = FileId::new(LogId(3), 6);
-        env.disk().poke(&other.table_path(), GOLDEN.to_vec());
-        let error = Table::open(&env, other, TABLET).await.err().unwrap();
+        // A tablet that split off knows the file by a name of its own.
+        let other = TableName::new(TabletId(8), name().file);
+        env.disk().poke(&other.path(), GOLDEN.to_vec());
+        assert_eq!(Table::open(&env, other).await.unwrap().meta().tablet, TABLET);
+        let other = TableName::new(TABLET, FileId::new(LogId(3), 6));
+        env.disk().poke(&other.path(), GOLDEN.to_vec());
+        let error = Table::open(&env, other).await.err().unwrap();
         assert!(matches!(error, TableError::Corrupt { part: "footer", .. }), "{error}");
     });
 }

@@ -26,6 +26,14 @@ pub struct Clip {
     pub end: Box<[u8]>,
 }
 
+impl Clip {
+    /// Whether a key counts, by its place in the order of keys alone.
+    #[inline]
+    pub fn covers(&self, key: &[u8]) -> bool {
+        key >= &self.smallest[..] && (self.end.is_empty() || key < &self.end[..])
+    }
+}
+
 /// A table as the manifest knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRef {

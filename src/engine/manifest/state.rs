@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::edit::{Change, TableRef};
-use crate::base::{BlockSeq, EntryIndex, FileId, LogId, TabletId};
+use crate::base::{BlockSeq, EntryIndex, FileId, LogId, TableName, TabletId};
 use crate::slot::{SLOT_COUNT, SlotRange};
 
 /// Facts of the whole store.
@@ -261,10 +261,19 @@ impl State {
         self.tablets.get(&tablet).map_or(EntryIndex::ZERO, |tablet| tablet.flushed)
     }
 
-    /// Files of all live tables, and pinned ones: what is not among them may be removed.
-    pub fn live_files(&self) -> BTreeSet<FileId> {
-        let live = self.tablets.values().flat_map(|tablet| &tablet.tables).map(|table| table.file);
-        live.chain(self.pins.iter().map(|(file, _)| *file)).collect()
+    /// Names of the tables that tablets refer to: files with other names may be removed, unless they are
+    /// [pinned](State::is_pinned).
+    pub fn live_tables(&self) -> BTreeSet<TableName> {
+        let of = |tablet: &TabletState| {
+            let id = tablet.id;
+            tablet.tables.iter().map(move |table| TableName::new(id, table.file)).collect::<Vec<_>>()
+        };
+        self.tablets.values().flat_map(of).collect()
+    }
+
+    /// Whether a file must stay under whatever names it has.
+    pub fn is_pinned(&self, file: FileId) -> bool {
+        self.pins.range((file, 0)..).next().is_some_and(|(pinned, _)| *pinned == file)
     }
 
     /// Logs that some tablet needs.

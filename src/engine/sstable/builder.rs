@@ -9,7 +9,7 @@ use super::filter::Filter;
 use super::format::{Footer, MAGIC, VERSION, placed_crc};
 use super::index::Index;
 use super::{TableError, TableMeta};
-use crate::base::{Entry, FileId, Lsn, OpKind, PAGE_SIZE, TabletId, crc32c, page_align};
+use crate::base::{Entry, FileId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId, crc32c, page_align};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 use crate::slot::SlotRange;
@@ -46,7 +46,7 @@ impl<E: Env> TableBuilder<E> {
         let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
         Ok(TableBuilder {
             env: env.clone(),
-            file: env.disk().open(&file.table_path(), options).await?,
+            file: env.disk().open(&TableName::new(tablet, file).path(), options).await?,
             block: BlockBuilder::default(),
             index: Index::default(),
             filter: Filter::with_capacity(keys),
@@ -202,7 +202,7 @@ impl<E: Env> TableBuilder<E> {
 
     /// Gives up: closes and removes the file. An orphan that stays is removed by the next start.
     pub async fn abandon(self) {
-        let path = self.meta.file.table_path();
+        let path = TableName::new(self.meta.tablet, self.meta.file).path();
         let _ = self.file.close().await;
         let _ = self.env.disk().remove(&path).await;
     }

@@ -7,7 +7,7 @@ use super::format::Footer;
 use super::index::BlockHandle;
 use super::reader::{Parts, check_filter, check_footer, check_index};
 use super::{TableError, TableMeta};
-use crate::base::{FileId, Lsn, OpKind, PAGE_SIZE};
+use crate::base::{FileId, Lsn, OpKind, PAGE_SIZE, TableName};
 
 /// What a table file holds.
 #[derive(Debug)]
@@ -95,8 +95,7 @@ fn read_parts(path: &str, footer: &Footer, bytes: &[u8], report: &mut TableRepor
 
 /// The id in a path like `sst/0000000100000002.sst`.
 fn file_of(path: &str) -> Option<FileId> {
-    let name = path.rsplit('/').next()?.strip_suffix(".sst")?;
-    (name.len() == 16).then(|| u64::from_str_radix(name, 16).ok().map(FileId)).flatten()
+    TableName::parse(path.rsplit('/').next()?).map(|name| name.file)
 }
 
 /// Reads a block into report and tally. Its last key, if it is sound.

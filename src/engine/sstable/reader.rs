@@ -9,13 +9,14 @@ use super::filter::Filter;
 use super::format::{Footer, MAGIC, VERSION, check_part, placed_crc};
 use super::index::{BlockHandle, Index};
 use super::{Expiries, TableError, TableMeta};
-use crate::base::{FileId, Lsn, PAGE_SIZE, TabletId, crc32c};
+use crate::base::{FileId, Lsn, PAGE_SIZE, TableName, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 use crate::slot::SlotRange;
 
 /// An immutable table, its index and filter in memory.
 pub struct Table<E: Env> {
+    name: TableName,
     meta: TableMeta,
     disk_file: <E::Disk as Disk>::File,
     index: Index,
@@ -121,13 +122,13 @@ pub(super) fn check_filter(path: &str, footer: &Footer, pages: &[u8]) -> Result<
 }
 
 impl<E: Env> Table<E> {
-    /// Opens the table of `file`, which must be one of `tablet`.
-    pub async fn open(env: &E, file: FileId, tablet: TabletId) -> Result<Table<E>, TableError> {
-        let path = file.table_path();
+    /// Opens the table with this name. The tablet that wrote it may be another one.
+    pub async fn open(env: &E, name: TableName) -> Result<Table<E>, TableError> {
+        let path = name.path();
         let options = OpenOptions { mode: OpenMode::Read, dsync: false };
         let disk_file = env.disk().open(&path, options).await?;
-        match Self::read_parts(&disk_file, &path, file, tablet).await {
-            Ok((Parts { meta, index }, filter)) => Ok(Table { meta, disk_file, index, filter }),
+        match Self::read_parts(&disk_file, &path, name.file).await {
+            Ok((Parts { meta, index }, filter)) => Ok(Table { name, meta, disk_file, index, filter }),
             Err(error) => {
                 let _ = disk_file.close().await; // the first error is the one to report
                 Err(error)
@@ -139,7 +140,6 @@ impl<E: Env> Table<E> {
         disk_file: &<E::Disk as Disk>::File,
         path: &str,
         file: FileId,
-        tablet: TabletId,
     ) -> Result<(Parts, Filter), TableError> {
         let bytes = disk_file.len();
         if bytes < 4 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
@@ -150,9 +150,8 @@ impl<E: Env> Table<E> {
         let page = disk_file.read_at(footer_offset, PAGE_SIZE).await?;
         let footer = check_footer(path, &page, bytes)?;
         drop(page);
-        if footer.file.get() != file.0 || footer.tablet.get() != tablet.0 {
-            let found = format!("file {} of tablet {}", FileId(footer.file.get()), footer.tablet.get());
-            let expected = format!("file {file} of tablet {tablet}");
+        if footer.file.get() != file.0 {
+            let (expected, found) = (format!("file {file}"), format!("file {}", FileId(footer.file.get())));
             return Err(corrupt(path, "footer", footer_offset, expected, found));
         }
         // Both end within the file, which was checked, so they fit `usize` as well as the file does.
@@ -167,6 +166,11 @@ impl<E: Env> Table<E> {
     /// Its facts.
     pub fn meta(&self) -> &TableMeta {
         &self.meta
+    }
+
+    /// Its name.
+    pub fn name(&self) -> TableName {
+        self.name
     }
 
     /// Its file.
@@ -220,9 +224,8 @@ impl<E: Env> Table<E> {
     }
 
     pub(super) fn parse(&self, offset: u64, bytes: Box<[u8]>) -> Result<Block, TableError> {
-        Block::parse(self.meta.file, offset, bytes).map_err(|(expected, found)| {
-            corrupt(&self.meta.file.table_path(), "block", offset, expected, found)
-        })
+        Block::parse(self.meta.file, offset, bytes)
+            .map_err(|(expected, found)| corrupt(&self.name.path(), "block", offset, expected, found))
     }
 
     /// Closes the file.

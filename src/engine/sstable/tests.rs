@@ -6,7 +6,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
-use crate::base::{Entry, OpKind, PAGE_SIZE};
+use crate::base::{Entry, OpKind, PAGE_SIZE, TableName};
 use crate::disk::Disk;
 use crate::engine::cache::BlockCache;
 use crate::engine::compaction::{self, Merged};
@@ -44,7 +44,7 @@ async fn build(env: &SimEnv, file: u64, model: &Model) -> Rc<Table<SimEnv>> {
         builder.add(key, xxh3_64(key), &entry).await.unwrap();
     }
     let meta = builder.finish().await.unwrap();
-    let table = Table::open(env, FileId(file), TabletId(3)).await.unwrap();
+    let table = Table::open(env, TableName::new(TabletId(3), FileId(file))).await.unwrap();
     assert_eq!(table.meta(), &meta);
     Rc::new(table)
 }
@@ -111,7 +111,7 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
                     .unwrap();
             let Merged::Table(meta) = merged else { panic!("{merged:?}") };
             assert_eq!(meta.entries, expected.len() as u64);
-            let table = Rc::new(Table::open(&env, FileId(99), TabletId(3)).await.unwrap());
+            let table = Rc::new(Table::open(&env, TableName::new(TabletId(3), FileId(99))).await.unwrap());
             let mut iter = TableIter::seek(&table, b"").await.unwrap();
             for (key, (lsn, kind, value)) in &expected {
                 let (k, entry) = iter.current().unwrap();
@@ -128,7 +128,7 @@ fn every_flipped_bit_is_found_and_none_changes_an_answer() {
     world.run(async {
         let model = random_model(&mut fastrand::Rng::with_seed(6), 60, 0);
         build(&env, 1, &model).await;
-        let path = FileId(1).table_path();
+        let path = TableName::new(TabletId(3), FileId(1)).path();
         let whole = env.disk().peek(&path).unwrap();
         assert!(inspect_table(&path, &whole).unwrap().damage.is_empty());
         let mut rng = fastrand::Rng::with_seed(7);
@@ -139,7 +139,7 @@ fn every_flipped_bit_is_found_and_none_changes_an_answer() {
             let found = inspect_table(&path, &bytes).map_or(true, |report| !report.damage.is_empty());
             env.disk().poke(&path, bytes);
             let mut harmless = true;
-            match Table::open(&env, FileId(1), TabletId(3)).await {
+            match Table::open(&env, TableName::new(TabletId(3), FileId(1))).await {
                 Err(error) => {
                     assert!(error.to_string().contains(&path), "{error}");
                     harmless = false;
@@ -174,14 +174,14 @@ fn a_block_at_the_wrong_place_is_refused() {
             .map(|n| (n.to_be_bytes().to_vec(), (u64::from(n) + 1, OpKind::Put, vec![1; 100])))
             .collect();
         let table = build(&env, 1, &model).await;
-        let path = FileId(1).table_path();
+        let path = TableName::new(TabletId(3), FileId(1)).path();
         let mut bytes = env.disk().peek(&path).unwrap();
         let (a, b) = (table.handle(0), table.handle(1));
         assert_eq!((a.len, b.len), (PAGE_SIZE, PAGE_SIZE));
         let (first, second) = bytes.split_at_mut(PAGE_SIZE);
         first.swap_with_slice(&mut second[..PAGE_SIZE]);
         env.disk().poke(&path, bytes);
-        let table = Table::<SimEnv>::open(&env, FileId(1), TabletId(3)).await.unwrap();
+        let table = Table::<SimEnv>::open(&env, TableName::new(TabletId(3), FileId(1))).await.unwrap();
         assert!(matches!(table.read_block(a).await, Err(TableError::Corrupt { offset: 0, .. })));
     });
 }
@@ -203,7 +203,7 @@ fn versions_of_a_key_go_on_over_blocks_and_the_newest_is_found() {
             }
         }
         assert_eq!(builder.finish().await.unwrap().entries, 506);
-        let table = Rc::new(Table::open(&env, FileId(1), TabletId(3)).await.unwrap());
+        let table = Rc::new(Table::open(&env, TableName::new(TabletId(3), FileId(1))).await.unwrap());
         assert!(table.blocks() > 100);
         let cache = BlockCache::new(1 << 20);
         for (key, newest) in [(b"a", 3), (b"b", 500), (b"c", 3)] {
@@ -215,7 +215,7 @@ fn versions_of_a_key_go_on_over_blocks_and_the_newest_is_found() {
             assert_eq!((found, entry.lsn.0), (*key, *lsn));
             iter.advance().await.unwrap();
         }
-        let path = FileId(1).table_path();
+        let path = TableName::new(TabletId(3), FileId(1)).path();
         let report = inspect_table(&path, &env.disk().peek(&path).unwrap()).unwrap();
         assert!(report.damage.is_empty(), "{:?}", report.damage);
     });
@@ -300,7 +300,7 @@ fn a_tool_goes_on_behind_damage() {
             .map(|n| (n.to_be_bytes().to_vec(), (u64::from(n) + 1, OpKind::Put, vec![1; 100])))
             .collect();
         let table = build(&env, 1, &model).await;
-        let path = FileId(1).table_path();
+        let path = TableName::new(TabletId(3), FileId(1)).path();
         let whole = env.disk().peek(&path).unwrap();
         let blocks = table.blocks();
         let records = |report: &TableReport| report.blocks.iter().filter_map(|b| b.2).sum::<usize>();

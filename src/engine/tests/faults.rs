@@ -224,8 +224,8 @@ fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
             let store = Store::open(&env, &Shape::small(1), &model).await.unwrap();
             let engine = &store.engines[0];
             let needs_merge = |tablet: &Tablet<SimEnv>| {
-                let tables = tablet.tables.borrow();
-                let runs: Vec<_> = tables.iter().map(|table| compaction::Run::from(table.meta())).collect();
+                let version = tablet.version();
+                let runs: Vec<_> = version.upper().iter().map(|m| compaction::Run::from(m.meta())).collect();
                 compaction::pick(&runs, engine.options.compaction_fan).is_some()
             };
             let mut broken = None;
@@ -236,21 +236,21 @@ fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
                 store.seal(0);
                 engine.changed().until(|| engine.sealed.borrow().is_empty()).await;
                 if broken.is_none() {
-                    let found = engine.tablets.iter().position(|tablet| !tablet.tables.borrow().is_empty());
+                    let found = engine.all_tablets().iter().position(|tablet| !tablet.version().is_empty());
                     let local = found.expect("something was flushed");
-                    let path = engine.tablets[local].tables.borrow()[0].file().table_path();
+                    let path = engine.tablet(local).version().upper()[0].table.name().path();
                     env.disk().fail("read", &path, 0, libc::EIO, false);
                     broken = Some(local);
                 }
             }
             env.sleep(Duration::from_secs(5)).await;
             assert!(store.metrics().compaction_failures > 0);
-            for (local, tablet) in engine.tablets.iter().enumerate() {
+            for (local, tablet) in engine.all_tablets().iter().enumerate() {
                 assert!(Some(local) == broken || !needs_merge(tablet), "tablet {local}");
             }
             env.disk().heal();
             env.sleep(Duration::from_secs(130)).await;
-            assert!(!engine.tablets.iter().any(needs_merge), "it is tried again");
+            assert!(!engine.all_tablets().iter().any(|tablet| needs_merge(tablet)), "it is tried again");
             worker.check_all(&store, &model).await.unwrap();
             store.close().await.unwrap();
         });

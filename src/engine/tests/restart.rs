@@ -17,7 +17,7 @@ const SEGMENTS_IDLE_MAX: usize = 4;
 
 /// How the names of tables begin that were written under `log`.
 fn file_prefix(log: LogId) -> String {
-    format!("sst/{:08x}", log.0)
+    format!("-{:08x}", log.0)
 }
 
 async fn logs(env: &SimEnv) -> BTreeSet<LogId> {

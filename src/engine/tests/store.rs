@@ -135,9 +135,10 @@ impl Store {
         for engine in join_all(opens).await {
             engines.push(engine?);
         }
-        for tablet in engines.iter().flat_map(|engine| engine.tablets.iter().map(move |t| (engine, t))) {
-            let (engine, tablet) = tablet;
-            model.borrow_mut().settle(tablet.id, engine.wal.last_index(tablet.log));
+        for engine in &engines {
+            for tablet in engine.all_tablets() {
+                model.borrow_mut().settle(tablet.id, engine.wal.last_index(tablet.log));
+            }
         }
         Ok(Store { env: env.clone(), engines, slots: SlotTable::new(&start.state) })
     }
@@ -145,7 +146,7 @@ impl Store {
     pub fn place(&self, key: KeyId) -> Place {
         let slot = Slot::of_key(&key_bytes(key));
         let (shard, local) = (self.slots.shard(slot), self.slots.local(slot));
-        Place { shard, local, tablet: self.engines[shard].tablets[local].id }
+        Place { shard, local, tablet: self.engines[shard].tablet(local).id }
     }
 
     /// Reads a key as a shard does. With the version the block on which it depends.
@@ -235,10 +236,10 @@ impl Store {
 
     /// Paths of the tables that are live now.
     pub fn live_tables(&self) -> BTreeSet<String> {
-        let tablets = self.engines.iter().flat_map(|engine| &engine.tablets);
+        let tablets = self.engines.iter().flat_map(|engine| engine.all_tablets());
         tablets
             .flat_map(|tablet| {
-                tablet.tables.borrow().iter().map(|t| t.file().table_path()).collect::<Vec<_>>()
+                tablet.version().members().map(|member| member.table.name().path()).collect::<Vec<_>>()
             })
             .collect()
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
 
-use atlaskv::base::{FileId, OpIter, OpKind, PAGE_SIZE};
+use atlaskv::base::{OpIter, OpKind, PAGE_SIZE, TableName};
 use atlaskv::engine::manifest;
 use atlaskv::engine::sstable::{Block, inspect_table};
 use atlaskv::engine::wal::format::{BLOCK_HEADER_BYTES, RecordKind, Records};
@@ -158,7 +158,7 @@ pub fn sst(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
             writeln!(out, "expires: {}", meta.expiries)?;
         }
     }
-    let named = file.file_stem().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok()).map(FileId);
+    let named = file.file_name().and_then(|name| TableName::parse(name.to_str()?)).map(|name| name.file);
     let id = known.or(named);
     for (offset, len, records) in &report.blocks {
         match records {

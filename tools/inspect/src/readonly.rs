@@ -57,6 +57,10 @@ impl Disk for ReadOnly {
         refused("rename", from)
     }
 
+    async fn link(&self, from: &str, _: &str) -> Result<()> {
+        refused("link", from)
+    }
+
     async fn remove(&self, path: &str) -> Result<()> {
         refused("remove", path)
     }

@@ -1,12 +1,12 @@
 //! Checks a whole data directory: what a start would read, every entry of the logs, every byte of the tables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 
-use atlaskv::base::{FileId, LogId, OpIter, TabletId};
+use atlaskv::base::{LogId, OpIter, TableName, TabletId};
 use atlaskv::disk::Disk;
 use atlaskv::engine::manifest::{self, State, TableRef, inspect_current, inspect_file};
 use atlaskv::engine::sstable::{Table, TableIter, TableMeta, inspect_table};
@@ -91,17 +91,15 @@ impl<W: Write> Check<'_, W> {
     /// Everything, as a sound manifest tells it.
     fn store(&mut self, state: &State) -> Result<(), Failure> {
         self.logs(state)?;
-        let mut live = BTreeSet::new();
         for tablet in state.tablets.values() {
             for table in &tablet.tables {
-                live.insert(table.file);
                 self.table(tablet.id, table)?;
             }
         }
-        let known = state.live_files();
-        for name in self.names("sst")? {
-            let id = name.strip_suffix(".sst").and_then(|id| u64::from_str_radix(id, 16).ok()).map(FileId);
-            if id.is_none_or(|id| !known.contains(&id)) {
+        let live = state.live_tables();
+        for name in self.names(TableName::DIR)? {
+            let known = TableName::parse(&name);
+            if known.is_none_or(|name| !live.contains(&name) && !state.is_pinned(name.file)) {
                 self.note(&format!("sst/{name}: no tablet refers to it; the next start removes it"))?;
             }
         }
@@ -246,7 +244,8 @@ impl<W: Write> Check<'_, W> {
     }
 
     fn table(&mut self, tablet: TabletId, table: &TableRef) -> Result<(), Failure> {
-        let path = table.file.table_path();
+        let name = TableName::new(tablet, table.file);
+        let path = name.path();
         self.tables += 1;
         let Some(meta) = self.table_alone(&path)? else { return Ok(()) };
         if TableRef::from(&meta)
@@ -254,7 +253,7 @@ impl<W: Write> Check<'_, W> {
         {
             self.bad(&format!("{path}: it is not the table that the manifest describes"))?;
         }
-        if let Err(what) = block_on(keys_are_of(&self.env, table.file, tablet, &meta)) {
+        if let Err(what) = block_on(keys_are_of(&self.env, name, &meta)) {
             self.bad(&format!("{path}: {what}"))?;
         }
         Ok(())
@@ -292,7 +291,7 @@ impl<W: Write> Check<'_, W> {
         for segments in logs.values() {
             self.segments_alone(segments)?;
         }
-        for name in self.names("sst")? {
+        for name in self.names(TableName::DIR)? {
             self.tables += 1;
             self.table_alone(&format!("sst/{name}"))?;
         }
@@ -323,9 +322,9 @@ impl<W: Write> Check<'_, W> {
 }
 
 /// Whether every key is one of the tablet's.
-async fn keys_are_of(env: &ReadOnly, file: FileId, tablet: TabletId, meta: &TableMeta) -> Result<(), String> {
+async fn keys_are_of(env: &ReadOnly, name: TableName, meta: &TableMeta) -> Result<(), String> {
     let words = |error: atlaskv::engine::sstable::TableError| error.to_string();
-    let table = Rc::new(Table::open(env, file, tablet).await.map_err(words)?);
+    let table = Rc::new(Table::open(env, name).await.map_err(words)?);
     let mut iter = TableIter::seek(&table, b"").await.map_err(words)?;
     while let Some((key, _)) = iter.current() {
         if !meta.slots.contains(Slot::of_key(key)) {
