@@ -56,6 +56,10 @@ pub struct Args {
     #[arg(short = 'd', long, default_value = "100", value_parser = parse_size)]
     pub value_size: usize,
 
+    /// Share of a value that compression leaves of it, about; 1 for values that don't compress
+    #[arg(long, default_value_t = 1.0)]
+    pub compression_ratio: f64,
+
     /// Measured time, as 10s, 500ms, 5m [default: 10s, unbounded with --requests]
     #[arg(long, value_parser = parse_duration)]
     pub duration: Option<Duration>,
@@ -104,6 +108,14 @@ pub struct Args {
     #[arg(long)]
     pub preload_only: bool,
 
+    /// Order in which keys are set before the run
+    #[arg(long, value_enum, default_value_t = Order::Sequential)]
+    pub preload_order: Order,
+
+    /// Reads ask for keys that were never set, each between two that may have been
+    #[arg(long)]
+    pub absent: bool,
+
     /// Check every value that is read: that it was written to this key, and is whole
     #[arg(long)]
     pub verify: bool,
@@ -133,6 +145,13 @@ pub struct Args {
 pub enum Distribution {
     Uniform,
     Zipfian,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    Sequential,
+    /// Like a random order to the server; each key once all the same.
+    Scattered,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -213,6 +232,10 @@ impl Args {
         ensure!((1..=65_535).contains(&self.mget_keys), "--mget-keys must be between 1 and 65535");
         ensure!(self.rate != Some(0), "--rate must be at least 1");
         ensure!(self.requests != Some(0), "--requests must be at least 1");
+        ensure!(
+            self.compression_ratio > 0.0 && self.compression_ratio <= 1.0,
+            "--compression-ratio must be above 0 and at most 1"
+        );
         ensure!(self.duration != Some(Duration::ZERO), "--duration must be more than nothing");
         let picker = match self.distribution {
             Distribution::Uniform => Picker::uniform(self.keys),
@@ -350,6 +373,8 @@ mod tests {
             ("--pipeline 0", "--pipeline"),
             ("--value-size 1GiB", "--value-size"),
             ("--rate 0", "--rate"),
+            ("--compression-ratio 0", "--compression-ratio"),
+            ("--compression-ratio NaN", "--compression-ratio"),
             ("--poisson", "--rate"),
             ("--json /no/such/folder/x", "--json"),
         ] {

@@ -16,6 +16,7 @@ use crate::record::{Answered, Recorder};
 use crate::timetable::Timetable;
 use crate::value::{self, Values};
 use crate::wire::{Body, Op, Wire, WireError};
+use crate::zipf::Scramble;
 
 /// Which connection a key belongs to.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Workload {
     pub value_size: usize,
     pub mget_keys: usize,
     pub verify: bool,
+    /// Which keys reads ask for: those that writes set, or such as never were.
+    pub read_family: Family,
     /// Whether a key that is not there is a fault: all were loaded and nothing deletes them.
     pub all_present: bool,
 }
@@ -52,8 +55,8 @@ pub struct Workload {
 /// What decides when a client sends.
 #[derive(Clone, Debug)]
 pub enum Pacing {
-    /// Sets every `step`th key from `next` below `end`, once.
-    Load { next: u64, step: u64, end: u64 },
+    /// Sets every `step`th key from `next` below `end`, once; in the order of the scramble if there is one.
+    Load { next: u64, step: u64, end: u64, scramble: Option<Scramble> },
     /// As soon as there is room.
     Closed,
     /// By the clock.
@@ -151,12 +154,13 @@ impl<W: Wire> Client<W> {
     #[inline]
     fn next(&mut self, now: u64, shared: &mut Shared<'_>) -> Option<(OpKind, u64, u64)> {
         let intended = match &mut self.pacing {
-            Pacing::Load { next, step, end } => {
-                let key = *next;
-                if key >= *end || now >= shared.recorder.until {
+            Pacing::Load { next, step, end, scramble } => {
+                let place = *next;
+                if place >= *end || now >= shared.recorder.until {
                     return None;
                 }
                 *next += *step;
+                let key = scramble.map_or(place, |scramble| scramble.place(place));
                 return Some((OpKind::Set, key, now));
             }
             Pacing::Closed if now < shared.recorder.until && *shared.quota > 0 => now,
@@ -182,7 +186,8 @@ impl<W: Wire> Client<W> {
         let Scratch { key, value, numbers, touched } = shared.scratch;
         key.clear();
         numbers.clear();
-        workload.space.append(family(kind), number, key);
+        let family = family(kind, workload);
+        workload.space.append(family, number, key);
         let key_size = key.len();
         let lane_number = self.route.lane(key);
         if kind == OpKind::MGet {
@@ -190,7 +195,7 @@ impl<W: Wire> Client<W> {
             for _ in 1..workload.mget_keys {
                 let number = workload.picker.pick(&mut self.rng);
                 numbers.push(number);
-                workload.space.append(Family::Values, number, key);
+                workload.space.append(family, number, key);
             }
         }
         let op = match kind {
@@ -237,8 +242,12 @@ impl<W: Wire> Client<W> {
     }
 }
 
-fn family(kind: OpKind) -> Family {
-    if kind == OpKind::Incr { Family::Counters } else { Family::Values }
+fn family(kind: OpKind, workload: &Workload) -> Family {
+    match kind {
+        OpKind::Incr => Family::Counters,
+        OpKind::Get | OpKind::MGet => workload.read_family,
+        OpKind::Set | OpKind::Del => Family::Values,
+    }
 }
 
 /// Records one reply, and verifies what it brings.
@@ -288,7 +297,7 @@ fn check_value(number: u64, value: Option<&[u8]>, shared: &mut Shared<'_>) {
     }
     let key = &mut shared.scratch.key;
     key.clear();
-    workload.space.append(Family::Values, number, key);
+    workload.space.append(workload.read_family, number, key);
     match value {
         Some(value) if value::is_intact(key, value) => {}
         Some(value) => shared.recorder.mismatches.note(|| {

@@ -28,7 +28,9 @@ impl Picker {
 }
 
 /// Keys of one length: a prefix, then the key's number in decimal with leading zeros. Counters, which
-/// hold numbers rather than self-describing values, have an `n` in place of the first zero.
+/// hold numbers rather than self-describing values, have an `n` in place of the first zero. Absent keys, which
+/// nothing ever sets, have a letter in place of the last digit: so they lie between the others, and it takes
+/// more than the first and last key of a table to know that it has none of them.
 #[derive(Clone, Debug)]
 pub struct KeySpace {
     prefix: Vec<u8>,
@@ -40,6 +42,7 @@ pub struct KeySpace {
 pub enum Family {
     Values,
     Counters,
+    Absent,
 }
 
 impl KeySpace {
@@ -66,8 +69,10 @@ impl KeySpace {
             out[at] = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
-        if family == Family::Counters {
-            out[start + self.prefix.len()] = b'n';
+        match family {
+            Family::Values => {}
+            Family::Counters => out[start + self.prefix.len()] = b'n',
+            Family::Absent => out[start + self.key_size - 1] = b'a' + (number % 10) as u8,
         }
     }
 }
@@ -92,6 +97,7 @@ mod tests {
         assert_eq!(key(&space, Family::Values, 0), "before key:00000000");
         assert_eq!(key(&space, Family::Values, 999_999), "before key:00999999");
         assert_eq!(key(&space, Family::Counters, 42), "before key:n0000042");
+        assert_eq!(key(&space, Family::Absent, 42), "before key:0000004c");
     }
 
     #[test]

@@ -109,6 +109,14 @@ impl ServerCpu {
         let micros_per_op = (user_cores + system_cores) * 1e6 / ops_per_second;
         Some(ServerCpu { user_cores, system_cores, micros_per_op })
     }
+
+    fn json(&self) -> Value {
+        json!({
+            "micros_per_op": self.micros_per_op,
+            "user_cores": self.user_cores,
+            "system_cores": self.system_cores,
+        })
+    }
 }
 
 pub struct Report {
@@ -402,6 +410,9 @@ impl Report {
                 "keys": load.keys,
                 "seconds": load.seconds,
                 "keys_per_second": load.keys as f64 / load.seconds.max(1e-9),
+                "response_us": latency_json(&load.record.response),
+                "server_cpu": load.server_cpu.as_ref().map(ServerCpu::json),
+                "timeline": timeline_json(&load.timeline),
             })),
             "seconds": self.seconds,
             "total": sum.as_ref().map(|sum| self.record_json(sum)),
@@ -417,24 +428,13 @@ impl Report {
             "unanswered": self.unanswered,
             "refusals": { "count": self.refusals.count, "samples": self.refusals.samples },
             "mismatches": { "count": self.mismatches.count, "samples": self.mismatches.samples },
-            "server_cpu": self.server_cpu.as_ref().map(|server| json!({
-                "micros_per_op": server.micros_per_op,
-                "user_cores": server.user_cores,
-                "system_cores": server.system_cores,
-            })),
+            "server_cpu": self.server_cpu.as_ref().map(ServerCpu::json),
             "generator_cpu": {
                 "micros_per_op": self.generator_micros_per_op(),
                 "busiest_share": self.busiest(),
                 "threads": cpu,
             },
-            "timeline": self.timeline.iter().map(|point| json!({
-                "second": point.second,
-                "ops": point.ops,
-                "errors": point.errors,
-                "p50_us": us(point.p50),
-                "p99_us": us(point.p99),
-                "max_us": us(point.max),
-            })).collect::<Vec<_>>(),
+            "timeline": timeline_json(&self.timeline),
             "warnings": self.warnings(),
             "interrupted": self.interrupted,
             "good": self.is_good(),
@@ -471,6 +471,20 @@ fn latency_json(latency: &Histogram<u64>) -> Value {
     Value::Object(figures)
 }
 
+fn timeline_json(points: &[Point]) -> Vec<Value> {
+    let point = |point: &Point| {
+        json!({
+            "second": point.second,
+            "ops": point.ops,
+            "errors": point.errors,
+            "p50_us": us(point.p50),
+            "p99_us": us(point.p99),
+            "max_us": us(point.max),
+        })
+    };
+    points.iter().map(point).collect()
+}
+
 fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value {
     json!({
         "target": args.target.text,
@@ -481,6 +495,7 @@ fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value
         "key_size": args.key_size,
         "key_prefix": args.key_prefix,
         "value_size": args.value_size,
+        "compression_ratio": args.compression_ratio,
         "duration_seconds": duration.map(|duration| duration.as_secs_f64()),
         "requests": args.requests,
         "warmup_seconds": args.warmup.as_secs_f64(),
@@ -495,6 +510,11 @@ fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value
         "poisson": args.poisson,
         "spin": args.spin,
         "preload": args.preload || args.preload_only,
+        "preload_order": match args.preload_order {
+            crate::args::Order::Sequential => "sequential",
+            crate::args::Order::Scattered => "scattered",
+        },
+        "absent": args.absent,
         "verify": args.verify,
         "seed": args.seed,
         "shard_aware": args.shard_aware == crate::args::Switch::On,

@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::args::{Plan, Switch};
+use crate::args::{Order, Plan, Switch};
 use crate::client::{Client, Pacing, Route, Workload};
 use crate::cpu::{self, ProcessTime};
+use crate::keys::Family;
 use crate::lane::Lane;
 use crate::mix::OpKind;
-use crate::record::{Faults, Second, Totals, merge};
-use crate::report::{Generator, Progress, Report, ServerCpu};
+use crate::record::{Faults, OpRecord, Second, Totals, merge};
+use crate::report::{Generator, Point, Progress, Report, ServerCpu};
 use crate::timetable::{Arrivals, Timetable};
 use crate::value::Values;
 use crate::wire::{Connect, Topology};
 use crate::worker::{Clock, Outcome, Phase, Worker};
+use crate::zipf::Scramble;
 
 /// Requests in flight per client while loading, if the pipeline is not deeper.
 const LOAD_PIPELINE_MIN: usize = 64;
@@ -37,11 +39,12 @@ pub fn run<W: Connect>(plan: &Plan, stop: &Arc<AtomicBool>) -> Result<Report> {
         mix: args.mix.clone(),
         picker: plan.picker,
         space: plan.space.clone(),
-        values: Values::new(),
+        values: Values::new(args.compression_ratio),
         value_size: args.value_size,
         mget_keys: args.mget_keys,
         verify: args.verify,
-        all_present: loads && !args.mix.has(OpKind::Del),
+        read_family: if args.absent { Family::Absent } else { Family::Values },
+        all_present: loads && !args.absent && !args.mix.has(OpKind::Del),
     });
     let clock = Clock::start();
     if let Some(pid) = args.server_pid {
@@ -91,6 +94,9 @@ fn connect<W: Connect>(
 pub struct Load {
     pub keys: u64,
     pub seconds: f64,
+    pub record: OpRecord,
+    pub server_cpu: Option<ServerCpu>,
+    pub timeline: Vec<Point>,
 }
 
 fn load<W: Connect>(
@@ -100,10 +106,14 @@ fn load<W: Connect>(
     stop: &Arc<AtomicBool>,
 ) -> Result<Load> {
     let args = &plan.args;
+    let scramble = (args.preload_order == Order::Scattered).then(|| Scramble::new(args.keys));
     for (number, client) in workers.iter_mut().flat_map(|worker| &mut worker.clients).enumerate() {
-        let pacing = Pacing::Load { next: number as u64, step: args.clients as u64, end: args.keys };
+        let pacing =
+            Pacing::Load { next: number as u64, step: args.clients as u64, end: args.keys, scramble };
         client.pace(pacing, plan.pipeline.max(LOAD_PIPELINE_MIN));
     }
+    let server_time = || args.server_pid.map(cpu::of_process).transpose();
+    let before = server_time()?;
     let begin = clock.now();
     let phase = Phase { begin, from: begin, until: NEVER, quota: u64::MAX, open_loop: false };
     let mut progress = Progress::new("load", args.quiet, args.threads);
@@ -113,9 +123,10 @@ fn load<W: Connect>(
         }
         Ok(())
     })?;
-    progress.finish();
-    let mut load = Load { keys: 0, seconds: 0.0 };
-    let mut unanswered = 0;
+    let after = server_time()?;
+    let timeline = progress.finish();
+    let (mut keys, mut seconds, mut unanswered) = (0, 0f64, 0);
+    let mut totals = Totals { ops: [const { None }; 5] };
     for mut outcome in outcomes {
         if let Some(error) = outcome.error.take() {
             return Err(error.context("while loading the keys"));
@@ -128,13 +139,17 @@ fn load<W: Connect>(
             bail!("loading the keys failed: {fault}");
         }
         unanswered += outcome.recorder.unanswered;
-        load.keys += sum.ops + sum.drained;
-        load.seconds = load.seconds.max((outcome.recorder.last_reply.saturating_sub(begin)) as f64 / 1e9);
+        keys += sum.ops + sum.drained;
+        seconds = seconds.max((outcome.recorder.last_reply.saturating_sub(begin)) as f64 / 1e9);
+        totals.add(&outcome.totals);
     }
     if unanswered > 0 {
         bail!("loading was stopped, and {unanswered} requests were not answered within 10 s after that");
     }
-    Ok(load)
+    let record = totals.sum().context("no key was loaded")?;
+    let rate = keys as f64 / seconds.max(1e-9);
+    let server_cpu = before.zip(after).and_then(|(before, after)| ServerCpu::between(&before, &after, rate));
+    Ok(Load { keys, seconds, record, server_cpu, timeline })
 }
 
 fn measure<W: Connect>(

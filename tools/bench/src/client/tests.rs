@@ -71,7 +71,8 @@ impl Bench {
             mix: mix.parse().unwrap(),
             picker: Picker::uniform(keys),
             space: KeySpace::new("k", 8, keys, true).unwrap(),
-            values: Values::new(),
+            values: Values::new(1.0),
+            read_family: Family::Values,
             value_size: 64,
             mget_keys: 4,
             verify: true,
@@ -273,7 +274,7 @@ fn a_quota_is_used_up_exactly() {
 
 #[test]
 fn loading_sets_each_key_of_its_share_once() {
-    let mut bench = Bench::new("get", Pacing::Load { next: 3, step: 50, end: 1000 }, 1000);
+    let mut bench = Bench::new("get", Pacing::Load { next: 3, step: 50, end: 1000, scramble: None }, 1000);
     assert_eq!(bench.fill(0), 20);
     let requests = bench.requests();
     assert!(requests.iter().all(|(_, kind, key, value)| *kind == OpKind::Set

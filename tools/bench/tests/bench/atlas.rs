@@ -181,6 +181,24 @@ fn every_operation_is_matched_to_its_reply_and_verified() {
 }
 
 #[test]
+fn a_scattered_load_sets_every_key_and_absent_ones_lie_between() {
+    let (address, state) = server(u64::MAX);
+    let run = bench(
+        &format!("atlaskv://{address}"),
+        "--preload --preload-order scattered --absent --verify --keys 500 --key-size 8 --clients 3 \
+         --requests 1000 --mix get=4,mget=1 --mget-keys 5 --compression-ratio 0.5",
+    );
+    assert_eq!(run.code(), 0, "{}", run.errors());
+    let json = run.json();
+    assert_eq!(json["load"]["keys"], 500);
+    assert_eq!(json["load"]["response_us"]["samples"], 500);
+    assert_eq!(json["total"]["missing"], json["total"]["keys"]);
+    let state = state.lock().unwrap();
+    assert_eq!((state.data.len(), state.writes), (500, 500));
+    assert!(state.data.contains_key(&b"key:0499"[..]));
+}
+
+#[test]
 fn a_plain_client_knows_nothing_of_shards() {
     let (address, state) = server(u64::MAX);
     let run = bench(
