@@ -11,7 +11,7 @@ use atlaskv::engine::manifest::format::{
     BLOCK_HEADER_BYTES, CURRENT, Current, FileKey, block_len, seal_block,
 };
 use atlaskv::engine::manifest::{
-    Change, Clip, Edit, ItemState, State, TableRef, inspect_current, inspect_file, load,
+    Change, Clip, Edit, ItemState, LAST, State, TableRef, UPPER, inspect_current, inspect_file, load,
 };
 use atlaskv::env::sim::{SimEnv, SimWorld};
 use atlaskv::slot::SlotRange;
@@ -33,7 +33,7 @@ fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn table(file: u64, clip: Option<Clip>) -> TableRef {
     TableRef {
         file: FileId::new(LogId(3), file as u32),
-        level: 1,
+        level: UPPER,
         bytes: 1_048_576 + file,
         entries: 1000,
         tombstones: 17,
@@ -93,6 +93,20 @@ fn edits() -> Vec<Edit> {
                 Change::Log { log: LogId(10), end: Some(BlockSeq(4711)) },
             ],
         },
+        Edit {
+            changes: vec![Change::Descend {
+                tablet: a,
+                removed: vec![],
+                advanced: vec![file(6)],
+                from: b"d".as_slice().into(),
+                added: vec![TableRef {
+                    file: file(7),
+                    level: LAST,
+                    largest: b"c".as_slice().into(),
+                    ..table(4, None)
+                }],
+            }],
+        },
     ]
 }
 
@@ -145,7 +159,7 @@ fn what_was_written_is_read() {
     atlaskv::env::Env::disk(&env).poke(&KEY.path(), bytes);
     let state = world.run(load(&env)).unwrap().unwrap();
     let files = |tablet| state.tables(TabletId(tablet)).iter().map(|t| t.file.0 & 0xFF).collect::<Vec<_>>();
-    assert_eq!((files(0), files(1)), (vec![6], vec![2]));
+    assert_eq!((files(0), files(1)), (vec![6, 7], vec![2]));
     assert_eq!(state.tables(TabletId(1))[0].clip.as_ref().unwrap().slots.last(), 200);
     assert_eq!(state.flushed(TabletId(0)), EntryIndex(19));
     assert_eq!(state.pins.len(), 1);

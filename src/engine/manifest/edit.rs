@@ -9,37 +9,25 @@
 //! | 3 | tablet | | 8 | pin |
 //! | 4 | add table | | 9 | unpin |
 //! | 5 | remove tables | | 10 | replace tables |
+//! | 11 | descend | | | |
 
+use super::bounds::{Bounds, Clip};
 use super::state::{Store, TabletState};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, TabletId};
 use crate::engine::sstable::TableMeta;
 use crate::slot::SlotRange;
 
-/// Which part of a table counts, when it is referred to from a part of the tablet that wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clip {
-    /// Slots that count.
-    pub slots: SlotRange,
-    /// Smallest key that counts.
-    pub smallest: Box<[u8]>,
-    /// First key that does not count any more; empty: none.
-    pub end: Box<[u8]>,
-}
-
-impl Clip {
-    /// Whether a key counts, by its place in the order of keys alone.
-    #[inline]
-    pub fn covers(&self, key: &[u8]) -> bool {
-        key >= &self.smallest[..] && (self.end.is_empty() || key < &self.end[..])
-    }
-}
+/// Level of tables that may overlap: flushes, and merges of them.
+pub const UPPER: u8 = 0;
+/// Level of tables that do not, with everything that is older.
+pub const LAST: u8 = 1;
 
 /// A table as the manifest knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRef {
     /// Its file.
     pub file: FileId,
-    /// Its level: 0 for a flush; meaningless to today's compaction.
+    /// [`UPPER`] or [`LAST`].
     pub level: u8,
     /// Size of the file.
     pub bytes: u64,
@@ -57,7 +45,7 @@ pub struct TableRef {
     pub smallest: Box<[u8]>,
     /// Largest key.
     pub largest: Box<[u8]>,
-    /// Which part counts; `None`: all of it. Stored and returned; whoever opens the table applies it.
+    /// Which part counts; `None`: all of it.
     pub clip: Option<Clip>,
 }
 
@@ -65,7 +53,7 @@ impl From<&TableMeta> for TableRef {
     fn from(meta: &TableMeta) -> TableRef {
         TableRef {
             file: meta.file,
-            level: 0,
+            level: UPPER,
             bytes: meta.bytes,
             entries: meta.entries,
             tombstones: meta.tombstones,
@@ -93,7 +81,8 @@ pub enum Change {
     },
     /// A tablet, without tables.
     Tablet(TabletState),
-    /// A table becomes live, at this place in the tablet's list (0: the newest).
+    /// A table becomes live, at this place in the tablet's list (0: the newest; those of the last level come
+    /// behind all others, in the order of keys).
     AddTable {
         /// Whose.
         tablet: TabletId,
@@ -118,6 +107,21 @@ pub enum Change {
         files: Vec<FileId>,
         /// The output.
         table: Option<TableRef>,
+    },
+    /// A step of a descent: the keys of the last level below `from`, down to where the step before ended, are
+    /// written anew together with what the oldest tables above have of them. Says no positions, as above.
+    Descend {
+        /// Whose.
+        tablet: TabletId,
+        /// Tables that go: those of the last level that were written anew, those above of which nothing is
+        /// left. One that only moves down goes, too, and comes back under `added`.
+        removed: Vec<FileId>,
+        /// Tables above of which only keys from `from` on count now.
+        advanced: Vec<FileId>,
+        /// See there.
+        from: Box<[u8]>,
+        /// Tables of the last level that become live.
+        added: Vec<TableRef>,
     },
     /// Tables hold everything of the tablet up to here.
     Flushed {
@@ -159,7 +163,7 @@ pub struct Edit {
 }
 
 const SKIPPABLE: u8 = 1;
-const KIND_MAX: u8 = 10;
+const KIND_MAX: u8 = 11;
 
 /// A payload that can't be read, though its checksum is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -256,6 +260,17 @@ impl<'a> Reader<'a> {
 }
 
 impl TableRef {
+    /// The keys that it may be about.
+    pub fn bounds(&self) -> Bounds<'_> {
+        Bounds::new(&self.smallest, &self.largest, self.clip.as_ref())
+    }
+
+    /// As a table of this level, of which `clip` counts.
+    #[must_use]
+    pub fn placed(self, level: u8, clip: Option<Clip>) -> TableRef {
+        TableRef { level, clip, ..self }
+    }
+
     fn encode(&self, out: &mut Writer) {
         out.u64(self.file.0).u8(self.level).u64(self.bytes).u64(self.entries).u64(self.tombstones);
         out.u64(self.expiring).u64(self.min_lsn.0).u64(self.max_lsn.0);
@@ -295,6 +310,7 @@ impl Change {
             Change::AddTable { tablet, .. }
             | Change::RemoveTables { tablet, .. }
             | Change::ReplaceTables { tablet, .. }
+            | Change::Descend { tablet, .. }
             | Change::Flushed { tablet, .. }
             | Change::LogsDone { tablet, .. } => Some(*tablet),
             Change::Store(_) | Change::Log { .. } | Change::Pin { .. } | Change::Unpin { .. } => None,
@@ -313,6 +329,7 @@ impl Change {
             Change::Pin { .. } => 8,
             Change::Unpin { .. } => 9,
             Change::ReplaceTables { .. } => 10,
+            Change::Descend { .. } => 11,
         }
     }
 
@@ -344,6 +361,11 @@ impl Change {
                 if let Some(table) = table {
                     table.encode(out);
                 }
+            }
+            Change::Descend { tablet, removed, advanced, from, added } => {
+                out.u32(tablet.0).list(removed.iter().map(|file| file.0));
+                out.list(advanced.iter().map(|file| file.0)).bytes(from).u32(added.len() as u32);
+                added.iter().for_each(|table| table.encode(out));
             }
             Change::Flushed { tablet, index, term } => {
                 out.u32(tablet.0).u64(index.0).u64(*term);
@@ -410,6 +432,14 @@ impl Change {
                     1 => Some(TableRef::decode(from)?),
                     _ => return None,
                 },
+            },
+            11 => Change::Descend {
+                tablet: TabletId(from.u32()?),
+                removed: from.list()?.into_iter().map(FileId).collect(),
+                advanced: from.list()?.into_iter().map(FileId).collect(),
+                from: from.bytes()?,
+                // Not sized by a count that may claim anything.
+                added: (0..from.u32()?).map(|_| TableRef::decode(from)).collect::<Option<_>>()?,
             },
             _ => return None,
         })

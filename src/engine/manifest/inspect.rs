@@ -274,6 +274,16 @@ impl fmt::Display for Change {
                     None => write!(f, "nothing"),
                 }
             }
+            Change::Descend { tablet, removed, advanced, from, added } => {
+                write!(
+                    f,
+                    "tablet {tablet} remove tables {}, clip {} to keys from {} on, add to the last level:",
+                    Joined(removed),
+                    Joined(advanced),
+                    Key(from)
+                )?;
+                added.iter().try_for_each(|table| write!(f, "\n             {table}"))
+            }
             Change::Flushed { tablet, index, term } => {
                 write!(f, "tablet {tablet} flushed {index} (term {term})")
             }

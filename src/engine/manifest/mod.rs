@@ -10,13 +10,17 @@
 //! - A failed write is final: later commits are refused with the first cause. Such an edit *may* be found by
 //!   the next start, so nothing that it names may be removed ([`ManifestError::is_undecided`]).
 //! - Space is reserved ahead, so a full disk is met *before* an edit is begun, and can be waited out.
-//! - A tablet's tables are in the order of their LSNs, newest first, and no two overlap.
+//! - A tablet's tables of the upper level are listed newest first, and their LSNs do not overlap. Those of
+//!   the last level follow in the order of keys, and their keys do not overlap. Where a table of the upper
+//!   level and one of the last may hold the same key, all of the upper one is newer. What a clip leaves out
+//!   does not count in this. Each is checked when a change is applied, at a commit and at a start.
 //! - The tablets of a generation cover every slot once.
 //!
-//! Clips of table references (left by splits) are stored and returned; applying them is the reader's
-//! part, and no table has one until tablets split. Pins are stored, returned and keep a file among the live
+//! A table reference may be clipped: by a split, or by a descent that has come so far. Whoever opens a table
+//! applies the clip ([`Clip`]). Pins are stored, returned and keep a file among the live
 //! ones; nothing sets one yet.
 
+mod bounds;
 mod edit;
 pub mod format;
 mod inspect;
@@ -28,7 +32,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use edit::{Change, Clip, Edit, EditError, TableRef};
+pub use bounds::{Bounds, Clip};
+pub use edit::{Change, Edit, EditError, LAST, TableRef, UPPER};
 pub use inspect::{
     InspectedEdit, Inspection, Item, ItemState, inspect_current, inspect_file, inspect_manifest,
 };

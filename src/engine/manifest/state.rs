@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::edit::{Change, TableRef};
+use super::bounds::Clip;
+use super::edit::{Change, LAST, TableRef, UPPER};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, TableName, TabletId};
 use crate::slot::{SLOT_COUNT, SlotRange};
 
@@ -48,7 +49,7 @@ pub struct TabletState {
     pub shard: u32,
     /// Logs that may hold entries of it that tables don't, ascending.
     pub logs: Vec<LogId>,
-    /// Its tables, newest first.
+    /// Its tables: those of the upper level newest first, then those of the last one in the order of keys.
     pub tables: Vec<TableRef>,
 }
 
@@ -189,17 +190,10 @@ impl State {
                 }
             }
             Change::ReplaceTables { tablet, files, table } => {
-                let tablet = self.tablet(*tablet)?;
-                let first = files.first().ok_or("a merge of no tables")?;
-                let at = tablet.place_of(*first)?;
-                let inputs = tablet.tables.get(at..at + files.len()).unwrap_or_default();
-                if !inputs.iter().map(|input| input.file).eq(files.iter().copied()) {
-                    return Err(format!("the tables merged with {first} are not next to it"));
-                }
-                tablet.tables.drain(at..at + files.len());
-                if let Some(table) = table {
-                    tablet.insert(at, table)?;
-                }
+                self.tablet(*tablet)?.replace(files, table.as_ref())?;
+            }
+            Change::Descend { tablet, removed, advanced, from, added } => {
+                self.tablet(*tablet)?.descend(removed, advanced, from, added)?;
             }
             Change::Flushed { tablet, index, term } => {
                 let tablet = self.tablet(*tablet)?;
@@ -251,7 +245,7 @@ impl State {
         self.tablets.extend(part.tablets);
     }
 
-    /// A tablet's tables, newest first.
+    /// A tablet's tables, in the order of [`TabletState::tables`].
     pub fn tables(&self, tablet: TabletId) -> &[TableRef] {
         self.tablets.get(&tablet).map_or(&[], |tablet| &tablet.tables)
     }
@@ -295,23 +289,130 @@ impl TabletState {
         at.ok_or_else(|| format!("table {file} is to go from tablet {}, but is not there", self.id))
     }
 
-    /// A table's place follows from its LSNs; a wrong one would let old values hide new ones.
+    /// Puts the outcome of a merge into the place of its inputs.
+    fn replace(&mut self, files: &[FileId], table: Option<&TableRef>) -> Result<(), String> {
+        let first = files.first().ok_or("a merge of no tables")?;
+        let at = self.place_of(*first)?;
+        let inputs = self.tables.get(at..at + files.len()).unwrap_or_default();
+        if !inputs.iter().map(|input| input.file).eq(files.iter().copied()) {
+            return Err(format!("the tables merged with {first} are not next to it"));
+        }
+        self.tables.drain(at..at + files.len());
+        table.map_or(Ok(()), |table| self.insert(at, table))
+    }
+
+    /// Applies a step of a descent.
+    fn descend(
+        &mut self,
+        removed: &[FileId],
+        advanced: &[FileId],
+        from: &[u8],
+        added: &[TableRef],
+    ) -> Result<(), String> {
+        for file in removed {
+            let at = self.place_of(*file)?;
+            self.tables.remove(at);
+        }
+        for file in advanced {
+            let at = self.place_of(*file)?;
+            self.advance(at, from)?;
+        }
+        for table in added {
+            if table.level != LAST {
+                return Err(format!("table {} descends to level {}", table.file, table.level));
+            }
+            let upper = self.upper();
+            let first = table.bounds().first();
+            let at = upper + self.tables[upper..].partition_point(|known| known.bounds().first() < first);
+            self.insert(at, table)?;
+        }
+        Ok(())
+    }
+
+    /// From now on only keys from `from` on count of the table at this place.
+    fn advance(&mut self, at: usize, from: &[u8]) -> Result<(), String> {
+        let (id, slots) = (self.id, self.slots);
+        let table = &mut self.tables[at];
+        let clip =
+            table.clip.get_or_insert_with(|| Clip { slots, smallest: Box::default(), end: Box::default() });
+        if table.level != UPPER || from <= &clip.smallest[..] {
+            return Err(format!("table {} of tablet {id} does not descend, or has come further", table.file));
+        }
+        clip.smallest = from.into();
+        if table.bounds().is_empty() {
+            return Err(format!("table {} of tablet {id} stays though nothing of it counts", table.file));
+        }
+        Ok(())
+    }
+
+    /// How many tables are above the last level.
+    pub fn upper(&self) -> usize {
+        self.tables.partition_point(|table| table.level == UPPER)
+    }
+
+    /// A table's place follows from its level and its LSNs or keys; a wrong one would let old values hide new
+    /// ones.
     fn insert(&mut self, at: usize, table: &TableRef) -> Result<(), String> {
-        let file = table.file;
-        if self.tables.iter().any(|known| known.file == file) {
-            return Err(format!("table {file} is added to tablet {} twice", self.id));
-        }
         if at > self.tables.len() {
-            return Err(format!("table {file} is added to tablet {} at place {at}", self.id));
+            return Err(format!("table {} is added to tablet {} at place {at}", table.file, self.id));
         }
-        let newer = at.checked_sub(1).and_then(|newer| self.tables.get(newer));
-        let is_ordered = newer.is_none_or(|newer| newer.min_lsn > table.max_lsn)
-            && self.tables.get(at).is_none_or(|older| older.max_lsn < table.min_lsn)
-            && table.min_lsn <= table.max_lsn;
-        if !is_ordered {
-            return Err(format!("table {file} is out of order at place {at} of tablet {}", self.id));
+        if let Some(what) = self.misfit(at, table) {
+            return Err(format!("table {} at place {at} of tablet {} {what}", table.file, self.id));
         }
         self.tables.insert(at, table.clone());
         Ok(())
+    }
+
+    /// What is wrong with `table` in this place, if anything.
+    fn misfit(&self, at: usize, table: &TableRef) -> Option<String> {
+        if self.tables.iter().any(|known| known.file == table.file) {
+            return Some("is added twice".to_owned());
+        }
+        if table.level > LAST {
+            return Some(format!("is of level {}, and the last is {LAST}", table.level));
+        }
+        if table.min_lsn > table.max_lsn || table.bounds().is_empty() {
+            return Some("holds nothing that counts".to_owned());
+        }
+        let before = at.checked_sub(1).and_then(|before| self.tables.get(before));
+        let behind = self.tables.get(at);
+        let pairs = [before.map(|before| (before, table)), behind.map(|behind| (table, behind))];
+        if let Some(what) = pairs.into_iter().flatten().find_map(|(before, behind)| disorder(before, behind))
+        {
+            return Some(what);
+        }
+        let bounds = table.bounds();
+        let (upper, last) = self.tables.split_at(self.upper());
+        let hidden = if table.level == LAST {
+            upper.iter().find(|other| other.min_lsn <= table.max_lsn && other.bounds().overlaps(&bounds))
+        } else {
+            let first = last.partition_point(|other| other.bounds().ends_before(bounds.first()));
+            let reached =
+                last[first..].iter().take_while(|other| !bounds.ends_before(other.bounds().first()));
+            reached.into_iter().find(|other| other.max_lsn >= table.min_lsn)
+        };
+        hidden.map(|other| {
+            format!(
+                "is not newer or older than {} as a whole, and they share keys between levels",
+                other.file
+            )
+        })
+    }
+}
+
+/// What is wrong with `before` right in front of `behind`, if anything.
+fn disorder(before: &TableRef, behind: &TableRef) -> Option<String> {
+    let names = || format!("{} and {}", before.file, behind.file);
+    if before.level > behind.level {
+        Some(format!("is out of order: {} are of levels {} and {}", names(), before.level, behind.level))
+    } else if before.level < behind.level {
+        None
+    } else if before.level == LAST {
+        let (first, second) = (before.bounds(), behind.bounds());
+        (first.first() >= second.first() || first.overlaps(&second))
+            .then(|| format!("is out of order: {} of the last level share keys or descend", names()))
+    } else {
+        (before.min_lsn <= behind.max_lsn)
+            .then(|| format!("is out of order: {} share versions or ascend", names()))
     }
 }

@@ -21,7 +21,7 @@ fn table(number: u64) -> TableRef {
 fn spanning(file: u64, first: u64, last: u64) -> TableRef {
     TableRef {
         file: FileId(file),
-        level: 3,
+        level: UPPER,
         bytes: 4096,
         entries: 7,
         tombstones: 1,
@@ -530,6 +530,103 @@ fn changes_that_do_not_fit_are_refused() {
     assert_eq!(state.tables(tablet).len(), 3, "a new description of a tablet keeps its tables");
 }
 
+/// A table without clip over these keys, with the LSNs of entries `first` to `last`.
+fn over(keys: (&str, &str), level: u8, file: u64, first: u64, last: u64) -> TableRef {
+    let (smallest, largest) = (keys.0.as_bytes().into(), keys.1.as_bytes().into());
+    TableRef { smallest, largest, level, clip: None, ..spanning(file, first, last) }
+}
+
+fn descend(removed: &[u64], advanced: &[u64], from: &str, added: Vec<TableRef>) -> Change {
+    let files = |numbers: &[u64]| numbers.iter().copied().map(FileId).collect();
+    let from = from.as_bytes().into();
+    Change::Descend { tablet: TabletId(0), removed: files(removed), advanced: files(advanced), from, added }
+}
+
+/// Two tables of the upper level and three of the last, which all of the upper ones are newer than.
+fn leveled() -> State {
+    let mut state = state(1);
+    let tablet = TabletId(0);
+    let tables = [
+        over(("b", "y"), UPPER, 5, 50, 59),
+        over(("a", "z"), UPPER, 4, 40, 49),
+        over(("c", "f"), LAST, 1, 1, 30),
+        over(("g", "k"), LAST, 2, 1, 39),
+        over(("m", "p"), LAST, 3, 7, 9),
+    ];
+    for (position, table) in (0..).zip(tables) {
+        state.apply(&Change::AddTable { tablet, position, table }).unwrap();
+    }
+    state
+}
+
+#[test]
+fn tables_of_the_last_level_share_no_keys_and_are_older_where_they_share_them_with_others() {
+    let tablet = TabletId(0);
+    let add = |position, table| Change::AddTable { tablet, position, table };
+    let unfit = [
+        (add(5, over(("p", "q"), LAST, 9, 1, 2)), "share keys"),
+        (add(3, over(("f", "fz"), LAST, 9, 1, 2)), "share keys"),
+        (add(2, over(("l", "l"), LAST, 9, 1, 2)), "descend"),
+        (add(1, over(("l", "l"), LAST, 9, 1, 2)), "of levels 1 and 0"),
+        (add(5, over(("x", "x"), UPPER, 9, 60, 61)), "of levels 1 and 0"),
+        (add(0, over(("q", "q"), 2, 9, 60, 61)), "of level 2"),
+        (add(4, over(("l", "l"), LAST, 9, 1, 45)), "share keys between levels"),
+        (add(2, over(("e", "e"), UPPER, 9, 20, 25)), "share keys between levels"),
+        (add(0, over(("b", "a"), UPPER, 9, 60, 61)), "nothing that counts"),
+    ];
+    for (change, what) in unfit {
+        let error = leveled().apply(&change).unwrap_err();
+        assert!(error.contains(what), "{change}: {error}");
+    }
+    // Between others, or where nothing above reaches, age does not matter.
+    for change in [
+        add(4, over(("l", "l"), LAST, 9, 1, 39)),
+        add(5, over(("zz", "zz"), LAST, 9, 1, 99)),
+        add(2, over(("l", "l"), UPPER, 9, 20, 25)),
+    ] {
+        leveled().apply(&change).unwrap();
+    }
+    let state = leveled();
+    let mut again = state.clone();
+    again.tablets.clear();
+    state.snapshot().iter().for_each(|change| again.apply(change).unwrap());
+    assert_eq!(again, state, "a snapshot builds it anew");
+}
+
+#[test]
+fn a_descent_goes_down_the_keys_and_never_back() {
+    let mut state = leveled();
+    let out = |keys, file| over(keys, LAST, file, 1, 59);
+    // The first step: keys below g.
+    state.apply(&descend(&[1], &[5, 4], "g", vec![out(("a", "d"), 11), out(("e", "fz"), 12)])).unwrap();
+    let files = |state: &State| state.tables(TabletId(0)).iter().map(|t| t.file.0).collect::<Vec<_>>();
+    assert_eq!(files(&state), [5, 4, 11, 12, 2, 3]);
+    let unfit = [
+        (descend(&[2], &[5, 4], "c", vec![]), "has come further"),
+        (descend(&[2], &[5, 4], "g", vec![]), "has come further"),
+        (descend(&[2], &[5, 4], "yy", vec![]), "nothing of it counts"),
+        (descend(&[2], &[5, 3], "m", vec![]), "does not descend"),
+        (descend(&[2], &[5, 4], "h", vec![out(("g", "k"), 13)]), "share keys between levels"),
+        (descend(&[], &[5, 4], "l", vec![out(("g", "k"), 13)]), "share keys or descend"),
+        (descend(&[2], &[5, 4], "l", vec![over(("g", "k"), UPPER, 13, 1, 59)]), "descends to level 0"),
+        (descend(&[99], &[5, 4], "l", vec![]), "is not there"),
+    ];
+    for (change, what) in unfit {
+        let error = state.clone().apply(&change).unwrap_err();
+        assert!(error.contains(what), "{change}: {error}");
+    }
+    // A flush comes in between; the last step, with which the upper tables go.
+    let flush = over(("a", "z"), UPPER, 6, 60, 69);
+    state.apply(&Change::AddTable { tablet: TabletId(0), position: 0, table: flush }).unwrap();
+    state.apply(&descend(&[2, 3, 5, 4], &[], "", vec![out(("g", "z"), 13)])).unwrap();
+    assert_eq!(files(&state), [6, 11, 12, 13]);
+    // A table that shares keys with none moves as it is.
+    let lonely = over(("zz", "zzz"), UPPER, 7, 70, 79);
+    state.apply(&Change::AddTable { tablet: TabletId(0), position: 0, table: lonely.clone() }).unwrap();
+    state.apply(&descend(&[7], &[], "", vec![lonely.placed(LAST, None)])).unwrap();
+    assert_eq!(files(&state), [6, 11, 12, 13, 7]);
+}
+
 #[test]
 fn a_long_file_is_rewritten_and_nothing_is_lost() {
     let (world, env) = SimEnv::fresh(4);
@@ -580,7 +677,7 @@ fn a_snapshot_longer_than_one_transfer_comes_back() {
     for (number, tablet) in (0u64..).zip(long.tablets.values_mut()) {
         for age in 1..=3 {
             let key = |byte: u8| vec![byte; 60_000].into_boxed_slice();
-            let (smallest, largest) = (key(1), key(number as u8 + 2));
+            let (smallest, largest) = (key(b'a'), key(b'c' + number as u8));
             tablet.tables.insert(0, TableRef { smallest, largest, ..table(number * 10 + age) });
         }
     }
