@@ -9,7 +9,7 @@
 //! | 3 | tablet | | 8 | pin |
 //! | 4 | add table | | 9 | unpin |
 //! | 5 | remove tables | | 10 | replace tables |
-//! | 11 | descend | | | |
+//! | 15 | descend | | | |
 
 use super::bounds::{Bounds, Clip};
 use super::state::{Store, TabletState};
@@ -163,7 +163,7 @@ pub struct Edit {
 }
 
 const SKIPPABLE: u8 = 1;
-const KIND_MAX: u8 = 11;
+const KIND_MAX: u8 = 15;
 
 /// A payload that can't be read, though its checksum is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -329,7 +329,7 @@ impl Change {
             Change::Pin { .. } => 8,
             Change::Unpin { .. } => 9,
             Change::ReplaceTables { .. } => 10,
-            Change::Descend { .. } => 11,
+            Change::Descend { .. } => 15,
         }
     }
 
@@ -433,7 +433,7 @@ impl Change {
                     _ => return None,
                 },
             },
-            11 => Change::Descend {
+            15 => Change::Descend {
                 tablet: TabletId(from.u32()?),
                 removed: from.list()?.into_iter().map(FileId).collect(),
                 advanced: from.list()?.into_iter().map(FileId).collect(),
