@@ -52,6 +52,10 @@ pub struct Args {
     #[arg(long, default_value = "key:")]
     pub key_prefix: String,
 
+    /// Neighbouring keys that share a hash tag, a power of ten [default: no tags]
+    #[arg(long, value_parser = parse_count)]
+    pub tag_keys: Option<u64>,
+
     /// Bytes of a value; accepts 4KiB, 1MB
     #[arg(short = 'd', long, default_value = "100", value_parser = parse_size)]
     pub value_size: usize,
@@ -247,7 +251,13 @@ impl Args {
             }
         };
         let counters = self.mix.has(OpKind::Incr);
-        let space = match KeySpace::new(&self.key_prefix, self.key_size, self.keys, counters) {
+        let is_power_of_ten = |count: u64| count.checked_ilog10().is_some_and(|log| 10u64.pow(log) == count);
+        ensure!(self.tag_keys.is_none_or(is_power_of_ten), "--tag-keys must be a power of ten");
+        ensure!(
+            self.tag_keys.is_none() || !self.key_prefix.contains('{'),
+            "--tag-keys with a --key-prefix that has a hash tag of its own"
+        );
+        let space = match KeySpace::new(&self.key_prefix, self.key_size, self.keys, counters, self.tag_keys) {
             Ok(space) => space,
             Err(least) => bail!(
                 "--key-size {} has no room for the prefix and the number of {} keys; give at least {least}",
@@ -373,6 +383,9 @@ mod tests {
             ("--pipeline 0", "--pipeline"),
             ("--value-size 1GiB", "--value-size"),
             ("--rate 0", "--rate"),
+            ("--tag-keys 12", "--tag-keys"),
+            ("--tag-keys 0", "--tag-keys"),
+            ("--tag-keys 10 --key-prefix {a}", "--tag-keys"),
             ("--compression-ratio 0", "--compression-ratio"),
             ("--compression-ratio NaN", "--compression-ratio"),
             ("--poisson", "--rate"),

@@ -31,10 +31,14 @@ impl Picker {
 /// hold numbers rather than self-describing values, have an `n` in place of the first zero. Absent keys, which
 /// nothing ever sets, have a letter in place of the last digit: so they lie between the others, and it takes
 /// more than the first and last key of a table to know that it has none of them.
+///
+/// With hash tags all digits but the last few stand in braces: `key:{000004}200` has number 4200.
 #[derive(Clone, Debug)]
 pub struct KeySpace {
     prefix: Vec<u8>,
     key_size: usize,
+    /// Digits after the hash tag.
+    untagged_digits: Option<usize>,
 }
 
 /// Which keys a number stands for.
@@ -47,13 +51,25 @@ pub enum Family {
 
 impl KeySpace {
     /// Fails, with the least key size that would do, if the numbers below `keys` do not fit.
-    pub fn new(prefix: &str, key_size: usize, keys: u64, counters: bool) -> Result<KeySpace, usize> {
-        let digits = digits(keys.saturating_sub(1)) + usize::from(counters);
+    /// `tag_keys`, a power of ten, neighbours share a hash tag.
+    pub fn new(
+        prefix: &str,
+        key_size: usize,
+        keys: u64,
+        counters: bool,
+        tag_keys: Option<u64>,
+    ) -> Result<KeySpace, usize> {
+        let untagged_digits = tag_keys.map(|count| digits(count) - 1);
+        let mut digits = digits(keys.saturating_sub(1)) + usize::from(counters);
+        if let Some(untagged) = untagged_digits {
+            // An empty tag would be none: the two braces hold a digit at least.
+            digits = digits.max(untagged + 1 + usize::from(counters)) + 2;
+        }
         let needed = prefix.len() + digits;
         if key_size < needed {
             return Err(needed);
         }
-        Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size })
+        Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size, untagged_digits })
     }
 
     /// Appends the key with this number.
@@ -62,16 +78,27 @@ impl KeySpace {
         let start = out.len();
         out.extend_from_slice(&self.prefix);
         out.resize(start + self.key_size, b'0');
+        let mut first = start + self.prefix.len();
+        let mut closing = usize::MAX;
+        if let Some(untagged) = self.untagged_digits {
+            out[first] = b'{';
+            first += 1;
+            closing = out.len() - untagged - 1;
+            out[closing] = b'}';
+        }
         let mut rest = number;
         let mut at = out.len();
         while rest > 0 {
             at -= 1;
+            if at == closing {
+                at -= 1;
+            }
             out[at] = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
         match family {
             Family::Values => {}
-            Family::Counters => out[start + self.prefix.len()] = b'n',
+            Family::Counters => out[first] = b'n',
             Family::Absent => out[start + self.key_size - 1] = b'a' + (number % 10) as u8,
         }
     }
@@ -93,7 +120,7 @@ mod tests {
 
     #[test]
     fn keys_have_one_size_and_counters_their_own_names() {
-        let space = KeySpace::new("key:", 12, 1_000_000, true).unwrap();
+        let space = KeySpace::new("key:", 12, 1_000_000, true, None).unwrap();
         assert_eq!(key(&space, Family::Values, 0), "before key:00000000");
         assert_eq!(key(&space, Family::Values, 999_999), "before key:00999999");
         assert_eq!(key(&space, Family::Counters, 42), "before key:n0000042");
@@ -101,10 +128,21 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_share_a_hash_tag() {
+        let space = KeySpace::new("k:", 12, 1_000_000, true, Some(1000)).unwrap();
+        assert_eq!(key(&space, Family::Values, 4200), "before k:{00004}200");
+        assert_eq!(key(&space, Family::Values, 999_999), "before k:{00999}999");
+        assert_eq!(key(&space, Family::Counters, 7), "before k:{n0000}007");
+        assert_eq!(key(&space, Family::Absent, 4200), "before k:{00004}20a");
+        assert_eq!(KeySpace::new("k:", 9, 1_000_000, false, Some(1000)).unwrap_err(), 10);
+        assert_eq!(KeySpace::new("", 5, 10, false, Some(1000)).unwrap_err(), 6, "a tag is not empty");
+    }
+
+    #[test]
     fn a_key_size_too_small_names_the_least_that_does() {
-        assert_eq!(KeySpace::new("key:", 9, 1_000_000, false).unwrap_err(), 10);
-        assert_eq!(KeySpace::new("key:", 10, 1_000_000, true).unwrap_err(), 11);
-        assert!(KeySpace::new("", 6, 1_000_000, false).is_ok());
+        assert_eq!(KeySpace::new("key:", 9, 1_000_000, false, None).unwrap_err(), 10);
+        assert_eq!(KeySpace::new("key:", 10, 1_000_000, true, None).unwrap_err(), 11);
+        assert!(KeySpace::new("", 6, 1_000_000, false, None).is_ok());
     }
 
     #[test]

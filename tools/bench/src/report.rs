@@ -494,6 +494,7 @@ fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value
         "keys": args.keys,
         "key_size": args.key_size,
         "key_prefix": args.key_prefix,
+        "tag_keys": args.tag_keys,
         "value_size": args.value_size,
         "compression_ratio": args.compression_ratio,
         "duration_seconds": duration.map(|duration| duration.as_secs_f64()),

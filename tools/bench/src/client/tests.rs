@@ -70,7 +70,7 @@ impl Bench {
         let workload = Workload {
             mix: mix.parse().unwrap(),
             picker: Picker::uniform(keys),
-            space: KeySpace::new("k", 8, keys, true).unwrap(),
+            space: KeySpace::new("k", 8, keys, true, None).unwrap(),
             values: Values::new(1.0),
             read_family: Family::Values,
             value_size: 64,

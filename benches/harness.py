@@ -1,0 +1,316 @@
+"""What the benchmark scripts beside this file share: a server pinned to its cores, its counters, the load generator,
+the disk under a directory, results that are kept from phase to phase, Markdown tables.
+
+Processes are ended by their own pid. Everything a run writes lies below one directory.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+def say(text):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def install(command, package):
+    """Makes sure that `command` is there, from Debian's `package`."""
+    if shutil.which(command):
+        return
+    say(f"installing {package} for {command}")
+    root = [] if os.geteuid() == 0 else ["sudo"]
+    subprocess.run(root + ["apt-get", "update", "-qq"], check=True, stdout=sys.stderr)
+    line = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+    subprocess.run(root + line + [package], check=True, stdout=sys.stderr)
+
+
+def size(text):
+    """256MiB, 1GiB, 4096 as bytes."""
+    match = re.fullmatch(r"(\d+)\s*(|[KMG]iB)", text)
+    if not match:
+        raise SystemExit(f"{text!r} is no size; give bytes, or a number of KiB, MiB or GiB")
+    return int(match[1]) << {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
+
+
+def memory_shares(memory, shards=1):
+    """What one shard gets of `--memory`, as src/config/memory.rs splits it."""
+    total = (memory - 32 * MIB) // shards
+    io = min(max(total // 16, MIB), 8 * MIB)
+    memtables, indexes, connections = total // 100 * 35, total // 100 * 15, total // 10
+    return {
+        "memtables": memtables,
+        "indexes": indexes,
+        "block_cache": total - io - memtables - indexes - connections,
+    }
+
+
+# What a process and the disk have done
+
+
+def process_io(pid):
+    """Bytes that the process caused to be read from and written to the device (all its threads, those that the
+    kernel runs for its io_uring included)."""
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return {"read": int(fields["read_bytes"]), "written": int(fields["write_bytes"])}
+
+
+def process_cpu(pid):
+    """Seconds of processor time so far, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sample(pid):
+    return {**process_io(pid), "cpu": process_cpu(pid), "at": time.monotonic()}
+
+
+def difference(after, before):
+    return {name: after[name] - before[name] for name in after}
+
+
+def disk_bytes(directory):
+    """Bytes allocated below a directory, each inode once: all, and by kind of file."""
+    seen, sums = set(), {"all": 0, "tables": 0, "log": 0}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                stat = os.stat(os.path.join(folder, name))
+            except FileNotFoundError:
+                continue  # removed by the server meanwhile
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            sums["all"] += stat.st_blocks * 512
+            if name.endswith(".sst"):
+                sums["tables"] += stat.st_blocks * 512
+            elif name.endswith((".wal", ".log")):
+                sums["log"] += stat.st_blocks * 512
+    return sums
+
+
+class DiskWatch:
+    """The most that a directory took while something ran, looked at every few seconds."""
+
+    def __init__(self, directory, seconds=3):
+        self.peak, self.done = disk_bytes(directory), threading.Event()
+        self.thread = threading.Thread(target=self.watch, args=(directory, seconds), daemon=True)
+
+    def watch(self, directory, seconds):
+        while not self.done.wait(seconds):
+            now = disk_bytes(directory)
+            if now["all"] > self.peak["all"]:
+                self.peak = now
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+
+def device_of(path):
+    """The block device that holds a path, as /dev/NAME, if it is one."""
+    source = subprocess.run(["df", "--output=source", path], capture_output=True, text=True, check=True)
+    return source.stdout.split()[-1]
+
+
+def machine():
+    """What a figure must be read with."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {
+        "cpu": cpu[1] if cpu else "unknown",
+        "cpus": os.cpu_count(),
+        "kernel": os.uname().release,
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def cores(text):
+    return {int(part) for part in text.split(",")}
+
+
+# AtlasKV
+
+
+class Server:
+    """An AtlasKV on a data directory, pinned to `cpus`, on a port of its own."""
+
+    def __init__(self, bin_dir, data, cpus, memory, *flags, shards=None, log=None):
+        self.bin, self.data = Path(bin_dir), Path(data)
+        shards = shards or len(cores(cpus))
+        command = ["taskset", "-c", cpus, self.bin / "atlaskv", "--cores", str(shards), "--data-dir", self.data]
+        command += ["--listen", "127.0.0.1:0", "--memory", memory, *flags]
+        if shards > len(cores(cpus)):
+            command.append("--oversubscribe")
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        self.log = open(log or f"{self.data}.log", "a")
+        begin = time.monotonic()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        line = self.process.stdout.readline()
+        self.start_seconds = time.monotonic() - begin
+        match = re.match(r"atlaskv ready: (\S+), ", line)
+        if not match:
+            self.process.wait()
+            raise SystemExit(f"atlaskv did not start; it said {line!r}, and more in {self.log.name}")
+        self.address, self.pid = match[1], self.process.pid
+        self.start_io = process_io(self.pid)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self, seconds=120):
+        """Ends it in good order; returns how long that took."""
+        begin = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise SystemExit(f"atlaskv did not end within {seconds} s of SIGTERM") from None
+        self.log.close()
+        return time.monotonic() - begin
+
+    def cli(self, *words, timeout=600, check=True):
+        command = [self.bin / "atlaskv-cli", "-a", self.address, "--timeout", str(timeout), *words]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if check and result.returncode != 0:
+            raise SystemExit(f"atlaskv-cli {' '.join(words)}: {result.stderr.strip() or result.stdout.strip()}")
+        return result.stdout
+
+    def stats(self, section="total"):
+        """The server's counters by name."""
+        pairs = (line.split("=", 1) for line in self.cli("stats", section).splitlines() if "=" in line)
+        return {name: int(value) for name, value in pairs if value.isdigit()}
+
+    def settle(self, quiet=5, limit=900):
+        """Waits until the server has written next to nothing for `quiet` seconds: no flush or merge is under way.
+        Returns how long that took, or says that it did not come to rest."""
+        begin = last = time.monotonic()
+        before = process_io(self.pid)["written"]
+        while time.monotonic() - begin < limit:
+            time.sleep(0.5)
+            now = process_io(self.pid)["written"]
+            if now - before > MIB:
+                before, last = now, time.monotonic()
+            elif time.monotonic() - last >= quiet:
+                return last - begin
+        say(f"WARNING: the server was still writing after {limit} s")
+        return None
+
+
+def bench(server, cpus, *flags, check=True):
+    """Runs atlaskv-bench against the server; returns its report. Progress goes to standard error."""
+    command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
+    command += ["--server-pid", str(server.pid), "--json", "-", "--quiet", *map(str, flags)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if not result.stdout.strip():
+        raise SystemExit(f"atlaskv-bench {' '.join(map(str, flags))}: {result.stderr.strip()}")
+    report = json.loads(result.stdout)
+    for warning in report["warnings"]:
+        say(f"atlaskv-bench: WARNING: {warning}")
+    if check and not report["good"]:
+        raise SystemExit("atlaskv-bench found the server at fault")
+    return report
+
+
+def supports(binary, word, *flags):
+    """Whether a program's help for these flags mentions a word: tools of another version are refused early."""
+    text = subprocess.run([binary, *flags, "--help"], capture_output=True, text=True).stdout
+    return word in text
+
+
+def windows(rates):
+    """Slowest and median one-second window of a series, and their ratio."""
+    ordered = sorted(rates)
+    if not ordered:
+        return {"slowest": None, "median": None, "ratio": None}
+    slowest, median = ordered[0], ordered[len(ordered) // 2]
+    return {"slowest": slowest, "median": median, "ratio": slowest / median if median else None}
+
+
+# Results
+
+
+class Results:
+    """What the phases found, in DIR/results.json, so that phases can run one at a time."""
+
+    def __init__(self, directory, parameters):
+        self.path = Path(directory) / "results.json"
+        self.all = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.all["machine"] = machine()
+        self.all["parameters"] = parameters
+
+    def put(self, system, phase, figures):
+        self.all.setdefault(system, {})[phase] = figures
+        self.path.write_text(json.dumps(self.all, indent=1) + "\n")
+        short = {name: value for name, value in figures.items() if not isinstance(value, list)}
+        print(json.dumps({"system": system, "phase": phase, **short}), flush=True)
+
+    def get(self, system, phase, *names):
+        value = self.all.get(system, {}).get(phase)
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+
+def number(value):
+    """For a table: three figures that count."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def table(head, rows):
+    """Prints rows as Markdown."""
+    print("| " + " | ".join(head) + " |")
+    print("|---" + "|---:" * (len(head) - 1) + "|")
+    for row in rows:
+        print("| " + " | ".join(number(cell) for cell in row) + " |")
+    print(flush=True)
+
+
+def ratio(ours, theirs):
+    return ours / theirs if ours is not None and theirs else None
+
+
+def workspace(given, name):
+    """The directory of a run: the one given, which is kept, or a fresh one."""
+    if given:
+        Path(given).mkdir(parents=True, exist_ok=True)
+        return Path(given), True
+    base = os.environ.get("ATLASKV_BENCH_DIR", "/var/tmp")
+    directory = Path(subprocess.check_output(["mktemp", "-d", f"{base}/atlaskv-{name}.XXXXXX"], text=True).strip())
+    return directory, False
+
+
+def prepare(generator_cpus):
+    """Moves this script out of the server's way, and lets servers open many files."""
+    os.sched_setaffinity(0, cores(generator_cpus))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
