@@ -4,6 +4,7 @@ the disk under a directory, results that are kept from phase to phase, Markdown 
 Processes are ended by their own pid. Everything a run writes lies below one directory.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -254,11 +255,11 @@ def windows(rates):
 class Results:
     """What the phases found, in DIR/results.json, so that phases can run one at a time."""
 
-    def __init__(self, directory, parameters):
+    def __init__(self, directory, script, parameters):
         self.path = Path(directory) / "results.json"
         self.all = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.all["machine"] = machine()
-        self.all["parameters"] = parameters
+        self.all.setdefault("parameters", {})[script] = {name: str(value) for name, value in parameters.items()}
 
     def put(self, system, phase, figures):
         self.all.setdefault(system, {})[phase] = figures
@@ -314,3 +315,72 @@ def prepare(generator_cpus):
     os.sched_setaffinity(0, cores(generator_cpus))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# Scans and loads in the background
+
+
+class BackgroundBench:
+    """atlaskv-bench beside something else; knows in which second of its time line it is."""
+
+    def __init__(self, server, cpus, report, *flags):
+        self.report, self.second = Path(report), -1
+        command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
+        command += ["--server-pid", str(server.pid), "--json", self.report, *map(str, flags)]
+        self.report.unlink(missing_ok=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.last_words = ""
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+        self.thread.start()
+
+    def follow(self):
+        for line in self.process.stderr:
+            self.last_words = line.strip()
+            if match := re.match(r"run\s+(\d+) s", line):
+                self.second = int(match[1])
+
+    def wait_for(self, second, limit=120):
+        begin = time.monotonic()
+        while self.second < second:
+            if self.process.poll() is not None:
+                raise SystemExit(f"atlaskv-bench ended early: {self.last_words}")
+            if time.monotonic() - begin > limit:
+                raise SystemExit(f"atlaskv-bench came to no {second} s within {limit} s: {self.last_words}")
+            time.sleep(0.05)
+
+    def finish(self):
+        """Ends it, if it has not ended; returns its report."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.thread.join()
+        if not self.report.exists() or not self.report.read_text().strip():
+            raise SystemExit(f"atlaskv-bench left no report: {self.last_words}")
+        report = json.loads(self.report.read_text())
+        for warning in report["warnings"]:
+            say(f"atlaskv-bench: WARNING: {warning}")
+        return report
+
+
+def needs(binary, what, *command):
+    """Ends the script if a program of this build lacks something that the script is about."""
+    if not supports(binary, what, *command):
+        raise SystemExit(f"{' '.join(map(str, [binary, *command]))} --help does not know {what}: this build is too old")
+
+
+def digest(server, prefix=""):
+    """Hash and size of all that a scan of the keys with this prefix prints, in order, and how long it took."""
+    command = [server.bin / "atlaskv-cli", "-a", server.address, "--timeout", "600", "--raw", "scan"]
+    command += ["--prefix", prefix] if prefix else []
+    begin, sha, length = time.monotonic(), hashlib.sha256(), 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    while chunk := process.stdout.read(MIB):
+        sha.update(chunk)
+        length += len(chunk)
+    if process.wait() != 0:
+        raise SystemExit(f"atlaskv-cli scan ended with {process.returncode}")
+    return {"sha256": sha.hexdigest(), "bytes": length, "seconds": time.monotonic() - begin}

@@ -30,7 +30,8 @@ What makes it a comparison of like with like:
   gets its load by pipelining from several connections, db_bench from one thread, which is its fastest on one core.
   `sync-overwrite` and `sync-open` wait for the disk on both sides, with the same number of writers, each with one
   write in flight (--writers): what counts there is group commit.
-- Reads: the same number in flight (--readers): threads of db_bench, connections of AtlasKV.
+- Reads: the same number in flight (--readers): threads of db_bench, connections of AtlasKV with one request each;
+  and once more AtlasKV alone with as many requests in flight on two connections, which spares it system calls.
 - Debian builds RocksDB with assertions (db_bench says so at its start). For a build without: --db-bench PATH.
 """
 
@@ -43,6 +44,7 @@ import sys
 import time
 from pathlib import Path
 
+sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 from harness import MIB, Results, Server, bench, difference, disk_bytes, ratio, sample, say, table
@@ -169,21 +171,26 @@ class AtlasKv:
     def reads(self, phase, *flags):
         with self.server(self.args.relaxed_sync) as server:
             server.settle()
-            stats, before = server.stats(), sample(server.pid)
-            time_flags = ["--mix", "get=1", "--duration", seconds_flag(self.args.other_minutes)]
-            report = self.run(server, *time_flags, "--clients", self.args.readers, "--pipeline", 1, *flags)
-            after = sample(server.pid)
-            change = difference(server.stats(), stats)
+            spread = ["--clients", self.args.readers, "--pipeline", 1]
+            figures = self.reads_of(server, *spread, *flags)
+            two = ["--clients", 2, "--pipeline", max(1, self.args.readers // 2)]
+            figures["pipelined"] = self.reads_of(server, *two, *flags)
+        self.results.put(self.name, phase, figures)
+
+    def reads_of(self, server, *flags):
+        stats, before = server.stats(), sample(server.pid)
+        report = self.run(server, "--mix", "get=1", "--duration", seconds_flag(self.args.other_minutes), *flags)
+        change, counted = difference(sample(server.pid), before), difference(server.stats(), stats)
         total = report["total"]
         ops = total["ops"] + total["drained"]
-        figures = {"ops": ops, "ops_per_second": total["ops_per_second"], **per_op(difference(after, before), ops)}
-        figures |= {"missing": total["missing"], "response_us": total["response_us"]}
+        figures = {"ops": ops, "ops_per_second": total["ops_per_second"], **per_op(change, ops)}
         del figures["write_amplification"]
-        figures["disk_reads_per_op"] = change["disk_reads"] / ops
-        figures["filter_checks_per_op"] = change["filter_checks"] / ops
-        lookups = change["cache_hits"] + change["cache_misses"]
-        figures["cache_hit_rate"] = change["cache_hits"] / lookups if lookups else None
-        self.results.put(self.name, phase, figures)
+        figures |= {"missing": total["missing"], "response_us": total["response_us"]}
+        figures["disk_reads_per_op"] = counted["disk_reads"] / ops
+        figures["filter_checks_per_op"] = counted["filter_checks"] / ops
+        lookups = counted["cache_hits"] + counted["cache_misses"]
+        figures["cache_hit_rate"] = counted["cache_hits"] / lookups if lookups else None
+        return figures
 
     def read(self):
         self.reads("read", "--verify")
@@ -258,15 +265,15 @@ class RocksDb:
             *args.rocksdb_flags.split(),
         ]  # fmt: skip
 
-    def db_bench(self, benchmark, *flags, settle=True):
-        """Runs one benchmark, and waits for compactions if told to. Figures of the benchmark alone and with that."""
+    def db_bench(self, benchmark, *flags, settle=True, before=()):
+        """Runs one benchmark, after those in `before`. Figures of it alone, and with the compactions after it."""
         report = Path(self.args.dir) / "rocksdb-report.csv"
         report.unlink(missing_ok=True)
         # What an earlier process left in the log is flushed and compacted first. What follows keeps the process
         # alive while its counters are read at the end of the benchmark.
-        first = "waitforcompaction," if "--use_existing_db=1" in flags else ""
+        first = [*before, "waitforcompaction"] if "--use_existing_db=1" in flags else []
         command = ["stdbuf", "-oL", "taskset", "-c", self.args.server_cpu, self.args.db_bench]
-        command += [f"--benchmarks={first}{benchmark},waitforcompaction", *self.flags, *flags]
+        command += ["--benchmarks=" + ",".join([*first, benchmark, "waitforcompaction"]), *self.flags, *flags]
         marks, line = {}, None
         with open(Path(self.args.dir) / "rocksdb.log", "a") as log, harness.DiskWatch(self.data.parent) as watch:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -376,6 +383,8 @@ def report(results):
     for phase, title in [("read", "read"), ("absent", "read absent")]:
         row(f"{title}, ops/s", phase, "ops_per_second")
         row(f"{title}, CPU-us/op", phase, "cpu_micros_per_op")
+        row(f"{title}, pipelined, ops/s", phase, "pipelined", "ops_per_second")
+        row(f"{title}, pipelined, CPU-us/op", phase, "pipelined", "cpu_micros_per_op")
         row(f"{title}, bytes read from disk/op", phase, "bytes_read_per_op")
         row(f"{title}, disk reads/op", phase, "disk_reads_per_op")
     row("TCP and protocol, pipelined, CPU-us/request", "tcp", "pipelined", "cpu_micros_per_op")
@@ -400,8 +409,7 @@ def main():
     harness.prepare(args.generator_cpu)
     if "rocksdb" in args.systems and args.db_bench == "db_bench":
         harness.install("db_bench", "rocksdb-tools")
-    parameters = {name: str(value) for name, value in vars(args).items()}
-    results = Results(args.dir, parameters)
+    results = Results(args.dir, "rocksdb", vars(args))
     systems = [system for system in (AtlasKv, RocksDb) if system.name in args.systems]
     if "rocksdb" in args.systems:
         results.all["rocksdb_flags"] = RocksDb(args, results).flags
