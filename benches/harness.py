@@ -4,6 +4,7 @@ the disk under a directory, results that are kept from phase to phase, Markdown 
 Processes are ended by their own pid. Everything a run writes lies below one directory.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -23,6 +24,24 @@ MIB = 1 << 20
 
 def say(text):
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+STARTED = []
+
+
+def spawn(command, **options):
+    """Starts a process that does not outlive this script."""
+    process = subprocess.Popen(command, **options)
+    STARTED.append(process)
+    return process
+
+
+@atexit.register
+def end_all():
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def install(command, package):
@@ -161,7 +180,7 @@ class Server:
         self.data.parent.mkdir(parents=True, exist_ok=True)
         self.log = open(log or f"{self.data}.log", "a")
         begin = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = spawn(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         self.start_seconds = time.monotonic() - begin
         match = re.match(r"atlaskv ready: (\S+), ", line)
@@ -311,7 +330,8 @@ def workspace(given, name):
 
 
 def prepare(generator_cpus):
-    """Moves this script out of the server's way, and lets servers open many files."""
+    """Moves this script out of the server's way, lets servers open many files, and ends in order on SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.sched_setaffinity(0, cores(generator_cpus))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -328,7 +348,7 @@ class BackgroundBench:
         command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
         command += ["--server-pid", str(server.pid), "--json", self.report, *map(str, flags)]
         self.report.unlink(missing_ok=True)
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.process = spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.last_words = ""
         self.thread = threading.Thread(target=self.follow, daemon=True)
         self.thread.start()
@@ -377,7 +397,7 @@ def digest(server, prefix=""):
     command = [server.bin / "atlaskv-cli", "-a", server.address, "--timeout", "600", "--raw", "scan"]
     command += ["--prefix", prefix] if prefix else []
     begin, sha, length = time.monotonic(), hashlib.sha256(), 0
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = spawn(command, stdout=subprocess.PIPE)
     while chunk := process.stdout.read(MIB):
         sha.update(chunk)
         length += len(chunk)

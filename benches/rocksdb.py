@@ -41,7 +41,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -276,7 +275,7 @@ class RocksDb:
         command += ["--benchmarks=" + ",".join([*first, benchmark, "waitforcompaction"]), *self.flags, *flags]
         marks, line = {}, None
         with open(Path(self.args.dir) / "rocksdb.log", "a") as log, harness.DiskWatch(self.data.parent) as watch:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            process = harness.spawn(command, stdout=subprocess.PIPE, stderr=log, text=True)
             for text in process.stdout:
                 log.write(text)
                 if text.startswith("DB path"):
