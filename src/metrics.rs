@@ -26,7 +26,10 @@ macro_rules! counters {
         impl MetricsSnapshot {
             /// Adds another shard's.
             pub fn merge(&mut self, other: &MetricsSnapshot) {
+                let oldest = self.snapshot_age_ms.max(other.snapshot_age_ms);
                 $(self.$name += other.$name;)+
+                // The one that does not add up.
+                self.snapshot_age_ms = oldest;
             }
 
             /// Name and value of each, in the order of declaration.
@@ -137,6 +140,20 @@ counters! {
     cache_bytes,
     /// Blocks read from disk for requests.
     disk_reads,
+    /// Snapshots that are open.
+    snapshots,
+    /// Milliseconds since the oldest of them was taken.
+    snapshot_age_ms,
+    /// Scans begun, of one shard's tablets.
+    scans,
+    /// Entries that scans gave.
+    scan_entries,
+    /// Entries that scans passed over: deleted, expired or older versions.
+    scan_skipped,
+    /// Bytes that scans read past the cache.
+    scan_bytes,
+    /// Bytes that scans hold, read ahead.
+    scan_ahead_bytes,
     /// Bytes replayed from old logs at start.
     replay_bytes,
     /// Microseconds that took.

@@ -65,6 +65,11 @@ impl BlockCache {
         self.cache.borrow().get(&(file, offset)).cloned()
     }
 
+    /// A block, if it is here, without telling the cache that someone wanted it.
+    pub fn peek(&self, file: FileId, offset: u64) -> Option<Rc<Block>> {
+        self.cache.borrow().peek(&(file, offset)).cloned()
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.cache.borrow().weight()

@@ -34,6 +34,7 @@ impl<E: Env> Engine<E> {
     pub(super) async fn compaction_loop(self: Rc<Self>) {
         loop {
             let next = self.changed.notified();
+            self.end_idle_snapshots();
             self.remove_obsolete().await;
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;

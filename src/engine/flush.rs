@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
-use super::sstable::{Table, TableBuilder, TableMeta};
+use super::sstable::{Table, TableBuilder, TableError, TableMeta};
 use super::version::Member;
 use super::write::Sealed;
 use super::{Engine, EngineError};
-use crate::base::{FileId, TableName};
+use crate::base::{FileId, Lsn, TableName};
 use crate::disk::Disk;
 use crate::env::{Env, Pacer, Queue};
 use crate::metrics::Metrics;
@@ -108,7 +108,7 @@ impl<E: Env> Engine<E> {
         let mut changes = Vec::new();
         let mut tables: Vec<(usize, TableMeta)> = Vec::new();
         let mut bytes = 0;
-        let cutoff = Cutoff::new(self.tick());
+        let cutoff = Cutoff::new(self.flush_time(sealed));
         let tablets = self.all_tablets();
         for (local, tablet) in tablets.iter().enumerate() {
             if sealed.last[local] > tablet.flushed.get() {
@@ -140,6 +140,7 @@ impl<E: Env> Engine<E> {
         self.manifest.commit(Edit { changes }).await?;
         Metrics::add(&self.metrics.expired_entries, cutoff.expired());
         // No await from here on: readers see the tables and the end of the memtable in one step.
+        self.swap_in(sealed, &opened);
         for (local, member) in opened {
             tablets[local].install(|version| version.with_newest(member));
         }
@@ -166,16 +167,52 @@ impl<E: Env> Engine<E> {
         let tablet = self.tablet(local);
         let keys = sealed.memtable.tablet_entries(local) as u64;
         let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, keys).await?;
-        for (number, (key, entry)) in sealed.memtable.iter(local, b"").enumerate() {
-            if let Err(error) = builder.add(key, self.hash(key), &cutoff.apply(entry)).await {
-                builder.abandon().await;
-                return Err(error.into());
+        let lsns = self.snapshot_lsns(sealed, local);
+        let written = self.write_entries(sealed, local, &lsns, cutoff, &mut builder, pacer).await;
+        if let Err(error) = written {
+            builder.abandon().await;
+            return Err(error.into());
+        }
+        Ok(builder.finish().await?)
+    }
+
+    /// Writes of each key the newest version, and the newest not after each of `lsns`, which descend.
+    async fn write_entries(
+        &self,
+        sealed: &Sealed,
+        local: usize,
+        lsns: &[Lsn],
+        cutoff: &Cutoff,
+        builder: &mut TableBuilder<E>,
+        pacer: &mut Pacer<E>,
+    ) -> Result<(), TableError> {
+        let mut steps = 0;
+        for (key, newest) in sealed.memtable.iter(local, b"") {
+            let hash = self.hash(key);
+            builder.add(key, hash, &cutoff.apply(newest)).await?;
+            let mut wanted = lsns.iter().filter(|lsn| **lsn < newest.lsn).peekable();
+            if wanted.peek().is_some() {
+                for older in sealed.memtable.versions(hash, key).skip(1) {
+                    let is_wanted = wanted.peek().is_some_and(|lsn| **lsn >= older.lsn);
+                    if is_wanted {
+                        builder.add(key, hash, &cutoff.apply(older)).await?;
+                        while wanted.next_if(|lsn| **lsn >= older.lsn).is_some() {}
+                    }
+                    steps += 1;
+                    if steps % STEP == 0 {
+                        pacer.breathe().await;
+                    }
+                    if wanted.peek().is_none() {
+                        break;
+                    }
+                }
             }
-            if number % STEP == 0 {
+            steps += 1;
+            if steps % STEP == 0 {
                 pacer.breathe().await;
             }
         }
-        Ok(builder.finish().await?)
+        Ok(())
     }
 
     /// Gives up old logs that nobody on this shard needs any more. The last shard to do so has the files
@@ -245,6 +282,7 @@ mod tests {
             window: 2,
             lazy: None,
             compaction_fan: 4,
+            snapshot_life: std::time::Duration::from_secs(60),
             reserve_bytes: 0,
         };
         let engine = Engine::open(env, options, &start, 0, Rc::new(Metrics::default())).await?;

@@ -74,14 +74,67 @@ impl<A: Source, B: Source> Source for Either<A, B> {
     }
 }
 
-/// Merges sources. Those not at their end are kept in the order of the keys they stand on: the one that
-/// moved most often stays in front, which takes one comparison, and its new place is never further than
-/// log2 comparisons away.
+/// Numbered sources in the order of the keys they stand on; on equal keys the one with the lesser number, the
+/// newer, comes first. The one that moved most often stays in front, which takes one comparison, and its new
+/// place is never further than log2 comparisons away. Most comparisons see the first bytes of a key only, which
+/// lie side by side here, and touch no block.
+#[derive(Default)]
+pub struct Ranking {
+    is_reverse: bool,
+    /// The first is last.
+    ranks: Vec<Rank>,
+}
+
+struct Rank {
+    /// The first bytes of the key as a number that compares like them, zero-padded; inverted in reverse order.
+    prefix: u128,
+    number: usize,
+}
+
+impl Ranking {
+    /// An empty one: the least key first, or the greatest.
+    pub fn new(is_reverse: bool, capacity: usize) -> Ranking {
+        Ranking { is_reverse, ranks: Vec::with_capacity(capacity) }
+    }
+
+    /// The source that stands on the first key.
+    #[inline]
+    pub fn first(&self) -> Option<usize> {
+        self.ranks.last().map(|rank| rank.number)
+    }
+
+    /// Takes that one out.
+    #[inline]
+    pub fn pop(&mut self) -> Option<usize> {
+        self.ranks.pop().map(|rank| rank.number)
+    }
+
+    /// Puts a source into its place by the key that `key` tells of it.
+    pub fn enlist<'k>(&mut self, number: usize, key: impl Fn(usize) -> &'k [u8]) {
+        let own = key(number);
+        let mut padded = [0; 16];
+        let len = own.len().min(16);
+        padded[..len].copy_from_slice(&own[..len]);
+        let prefix = u128::from_be_bytes(padded) ^ if self.is_reverse { u128::MAX } else { 0 };
+        let is_before = |other: &Rank| {
+            let keys = || {
+                let order = own.cmp(key(other.number));
+                if self.is_reverse { order.reverse() } else { order }
+            };
+            prefix.cmp(&other.prefix).then_with(keys).then(number.cmp(&other.number)).is_lt()
+        };
+        let at = match self.ranks.last() {
+            Some(first) if !is_before(first) => self.ranks.partition_point(is_before),
+            _ => self.ranks.len(),
+        };
+        self.ranks.insert(at, Rank { prefix, number });
+    }
+}
+
+/// Merges sources, newest first.
 pub struct MergeIter<S> {
-    /// Newest first.
     sources: Vec<S>,
-    /// Sources by (key, age), the least last.
-    order: Vec<usize>,
+    ranking: Ranking,
     /// The key that is being left.
     key: Vec<u8>,
 }
@@ -89,30 +142,24 @@ pub struct MergeIter<S> {
 impl<S: Source> MergeIter<S> {
     /// Stands on the first key.
     pub fn new(sources: Vec<S>) -> MergeIter<S> {
-        let mut merge = MergeIter { order: Vec::with_capacity(sources.len()), sources, key: Vec::new() };
+        let ranking = Ranking::new(false, sources.len());
+        let mut merge = MergeIter { ranking, sources, key: Vec::new() };
         (0..merge.sources.len()).for_each(|number| merge.enlist(number));
         merge
     }
 
     /// Puts a source into its place, unless it is at its end.
     fn enlist(&mut self, number: usize) {
-        let Some((key, _)) = self.sources[number].current() else { return };
-        let is_before = |other: usize| {
-            let other_key = self.sources[other].current().map(|(key, _)| key);
-            // On equal keys the newer source, which comes first, is the lesser.
-            (Some(key), number) < (other_key, other)
-        };
-        if self.order.last().is_none_or(|least| is_before(*least)) {
-            self.order.push(number);
-        } else {
-            let at = self.order.partition_point(|other| is_before(*other));
-            self.order.insert(at, number);
+        let MergeIter { sources, ranking, .. } = self;
+        let key = |number: usize| sources[number].current().map_or(&[][..], |(key, _)| key);
+        if sources[number].current().is_some() {
+            ranking.enlist(number, key);
         }
     }
 
     /// The entry it stands on; `None` at the end.
     pub fn current(&self) -> Option<(&[u8], Entry<'_>)> {
-        self.sources[*self.order.last()?].current()
+        self.sources[self.ranking.first()?].current()
     }
 
     /// Moves past all versions of the current key in all sources. Suspends when blocks must be read. After
@@ -123,7 +170,7 @@ impl<S: Source> MergeIter<S> {
         let Some((key, _)) = self.current() else { return Ok(()) };
         left.extend_from_slice(key);
         while self.current().is_some_and(|(key, _)| key == left) {
-            let Some(number) = self.order.pop() else { break };
+            let Some(number) = self.ranking.pop() else { break };
             while self.sources[number].current().is_some_and(|(key, _)| key == left) {
                 self.sources[number].advance().await?;
             }

@@ -25,6 +25,8 @@ pub mod merge;
 mod options;
 mod read;
 pub mod recovery;
+pub mod scan;
+pub mod snapshot;
 pub mod sstable;
 pub mod version;
 pub mod wal;
@@ -35,7 +37,7 @@ mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -49,10 +51,11 @@ use self::expiry::Clock;
 use self::manifest::ShardManifest;
 use self::memtable::Memtable;
 use self::recovery::OldLog;
-use self::sstable::Table;
+use self::snapshot::Snapshot;
+use self::sstable::{AheadBytes, Table};
 use self::version::Version;
 use self::wal::{Wal, WalTablet};
-use crate::base::{EntryIndex, FileId, LogId, TableName, TabletId};
+use crate::base::{EntryIndex, FileId, LogId, Lsn, TableName, TabletId};
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::slot::SlotRange;
@@ -65,6 +68,8 @@ struct Tablet<E: Env> {
     log: WalTablet,
     version: RefCell<Rc<Version<E>>>,
     flushed: Cell<EntryIndex>,
+    /// The last write applied.
+    last_lsn: Cell<Lsn>,
     /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
     recovered: EntryIndex,
     old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
@@ -86,12 +91,18 @@ pub struct Engine<E: Env> {
     /// By local number, which a tablet keeps as long as it is here.
     tablets: RefCell<Vec<Rc<Tablet<E>>>>,
     active: RefCell<Memtable>,
+    /// Memtables are numbered as they come.
+    active_number: Cell<u64>,
     /// Per tablet, the last entry applied.
     last: RefCell<Vec<EntryIndex>>,
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,
     metrics: Rc<Metrics>,
+    /// Those that are open, and maybe some that were.
+    snapshots: RefCell<Vec<Weak<Snapshot<E>>>>,
+    /// What scans have read ahead.
+    ahead_bytes: AheadBytes,
     /// Tables that are live no more, until their last reader is done.
     obsolete: RefCell<Vec<Rc<Table<E>>>>,
     /// Old logs whose last tablet has been flushed, until their files are gone.
@@ -191,6 +202,9 @@ impl<E: Env> Engine<E> {
         let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
         snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;
         snapshot.cache_bytes = self.cache.bytes();
+        let (open, oldest) = self.snapshot_ages();
+        (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
+        snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
         for tablet in self.tablets.borrow().iter() {
             for member in tablet.version.borrow().members() {
                 snapshot.tables += 1;

@@ -25,6 +25,8 @@ pub struct EngineOptions {
     pub lazy: Option<Duration>,
     /// Tables of like size that are merged into one.
     pub compaction_fan: usize,
+    /// How long a snapshot that nobody uses keeps its files.
+    pub snapshot_life: Duration,
     /// Free space of the file system below which puts are refused, so that what was accepted can always
     /// be flushed.
     pub reserve_bytes: u64,
@@ -42,6 +44,9 @@ pub enum EngineError {
     /// Memtables are full, and can't be flushed. Goes away when they can.
     #[error("memtables are full and flushing them fails: {0}; check the disk, writing resumes by itself")]
     Flush(String),
+    /// A snapshot was not used for too long, or its tablet has left. Another one can be taken.
+    #[error("the snapshot is over: it was not used for too long, or its tablet has moved; begin a new one")]
+    SnapshotOver,
     /// Data on disk is damaged. Concerns the keys in it only.
     #[error(transparent)]
     Table(#[from] TableError),

@@ -235,6 +235,7 @@ impl<E: Env> Engine<E> {
                 log: wal.add_tablet(state.id, state.term, recovered, state.flushed),
                 version: std::cell::RefCell::new(Rc::new(Version::new(tables, Vec::new()))),
                 flushed: std::cell::Cell::new(state.flushed),
+                last_lsn: std::cell::Cell::new(Lsn::new(state.flushed, u16::MAX)),
                 recovered,
                 old_logs: std::cell::RefCell::new(old_logs),
                 no_merge_until: std::cell::Cell::default(),
@@ -249,6 +250,9 @@ impl<E: Env> Engine<E> {
             wal,
             manifest,
             active: Memtable::new(tablets.len()).into(),
+            active_number: std::cell::Cell::new(1),
+            snapshots: std::cell::RefCell::default(),
+            ahead_bytes: std::rc::Rc::default(),
             tablets: tablets.into(),
             last: last.into(),
             sealed: std::cell::RefCell::default(),
@@ -338,6 +342,7 @@ impl<E: Env> Engine<E> {
                 return Err(format!("a key of another tablet than {}", tablet.id));
             }
             let lsn = Lsn::new(index, ordinal);
+            tablet.last_lsn.set(lsn);
             active.insert(local, self.hash(op.key), op.key, lsn, op.kind, op.expiry_ms, op.value);
         }
         let mut last = self.last.borrow_mut();

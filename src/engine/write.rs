@@ -13,6 +13,8 @@ use crate::metrics::Metrics;
 
 /// A memtable that takes no more writes and waits for its flush.
 pub struct Sealed {
+    /// Its number among memtables.
+    pub number: u64,
     /// Its entries.
     pub memtable: Memtable,
     /// Per tablet, the last entry of its log that is in here or in an older one.
@@ -68,7 +70,8 @@ impl<E: Env> Engine<E> {
     /// returned block is durable.
     pub fn write(&self, tablet: usize, ops: &[Op<'_>], hashes: &[u64]) -> Result<Appended, EngineError> {
         assert_eq!(ops.len(), hashes.len(), "one hash per operation");
-        let appended = self.wal.append(self.tablet(tablet).log, ops)?;
+        let local = self.tablet(tablet);
+        let appended = self.wal.append(local.log, ops)?;
         let index = appended.lsn.index();
         {
             let mut active = self.active.borrow_mut();
@@ -76,6 +79,7 @@ impl<E: Env> Engine<E> {
             // after those of a full entry is more than 16 bits.
             for ((op, &hash), ordinal) in ops.iter().zip(hashes).zip(appended.lsn.ordinal()..) {
                 let lsn = Lsn::new(index, ordinal);
+                local.last_lsn.set(lsn);
                 active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
             }
         }
@@ -104,7 +108,9 @@ impl<E: Env> Engine<E> {
         }
         self.wal.seal_open();
         let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets()));
-        let sealed = Sealed { memtable, last: self.last.borrow().clone(), block: self.wal.appended() };
+        let number = self.active_number.replace(self.active_number.get() + 1);
+        let (last, block) = (self.last.borrow().clone(), self.wal.appended());
+        let sealed = Sealed { number, memtable, last, block };
         self.sealed.borrow_mut().push_back(Rc::new(sealed));
         self.changed.notify();
     }

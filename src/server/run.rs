@@ -35,6 +35,8 @@ const WINDOW: usize = 3;
 const LAZIEST: Duration = Duration::from_secs(1);
 /// Tables of like size that are merged into one.
 const COMPACTION_FAN: usize = 4;
+/// A snapshot that nobody uses for so long, since a client went away in the middle of a scan, is given up.
+const SNAPSHOT_LIFE: Duration = Duration::from_secs(60);
 /// Registered I/O memory of the short-lived executors that read and write the manifest.
 const CONTROL_IO_BYTES: usize = 1 << 20;
 
@@ -125,6 +127,7 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
             SyncMode::None => Some(LAZIEST),
         },
         compaction_fan: COMPACTION_FAN,
+        snapshot_life: SNAPSHOT_LIFE,
         // The tables of all memtables, the merge that they cause, and the next segments of the log.
         reserve_bytes: 2 * memory.memtables + 2 * segment_bytes,
     }

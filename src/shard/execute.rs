@@ -410,6 +410,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::Log(_) | EngineError::Manifest(ManifestError::Failed(_)) => Code::ShardFailed,
         EngineError::Flush(_) => Code::Io,
         EngineError::Full(_) => Code::DiskFull,
+        EngineError::SnapshotOver => Code::Overloaded,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
         EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,

@@ -88,6 +88,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         window: 3,
         lazy: None,
         compaction_fan: 4,
+        snapshot_life: std::time::Duration::from_secs(60),
         reserve_bytes: 0,
     };
     let metrics = Rc::new(Metrics::default());

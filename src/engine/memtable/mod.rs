@@ -22,9 +22,10 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use order::{MemtableIter, RUN_ENTRIES};
+pub use self::arena::Place;
+pub use self::order::{MemtableIter, RUN_ENTRIES};
 
-use self::arena::{Arena, Place};
+use self::arena::Arena;
 use self::index::Index;
 use self::order::Order;
 use self::record::Record;
@@ -32,6 +33,17 @@ use crate::base::{Entry, Lsn, OpKind};
 
 /// Lookups that are prefetched together, at most: about as many misses as a core keeps in flight.
 pub const PREFETCH_MAX: usize = 32;
+
+/// What of a key a reader of an earlier moment sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visible {
+    /// The version at this place.
+    At(Place),
+    /// Nothing: all that is in here is newer.
+    Nothing,
+    /// The versions looked at are newer; go on from this one.
+    More(Place),
+}
 
 /// What was written since the last flush.
 pub struct Memtable {
@@ -151,6 +163,47 @@ impl Memtable {
     /// not take writes meanwhile.
     pub fn iter<'a>(&'a self, tablet: usize, from: &[u8]) -> MemtableIter<'a> {
         self.orders[tablet].iter(&self.arena, from)
+    }
+
+    /// Sorts at most one full run of a tablet, as [`Memtable::sort_step`] does. `false`: none is left.
+    pub fn sort_tablet_step(&self, tablet: usize) -> bool {
+        self.orders[tablet].sort_step(&self.arena)
+    }
+
+    /// Visits the keys of a tablet in order, or in reverse order, until told to stop: from the first not below
+    /// `bound` on, or from the last below it. With each key comes the place of its newest version. Full runs
+    /// must have been sorted by [`Memtable::sort_tablet_step`].
+    pub fn walk<'a>(
+        &'a self,
+        tablet: usize,
+        bound: Option<&[u8]>,
+        is_reverse: bool,
+        mut visit: impl FnMut(&'a [u8], Place) -> bool,
+    ) {
+        let newest = |first| Record::at(&self.arena, first).link();
+        self.orders[tablet].walk(&self.arena, bound, is_reverse, |key, first| visit(key, newest(first)));
+    }
+
+    /// The newest version not after `lsn` of the key that has a version at `from`, there or before it. Looks at
+    /// `steps` versions at most: a key may have been written a million times.
+    pub fn visible(&self, mut from: Place, lsn: Lsn, steps: usize) -> Visible {
+        for _ in 0..steps {
+            let record = Record::at(&self.arena, from);
+            if record.lsn() <= lsn {
+                return Visible::At(from);
+            }
+            if record.is_first() {
+                return Visible::Nothing;
+            }
+            from = record.link();
+        }
+        Visible::More(from)
+    }
+
+    /// The version at a place that [`Memtable::visible`] told.
+    #[inline]
+    pub fn entry_at(&self, place: Place) -> Entry<'_> {
+        Record::at(&self.arena, place).entry()
     }
 
     /// Frees a piece of a memtable that is no longer needed and takes no more calls but this. `false`:

@@ -41,8 +41,13 @@ pub struct Order {
     runs: RefCell<Vec<Vec<Item>>>,
     /// Runs before this one are full and sorted.
     sorted: Cell<usize>,
+    /// Items of the run behind those that are sorted, from its first on; scans sort it as far as it is filled.
+    tail_sorted: Cell<usize>,
     len: usize,
 }
+
+/// Up to so many new items are each put into their place; more are sorted and merged.
+const INSERTED_MAX: usize = 16;
 
 /// The first 16 bytes, zero-padded.
 #[inline]
@@ -136,6 +141,7 @@ impl Order {
             Some(run) if run.len() == RUN_ENTRIES => {
                 sort(arena, run);
                 self.sorted.set(next + 1);
+                self.tail_sorted.set(0);
                 true
             }
             _ => false,
@@ -162,6 +168,66 @@ impl Order {
         let heads = (0..iter.cursors.len()).filter_map(|source| iter.head(source)).collect();
         iter.heap = heads;
         iter
+    }
+
+    /// Visits keys in order, or in reverse order, until told to stop: from the first not below `bound` on, or
+    /// from the last below it. Full runs must be sorted ([`Order::sort_step`]). What came since the last walk is
+    /// sorted first: at most one run.
+    pub fn walk<'a>(
+        &self,
+        arena: &'a Arena,
+        bound: Option<&[u8]>,
+        is_reverse: bool,
+        mut visit: impl FnMut(&'a [u8], Place) -> bool,
+    ) {
+        self.sort_tail(arena);
+        let runs = self.runs.borrow();
+        assert!(self.sorted.get() + 1 >= runs.len(), "a walk finds full runs sorted");
+        let least = bound.map(prefix);
+        let is_below = |item: &Item| match (bound, &least) {
+            (Some(bound), Some(least)) => {
+                item.prefix().cmp(least).then_with(|| item.key(arena).cmp(bound)).is_lt()
+            }
+            _ => is_reverse,
+        };
+        // By run, how many items are left on the way.
+        let mut heads = BinaryHeap::with_capacity(runs.len());
+        for (source, run) in runs.iter().enumerate() {
+            let at = run.partition_point(is_below);
+            let next = if is_reverse { at.checked_sub(1) } else { Some(at) };
+            if let Some((at, item)) = next.and_then(|at| Some((at, *run.get(at)?))) {
+                heads.push(WalkHead { item, source, at, is_reverse, arena });
+            }
+        }
+        while let Some(mut top) = heads.peek_mut() {
+            if !visit(top.item.key(arena), top.item.record) {
+                return;
+            }
+            let next = if is_reverse { top.at.checked_sub(1) } else { Some(top.at + 1) };
+            match next.and_then(|at| Some((at, *runs[top.source].get(at)?))) {
+                Some((at, item)) => (top.at, top.item) = (at, item),
+                None => drop(PeekMut::pop(top)),
+            }
+        }
+    }
+
+    /// Sorts what came into the run that is not full since this was last called.
+    fn sort_tail(&self, arena: &Arena) {
+        let mut runs = self.runs.borrow_mut();
+        let Some(tail) = runs.get_mut(self.sorted.get()) else { return };
+        let sorted = self.tail_sorted.replace(tail.len());
+        if tail.len() - sorted > INSERTED_MAX {
+            sort(arena, &mut tail[sorted..]);
+            // Finds two sorted pieces, which it merges.
+            tail.sort_by(|a, b| compare(arena, a, b));
+            return;
+        }
+        for at in sorted..tail.len() {
+            let item = tail[at];
+            let place = tail[..at].partition_point(|other| compare(arena, other, &item).is_lt());
+            tail.copy_within(place..at, place + 1);
+            tail[place] = item;
+        }
     }
 
     /// Frees some runs; `false` if none is left.
@@ -200,6 +266,37 @@ impl PartialEq for Head<'_> {
 }
 
 impl Eq for Head<'_> {}
+
+/// The next item of a run on a walk.
+struct WalkHead<'a> {
+    item: Item,
+    source: usize,
+    at: usize,
+    is_reverse: bool,
+    arena: &'a Arena,
+}
+
+impl Ord for WalkHead<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let order = compare(self.arena, &self.item, &other.item);
+        // The heap gives the largest first.
+        if self.is_reverse { order } else { order.reverse() }
+    }
+}
+
+impl PartialOrd for WalkHead<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for WalkHead<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.item == other.item
+    }
+}
+
+impl Eq for WalkHead<'_> {}
 
 /// Keys of a tablet in order, each with its newest version. May be kept while the caller suspends, as long
 /// as the memtable takes no writes.

@@ -5,6 +5,7 @@
 
 mod block;
 mod builder;
+mod cursor;
 mod expiries;
 mod filter;
 pub mod format;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use block::Block;
 pub use builder::TableBuilder;
+pub use cursor::{AheadBytes, Bound, TableCursor, Walked, Wanted};
 pub use expiries::Expiries;
 pub use index::BlockHandle;
 pub use inspect::{TableReport, inspect_table};

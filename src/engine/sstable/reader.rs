@@ -212,6 +212,11 @@ impl<E: Env> Table<E> {
         self.index.find(key)
     }
 
+    /// What separates a block from the next one.
+    pub fn separator(&self, block: usize) -> &[u8] {
+        self.index.separator(block)
+    }
+
     /// Reads and verifies a block, past the cache.
     pub async fn read_block(&self, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
         let bytes = self.disk_file.read_at(handle.offset, handle.len).await?;
@@ -219,7 +224,7 @@ impl<E: Env> Table<E> {
     }
 
     /// Reads consecutive bytes of blocks, unverified: for walks that read ahead.
-    pub(super) async fn read_bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, TableError> {
+    pub async fn read_bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, TableError> {
         Ok(self.disk_file.read_at(offset, len).await?.to_vec())
     }
 

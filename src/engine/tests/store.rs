@@ -56,6 +56,7 @@ impl Shape {
             window: 3,
             lazy: None,
             compaction_fan: 3,
+            snapshot_life: std::time::Duration::from_secs(60),
             reserve_bytes: 0,
         };
         Shape { shards, options }

@@ -123,6 +123,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     window: 3,
     lazy: None,
     compaction_fan: 4,
+    snapshot_life: std::time::Duration::from_secs(60),
     reserve_bytes: 0,
 };
 
