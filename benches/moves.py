@@ -146,7 +146,7 @@ def moves(args, data, results, checks):
     pause = lambda points: max((point["max_us"] for point in points), default=0) / 1000
     line = report["timeline"]
     quiet = [point for point in line if point["second"] < began - 1]
-    busy = [point for point in line if began - 1 <= point["second"] <= ended]
+    busy = [point for point in line if began - 1 <= point["second"] <= ended + 2]
     figures = {
         "moves": len(move_times),
         "splits": len(split_times),
