@@ -20,7 +20,7 @@ use clap::Parser;
 pub use memory::{COMMON_BYTES, MemoryBound, MemoryLimit, SHARD_BYTES_MIN, ShardMemory, memory_limit};
 pub use size::{parse_millis, parse_size, rough_size, show_size};
 
-use crate::base::{VALUE_BYTES_DEFAULT_MAX, VALUE_BYTES_LIMIT};
+use crate::base::{Codec, Compression, VALUE_BYTES_DEFAULT_MAX, VALUE_BYTES_LIMIT};
 
 /// Most shards a server may have. Tablets are numbered with 16 bits and a shard owns at least one; the
 /// mesh has a queue for each pair.
@@ -59,6 +59,10 @@ pub struct Flags {
     /// Largest value that a client may store, up to 32MiB [default: 16MiB]
     #[arg(long, value_name = "SIZE", env = "ATLASKV_MAX_VALUE_SIZE")]
     pub max_value_size: Option<String>,
+    /// How tables are compressed: none, lz4 or zstd, for the last level, which holds nearly all data; or by
+    /// level, upper=none,last=lz4 [default: lz4]
+    #[arg(long, value_name = "CODEC", env = "ATLASKV_COMPRESSION")]
+    pub compression: Option<String>,
     /// Allow more shards than CPUs; they then share them
     #[arg(long, env = "ATLASKV_OVERSUBSCRIBE", value_parser = clap::builder::FalseyValueParser::new())]
     pub oversubscribe: bool,
@@ -119,6 +123,8 @@ pub struct Config {
     pub memory_given: bool,
     /// Largest value in bytes.
     pub value_bytes_max: u64,
+    /// Codecs of tables.
+    pub compression: Compression,
     /// Connections at a time.
     pub connections_max: usize,
     /// A connection that sends nothing for this long is closed.
@@ -246,6 +252,8 @@ impl Config {
             memory_given: memory.is_some(),
             value_bytes_max: given(&flags.max_value_size)
                 .map_or(Ok(VALUE_BYTES_DEFAULT_MAX as u64), |text| read_value_size(&text))?,
+            compression: given(&flags.compression)
+                .map_or(Ok(Compression::default()), |text| read_compression(&text))?,
             connections_max: given(&flags.max_connections)
                 .map_or(Ok(10_000), |text| read_count("max-connections", &text, 1_000_000))?,
             idle_timeout: given(&flags.idle_timeout)
@@ -372,6 +380,27 @@ fn read_value_size(text: &str) -> Result<u64, ConfigError> {
         _ if bytes > limit => Err(ConfigError::TooLarge { flag, given, most: show_size(limit) }),
         _ => Ok(bytes),
     }
+}
+
+/// A codec for the last level, or for each level that is named; the other stays at its default.
+fn read_compression(text: &str) -> Result<Compression, ConfigError> {
+    let wanted = "none, lz4 or zstd, or those by level (upper, last), each at most once";
+    let wrong = || unreadable("compression", text, wanted, "upper=none,last=zstd");
+    let (mut upper, mut last) = (None, None);
+    for part in text.split(',') {
+        let (level, name) = part.split_once('=').unwrap_or(("last", part));
+        let codec = Codec::from_name(name.trim()).ok_or_else(wrong)?;
+        let level = match level.trim() {
+            "upper" => &mut upper,
+            "last" => &mut last,
+            _ => return Err(wrong()),
+        };
+        if level.replace(codec).is_some() {
+            return Err(wrong());
+        }
+    }
+    let default = Compression::default();
+    Ok(Compression { upper: upper.unwrap_or(default.upper), last: last.unwrap_or(default.last) })
 }
 
 /// A bare word in a filter is taken for a target, so that a misspelt level would silence everything else

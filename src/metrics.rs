@@ -124,8 +124,20 @@ counters! {
     table_bytes,
     /// Entries in live tables.
     table_entries,
+    /// Bytes of blocks that flushes and merges wrote, before they were compressed.
+    block_raw_bytes,
+    /// Bytes that they took in the files.
+    block_stored_bytes,
+    /// Blocks that flushes and merges wrote.
+    blocks_written,
+    /// Of those, blocks that were not compressed.
+    blocks_plain,
     /// Bytes of resident indexes and filters.
     index_bytes,
+    /// Parts of indexes and filters that are not resident and were found in the cache.
+    partition_hits,
+    /// Parts of indexes and filters that were not.
+    partition_misses,
     /// Filters asked.
     filter_checks,
     /// Of those, tables ruled out.

@@ -1,6 +1,7 @@
 //! Numbers, names and limits that every layer shares. No I/O, no state.
 
 mod checksum;
+mod codec;
 mod id;
 mod limits;
 mod lsn;
@@ -8,6 +9,7 @@ mod op;
 mod prefetch;
 
 pub use checksum::{crc32c, crc32c_append};
+pub use codec::{Codec, Compression};
 pub use id::{BlockSeq, FileId, LogId, TableName, TabletId};
 pub use limits::*;
 pub use lsn::{EntryIndex, Lsn};

@@ -43,6 +43,7 @@ fn nothing_given_means_the_documented_defaults() {
     assert_eq!(config.memory, 4 << 30);
     assert!(!config.memory_given);
     assert_eq!(config.value_bytes_max, 16 << 20);
+    assert_eq!(config.compression, Compression { upper: Codec::None, last: Codec::Lz4 });
     assert_eq!((config.connections_max, config.idle_timeout), (10_000, None));
     assert_eq!(config.stall_timeout, Duration::from_secs(30));
     assert_eq!((config.log_filter.as_str(), config.log_format), ("info", LogFormat::Text));
@@ -58,6 +59,7 @@ fn everything_given_is_taken() {
         "--memory=1GB",
         "--max-value-size=512k",
         "--oversubscribe",
+        "--compression=zstd",
         "--max-connections=7",
         "--idle-timeout=5m",
         "--stall-timeout=250ms",
@@ -69,12 +71,31 @@ fn everything_given_is_taken() {
     assert_eq!(config.sync, SyncMode::Interval(Duration::from_millis(25)));
     assert_eq!((config.memory, config.memory_given), (1_000_000_000, true));
     assert_eq!(config.value_bytes_max, 512 << 10);
+    assert_eq!(config.compression, Compression { upper: Codec::None, last: Codec::Zstd });
     assert_eq!(config.idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!(config.stall_timeout, Duration::from_millis(250));
     assert_eq!((config.log_filter.as_str(), config.log_format), ("warn,atlaskv=debug", LogFormat::Json));
     assert_eq!(read(&["--sync", "none"]).unwrap().sync, SyncMode::None);
     assert_eq!(read(&["--sync", "interval=1ms"]).unwrap().sync, SyncMode::Interval(Duration::from_millis(1)));
     assert!(read(&["--listen", "localhost:0"]).unwrap().listen.ip().is_loopback());
+}
+
+#[test]
+fn codecs_are_those_of_the_last_level_or_of_those_named() {
+    let read = |text: &str| {
+        let Compression { upper, last } = read(&["--compression", text]).unwrap().compression;
+        (upper.name(), last.name())
+    };
+    assert_eq!(read("none"), ("none", "none"));
+    assert_eq!(read("last=zstd"), ("none", "zstd"));
+    assert_eq!(read("upper=lz4"), ("lz4", "lz4"));
+    assert_eq!(read("last = zstd, upper = lz4"), ("lz4", "zstd"));
+    for wrong in ["snappy", "upper", "middle=lz4", "upper=", "lz4,last=lz4", "zstd,none", "upper=lz4,"] {
+        let refused = refusal(&["--compression", wrong]);
+        assert!(
+            refused.contains(wrong) && refused.contains("for example --compression upper=none,last=zstd")
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The block cache of a shard: verified blocks, bounded by bytes, scan-resistant; at most one read per
-//! block in flight.
+//! The block cache of a shard: verified and decompressed blocks, and partitions of indexes that are not
+//! pinned. Bounded by the bytes that they take in memory, scan-resistant; at most one read per part in flight.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,33 +8,100 @@ use std::rc::Rc;
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 
-use super::sstable::{Block, BlockHandle, Table, TableError};
+use super::sstable::{Block, BlockHandle, InMemory, Partition, Table, TableError};
 use crate::base::FileId;
 use crate::env::{Env, Notify};
 
+/// File and offset; of a partition the offset and one. So whatever an index says, a block is never taken for
+/// a partition.
 type Key = (FileId, u64);
+
+/// What is cached.
+#[derive(Clone)]
+enum Part {
+    /// A block.
+    Block(Rc<Block>),
+    /// A partition of an index.
+    Partition(Rc<Partition>),
+}
+
+impl Part {
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Part::Block(block) => block.memory_bytes(),
+            Part::Partition(partition) => partition.memory_bytes(),
+        }
+    }
+
+    fn block(self) -> Option<Rc<Block>> {
+        match self {
+            Part::Block(block) => Some(block),
+            Part::Partition(_) => None,
+        }
+    }
+
+    fn partition(self) -> Option<Rc<Partition>> {
+        match self {
+            Part::Partition(partition) => Some(partition),
+            Part::Block(_) => None,
+        }
+    }
+}
+
+/// Which part of a table is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A block.
+    Block(BlockHandle),
+    /// A partition, by its number.
+    Partition(usize),
+}
+
+impl Place {
+    /// Where it stands in `table`.
+    pub fn handle<E: Env>(self, table: &Table<E>) -> BlockHandle {
+        match self {
+            Place::Block(handle) => handle,
+            Place::Partition(number) => table.partition_handle(number),
+        }
+    }
+
+    fn key<E: Env>(self, table: &Table<E>) -> Key {
+        match self {
+            Place::Block(handle) => (table.file(), handle.offset),
+            Place::Partition(number) => (table.file(), table.partition_handle(number).offset + 1),
+        }
+    }
+
+    async fn read<E: Env>(self, table: &Table<E>) -> Result<Part, TableError> {
+        Ok(match self {
+            Place::Block(handle) => Part::Block(table.read_block(handle).await?),
+            Place::Partition(number) => Part::Partition(table.read_partition(number).await?),
+        })
+    }
+}
 
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<Key, Rc<Block>> for ByBytes {
-    fn weight(&self, _: &Key, block: &Rc<Block>) -> u64 {
-        // What the cache itself keeps per block, measured roughly: entry, hash slot, Rc.
+impl Weighter<Key, Part> for ByBytes {
+    fn weight(&self, _: &Key, part: &Part) -> u64 {
+        // What the cache itself keeps per part, measured roughly: entry, hash slot, Rc.
         const OVERHEAD: u64 = 100;
-        block.memory_bytes() as u64 + OVERHEAD
+        part.memory_bytes() as u64 + OVERHEAD
     }
 }
 
-/// A block that is being read.
+/// A part that is being read.
 #[derive(Default)]
 struct Flight {
-    block: RefCell<Option<Rc<Block>>>,
+    part: RefCell<Option<Part>>,
     landed: Notify,
 }
 
 /// A shard's block cache.
 pub struct BlockCache {
-    cache: RefCell<Cache<Key, Rc<Block>, ByBytes>>,
+    cache: RefCell<Cache<Key, Part, ByBytes>>,
     reading: RefCell<HashMap<Key, Rc<Flight>>>,
 }
 
@@ -61,13 +128,17 @@ impl BlockCache {
     }
 
     /// A block, if it is here.
-    pub fn get(&self, file: FileId, offset: u64) -> Option<Rc<Block>> {
-        self.cache.borrow().get(&(file, offset)).cloned()
+    pub fn get<E: Env>(&self, table: &Table<E>, handle: BlockHandle) -> Option<Rc<Block>> {
+        self.get_part(Place::Block(handle).key(table)).and_then(Part::block)
     }
 
-    /// A block, if it is here, without telling the cache that someone wanted it.
-    pub fn peek(&self, file: FileId, offset: u64) -> Option<Rc<Block>> {
-        self.cache.borrow().peek(&(file, offset)).cloned()
+    /// A partition, if it is here.
+    pub fn get_partition<E: Env>(&self, table: &Table<E>, number: usize) -> Option<Rc<Partition>> {
+        self.get_part(Place::Partition(number).key(table)).and_then(Part::partition)
+    }
+
+    fn get_part(&self, key: Key) -> Option<Part> {
+        self.cache.borrow().get(&key).cloned()
     }
 
     /// Bytes held.
@@ -75,28 +146,65 @@ impl BlockCache {
         self.cache.borrow().weight()
     }
 
-    /// A block from here or from disk. Whoever asks for a block that is being read waits for that read, and
-    /// reads it himself only if that one failed.
-    pub async fn read<E: Env>(&self, table: &Table<E>, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
-        let key = (table.file(), handle.offset);
+    /// A block from here or from disk. Whoever asks for something that is being read waits for that read,
+    /// and reads it himself only if that one failed. Suspends.
+    pub async fn block<E: Env>(
+        &self,
+        table: &Table<E>,
+        handle: BlockHandle,
+    ) -> Result<Rc<Block>, TableError> {
+        let part = self.read(table, Place::Block(handle)).await?;
+        Ok(part.block().expect("keys of blocks are those of blocks alone"))
+    }
+
+    /// A partition that is pinned, or from here or from disk, as a block is.
+    pub async fn partition<E: Env>(
+        &self,
+        table: &Table<E>,
+        number: usize,
+    ) -> Result<Rc<Partition>, TableError> {
+        if let Some(partition) = table.pinned(number) {
+            return Ok(partition);
+        }
+        let part = self.read(table, Place::Partition(number)).await?;
+        Ok(part.partition().expect("keys of partitions are those of partitions alone"))
+    }
+
+    async fn read<E: Env>(&self, table: &Table<E>, place: Place) -> Result<Part, TableError> {
+        let key = place.key(table);
         loop {
-            // The flight's own result, since a block too large for the cache never gets into it.
+            // The flight's own result, since a part too large for the cache never gets into it.
             let flight = self.reading.borrow().get(&key).cloned();
             let Some(flight) = flight else { break };
             flight.landed.notified().await;
-            if let Some(block) = flight.block.borrow().clone() {
-                return Ok(block);
+            if let Some(part) = flight.part.borrow().clone() {
+                return Ok(part);
             }
         }
-        if let Some(block) = self.get(key.0, key.1) {
-            return Ok(block);
+        if let Some(part) = self.get_part(key) {
+            return Ok(part);
         }
         let flight = Rc::new(Flight::default());
         self.reading.borrow_mut().insert(key, flight.clone());
         let _landing = Landing { cache: self, key };
-        let block = table.read_block(handle).await?;
-        self.cache.borrow_mut().insert(key, block.clone());
-        *flight.block.borrow_mut() = Some(block.clone());
-        Ok(block)
+        let part = place.read(table).await?;
+        self.cache.borrow_mut().insert(key, part.clone());
+        *flight.part.borrow_mut() = Some(part.clone());
+        Ok(part)
+    }
+}
+
+impl<E: Env> InMemory<E> for BlockCache {
+    fn block(&self, table: &Table<E>, handle: BlockHandle, counts: bool) -> Option<Rc<Block>> {
+        if counts {
+            return self.get(table, handle);
+        }
+        // Without telling the cache that someone wanted it.
+        let part = self.cache.borrow().peek(&Place::Block(handle).key(table)).cloned();
+        part.and_then(Part::block)
+    }
+
+    fn partition(&self, table: &Table<E>, number: usize) -> Option<Rc<Partition>> {
+        table.pinned(number).or_else(|| self.get_partition(table, number))
     }
 }

@@ -117,18 +117,22 @@ impl<E: Env> Engine<E> {
         let hash = |key: &[u8]| self.hash(key);
         let cutoff = Cutoff::new(self.tick());
         let stopping = || self.is_stopping.get();
-        let merged = compaction::merge(&self.env, &inputs, file, is_last, &cutoff, hash, stopping).await?;
+        let options = if is_last { self.options.last_tables() } else { self.options.upper_tables() };
+        let merged = compaction::merge(&self.env, &inputs, file, options, &cutoff, hash, stopping).await?;
         let (output, bytes_out) = match merged {
             Merged::Stopped => return Ok(()),
             Merged::Nothing => (None, 0),
             Merged::Table(meta) => {
                 let opened: Result<_, EngineError> = async {
                     self.env.disk().sync_dir(TableName::DIR).await?;
-                    Ok(Table::open(&self.env, TableName::new(meta.tablet, meta.file)).await?)
+                    Ok(self.open_table(TableName::new(meta.tablet, meta.file)).await?)
                 }
                 .await;
                 match opened {
-                    Ok(table) => (Some(Rc::new(table)), meta.bytes),
+                    Ok(table) => {
+                        self.count_written(&meta);
+                        (Some(table), meta.bytes)
+                    }
                     Err(error) => {
                         // Each try would leave one behind.
                         let _ = self.env.disk().remove(&tablet.table_path(file)).await;

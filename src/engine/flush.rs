@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
-use super::sstable::{Table, TableBuilder, TableError, TableMeta};
+use super::sstable::{TableBuilder, TableError, TableMeta};
 use super::version::Member;
 use super::write::Sealed;
 use super::{Engine, EngineError};
@@ -128,6 +128,7 @@ impl<E: Env> Engine<E> {
             files.push(tablet.table_path(file));
             let meta = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
             bytes += meta.bytes;
+            self.count_written(&meta);
             changes.push(Change::AddTable { tablet: tablet.id, position: 0, table: TableRef::from(&meta) });
             tables.push((local, meta));
         }
@@ -135,7 +136,7 @@ impl<E: Env> Engine<E> {
         let mut opened = Vec::new();
         for (local, meta) in &tables {
             let name = TableName::new(meta.tablet, meta.file);
-            opened.push((*local, Member::whole(Rc::new(Table::open(&self.env, name).await?))));
+            opened.push((*local, Member::whole(self.open_table(name).await?)));
         }
         self.manifest.commit(Edit { changes }).await?;
         Metrics::add(&self.metrics.expired_entries, cutoff.expired());
@@ -165,8 +166,8 @@ impl<E: Env> Engine<E> {
         pacer: &mut Pacer<E>,
     ) -> Result<TableMeta, EngineError> {
         let tablet = self.tablet(local);
-        let keys = sealed.memtable.tablet_entries(local) as u64;
-        let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, keys).await?;
+        let options = self.options.upper_tables();
+        let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, options).await?;
         let lsns = self.snapshot_lsns(sealed, local);
         let written = self.write_entries(sealed, local, &lsns, cutoff, &mut builder, pacer).await;
         if let Err(error) = written {
@@ -263,7 +264,7 @@ mod tests {
     use super::super::EngineOptions;
     use super::super::recovery;
     use super::*;
-    use crate::base::{Op, OpKind};
+    use crate::base::{Compression, Op, OpKind};
     use crate::disk::sim::SimDisk;
     use crate::env::sim::{SimEnv, SimWorld};
     use crate::placement::SlotTable;
@@ -278,6 +279,8 @@ mod tests {
             memtable_bytes: 64 << 20,
             sealed_max: 1,
             cache_bytes: 1 << 20,
+            index_bytes: 1 << 20,
+            compression: Compression::default(),
             segment_bytes: 4 << 20,
             window: 2,
             lazy: None,

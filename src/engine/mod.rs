@@ -52,7 +52,7 @@ use self::manifest::ShardManifest;
 use self::memtable::Memtable;
 use self::recovery::OldLog;
 use self::snapshot::Snapshot;
-use self::sstable::{AheadBytes, Table};
+use self::sstable::{AheadBytes, IndexBudget, Table, TableError, TableMeta};
 use self::version::Version;
 use self::wal::{Wal, WalTablet};
 use crate::base::{EntryIndex, FileId, LogId, Lsn, TableName, TabletId};
@@ -98,6 +98,7 @@ pub struct Engine<E: Env> {
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,
+    index_budget: Rc<IndexBudget>,
     metrics: Rc<Metrics>,
     /// Those that are open, and maybe some that were.
     snapshots: RefCell<Vec<Weak<Snapshot<E>>>>,
@@ -194,6 +195,20 @@ impl<E: Env> Engine<E> {
         FileId::new(self.wal.log(), number)
     }
 
+    /// Opens a table, whose index and filter stay in memory if there is room.
+    async fn open_table(&self, name: TableName) -> Result<Rc<Table<E>>, TableError> {
+        Table::open(&self.env, name, &self.index_budget).await.map(Rc::new)
+    }
+
+    /// Counts how a table was stored that a flush or merge wrote.
+    fn count_written(&self, meta: &TableMeta) {
+        let (shape, metrics) = (&meta.shape, &self.metrics);
+        Metrics::add(&metrics.block_raw_bytes, shape.raw_bytes);
+        Metrics::add(&metrics.block_stored_bytes, shape.stored_bytes);
+        Metrics::add(&metrics.blocks_written, shape.blocks);
+        Metrics::add(&metrics.blocks_plain, shape.plain_blocks);
+    }
+
     /// Its counters, with what is only known here.
     pub fn metrics(&self) -> MetricsSnapshot {
         let mut snapshot = self.metrics.snapshot();
@@ -205,12 +220,12 @@ impl<E: Env> Engine<E> {
         let (open, oldest) = self.snapshot_ages();
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
         snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
+        snapshot.index_bytes = self.index_budget.used() as u64;
         for tablet in self.tablets.borrow().iter() {
             for member in tablet.version.borrow().members() {
                 snapshot.tables += 1;
                 snapshot.table_bytes += member.meta().bytes;
                 snapshot.table_entries += member.meta().entries;
-                snapshot.index_bytes += member.table.memory_bytes() as u64;
             }
         }
         snapshot

@@ -4,8 +4,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::manifest::ManifestError;
-use super::sstable::TableError;
+use super::sstable::{TableError, TableOptions};
 use super::wal::WalError;
+use crate::base::Compression;
 use crate::disk::DiskError;
 
 /// Limits of one shard's engine. All sizes in bytes.
@@ -17,6 +18,10 @@ pub struct EngineOptions {
     pub sealed_max: usize,
     /// Block cache.
     pub cache_bytes: usize,
+    /// Indexes and filters that stay in memory. Those that don't fit go through the block cache.
+    pub index_bytes: usize,
+    /// How blocks of tables are compressed.
+    pub compression: Compression,
     /// Write-ahead log segment.
     pub segment_bytes: u64,
     /// Commits in flight: 2 or 3.
@@ -30,6 +35,18 @@ pub struct EngineOptions {
     /// Free space of the file system below which puts are refused, so that what was accepted can always
     /// be flushed.
     pub reserve_bytes: u64,
+}
+
+impl EngineOptions {
+    /// How tables of the upper levels are written.
+    pub fn upper_tables(&self) -> TableOptions {
+        TableOptions::upper(self.compression.upper)
+    }
+
+    /// How tables of the last level are written.
+    pub fn last_tables(&self) -> TableOptions {
+        TableOptions::last(self.compression.last)
+    }
 }
 
 /// Why the engine can't do what was asked. Split by what the caller can do about it.

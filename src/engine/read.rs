@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::sstable::{Block, BlockHandle, Table};
+use super::cache::Place;
+use super::sstable::{Block, Partition, Table};
 use super::{Engine, EngineError};
 use crate::base::{BlockSeq, Entry, FileId, OpKind};
 use crate::env::Env;
@@ -32,16 +33,16 @@ pub struct Found<'a> {
     pub wait: Option<BlockSeq>,
 }
 
-/// A block that a lookup needs and that is not in memory.
+/// A block, or a partition of an index, that a lookup needs and that is not in memory.
 pub struct MissingBlock<E: Env> {
     table: Rc<Table<E>>,
-    handle: BlockHandle,
+    place: Place,
 }
 
 impl<E: Env> MissingBlock<E> {
     /// Bytes to be read.
     pub fn len(&self) -> usize {
-        self.handle.len
+        self.place.handle(&self.table).len
     }
 
     /// Never: a block is a page at least.
@@ -58,22 +59,29 @@ pub enum Lookup<R, E: Env> {
     Missing(MissingBlock<E>),
 }
 
-/// Blocks loaded for one request. Holding them here lets the request come to its end even if the cache
-/// evicts them at once.
+/// Parts of tables loaded for one request. Holding them here lets the request come to its end even if the
+/// cache evicts them at once.
 #[derive(Default)]
 pub struct Loaded {
     blocks: BTreeMap<(FileId, u64), Rc<Block>>,
+    partitions: BTreeMap<(FileId, usize), Rc<Partition>>,
 }
 
 impl Loaded {
     /// With nothing loaded.
     pub const fn new() -> Loaded {
-        Loaded { blocks: BTreeMap::new() }
+        Loaded { blocks: BTreeMap::new(), partitions: BTreeMap::new() }
     }
+}
 
-    fn get(&self, file: FileId, offset: u64) -> Option<Rc<Block>> {
-        self.blocks.get(&(file, offset)).cloned()
-    }
+/// What one table has of a key.
+enum Probe {
+    /// Nothing, for certain.
+    Absent,
+    /// If anything, it is in this block.
+    Block(Rc<Block>),
+    /// Load this first.
+    Missing(Place),
 }
 
 impl<E: Env> Engine<E> {
@@ -109,22 +117,13 @@ impl<E: Env> Engine<E> {
     ) -> Result<Lookup<R, E>, EngineError> {
         let version = self.tablet(key.tablet).version();
         for member in version.candidates(key.bytes) {
-            let table = &member.table;
-            Metrics::add(&self.metrics.filter_checks, 1);
-            if !table.may_contain(key.hash) {
-                Metrics::add(&self.metrics.filter_negatives, 1);
-                continue;
-            }
-            let Some(handle) = table.locate(key.bytes) else { continue };
-            let block = match loaded.get(table.file(), handle.offset) {
-                Some(block) => Some(block),
-                None => self.cache.get(table.file(), handle.offset),
+            let block = match self.probe(&member.table, key, loaded) {
+                Probe::Absent => continue,
+                Probe::Block(block) => block,
+                Probe::Missing(place) => {
+                    return Ok(Lookup::Missing(MissingBlock { table: member.table.clone(), place }));
+                }
             };
-            let Some(block) = block else {
-                Metrics::add(&self.metrics.cache_misses, 1);
-                return Ok(Lookup::Missing(MissingBlock { table: table.clone(), handle }));
-            };
-            Metrics::add(&self.metrics.cache_hits, 1);
             if let Some(entry) = block.get(key.hash, key.bytes) {
                 // Tables hold only what was durable when they were written.
                 return Ok(Lookup::Done(visit(Found { entry: self.live(entry), wait: None })));
@@ -134,16 +133,69 @@ impl<E: Env> Engine<E> {
         Ok(Lookup::Done(visit(Found { entry: None, wait: None })))
     }
 
-    /// Reads a missing block into `loaded` and the cache. Suspends; afterwards anything may have changed,
+    /// Asks one table's index and filter for `key`.
+    fn probe(&self, table: &Table<E>, key: &Key<'_>, loaded: &Loaded) -> Probe {
+        let Some(number) = table.find_partition(key.bytes) else { return Probe::Absent };
+        let Some(partition) = self.partition(table, number, loaded) else {
+            return Probe::Missing(Place::Partition(number));
+        };
+        Metrics::add(&self.metrics.filter_checks, 1);
+        if !partition.may_contain(key.hash) {
+            Metrics::add(&self.metrics.filter_negatives, 1);
+            return Probe::Absent;
+        }
+        let Some(block) = partition.find(key.bytes) else { return Probe::Absent };
+        let handle = partition.handle(block);
+        let loaded = loaded.blocks.get(&(table.file(), handle.offset)).cloned();
+        match loaded.or_else(|| self.cache.get(table, handle)) {
+            Some(block) => {
+                Metrics::add(&self.metrics.cache_hits, 1);
+                Probe::Block(block)
+            }
+            None => {
+                Metrics::add(&self.metrics.cache_misses, 1);
+                Probe::Missing(Place::Block(handle))
+            }
+        }
+    }
+
+    /// A partition, if it is in memory.
+    fn partition(&self, table: &Table<E>, number: usize, loaded: &Loaded) -> Option<Rc<Partition>> {
+        if let Some(pinned) = table.pinned(number) {
+            return Some(pinned);
+        }
+        let loaded = loaded.partitions.get(&(table.file(), number)).cloned();
+        let partition = loaded.or_else(|| self.cache.get_partition(table, number));
+        let counter = match &partition {
+            Some(_) => &self.metrics.partition_hits,
+            None => &self.metrics.partition_misses,
+        };
+        Metrics::add(counter, 1);
+        partition
+    }
+
+    /// Reads a missing part into `loaded` and the cache. Suspends; afterwards anything may have changed,
     /// so the caller looks up again.
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
-        let place = (missing.table.file(), missing.handle.offset);
-        if loaded.blocks.contains_key(&place) {
-            return Ok(()); // two keys of one request are in it
+        let table = &missing.table;
+        match missing.place {
+            Place::Block(handle) => {
+                let place = (table.file(), handle.offset);
+                if loaded.blocks.contains_key(&place) {
+                    return Ok(()); // two keys of one request are in it
+                }
+                Metrics::add(&self.metrics.disk_reads, 1);
+                loaded.blocks.insert(place, self.cache.block(table, handle).await?);
+            }
+            Place::Partition(number) => {
+                let place = (table.file(), number);
+                if loaded.partitions.contains_key(&place) {
+                    return Ok(());
+                }
+                Metrics::add(&self.metrics.disk_reads, 1);
+                loaded.partitions.insert(place, self.cache.partition(table, number).await?);
+            }
         }
-        Metrics::add(&self.metrics.disk_reads, 1);
-        let block = self.cache.read(&missing.table, missing.handle).await?;
-        loaded.blocks.insert(place, block);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::cache::BlockCache;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
-use super::sstable::Table;
+use super::sstable::{IndexBudget, Table};
 use super::version::{Member, Version};
 use super::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
@@ -216,12 +216,13 @@ impl<E: Env> Engine<E> {
             cluster: start.state.store.cluster,
         };
         let wal = Wal::create(env, start.new_logs[shard as usize], wal_options).await?;
+        let index_budget = IndexBudget::new(options.index_bytes);
         let mut tablets = Vec::new();
         let mut last = Vec::new();
         for state in start.state.of_shard(shard).tablets.values() {
             let mut tables = Vec::with_capacity(state.tables.len());
             for table in &state.tables {
-                let opened = Table::open(env, TableName::new(state.id, table.file)).await?;
+                let opened = Table::open(env, TableName::new(state.id, table.file), &index_budget).await?;
                 tables.push(Rc::new(Member { table: Rc::new(opened), clip: table.clip.clone() }));
             }
             let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
@@ -257,6 +258,7 @@ impl<E: Env> Engine<E> {
             last: last.into(),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
+            index_budget,
             options,
             metrics,
             obsolete: std::cell::RefCell::default(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::mesh::mesh;
 use super::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
+use crate::base::Compression;
 use crate::disk::sim::SimDisk;
 use crate::engine::{Engine, EngineOptions, recovery};
 use crate::env::sim::{SimEnv, SimWorld};
@@ -84,6 +85,8 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        index_bytes: 1 << 20,
+        compression: Compression::default(),
         segment_bytes: 8 << 20,
         window: 3,
         lazy: None,

@@ -6,14 +6,14 @@ use super::picker::INPUTS_MAX;
 use crate::base::{FileId, OpKind};
 use crate::engine::expiry::Cutoff;
 use crate::engine::merge::MergeIter;
-use crate::engine::sstable::{Table, TableBuilder, TableError, TableIter, TableMeta};
+use crate::engine::sstable::{Table, TableBuilder, TableError, TableIter, TableMeta, TableOptions};
 use crate::env::{Env, Pacer};
 
 /// What came of a merge.
 #[derive(Debug)]
 pub enum Merged {
     /// One table.
-    Table(TableMeta),
+    Table(Box<TableMeta>),
     /// Nothing is left: all of it was deleted or has expired.
     Nothing,
     /// It was told to stop; no file stays.
@@ -23,13 +23,13 @@ pub enum Merged {
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
 
-/// Merges `inputs`, newest first, into `file`. What has expired by `cutoff` becomes a tombstone. `is_last`:
-/// nothing older exists, so tombstones are dropped.
+/// Merges `inputs`, newest first, into `file`. What has expired by `cutoff` becomes a tombstone. With options
+/// for the last level nothing older exists, so tombstones are dropped.
 pub async fn merge<E: Env>(
     env: &E,
     inputs: &[Rc<Table<E>>],
     file: FileId,
-    is_last: bool,
+    options: TableOptions,
     cutoff: &Cutoff,
     hash: impl Fn(&[u8]) -> u64,
     stopping: impl Fn() -> bool,
@@ -42,11 +42,10 @@ pub async fn merge<E: Env>(
     let mut merge = MergeIter::new(sources);
     let (tablet, slots) = (inputs[0].meta().tablet, inputs[0].meta().slots);
     assert!(inputs.iter().all(|table| table.meta().tablet == tablet), "tables of one tablet are merged");
-    let keys = inputs.iter().map(|table| table.meta().entries).sum();
-    let mut builder = TableBuilder::create(env, file, tablet, slots, keys).await?;
-    let result = write(env, &mut merge, &mut builder, is_last, cutoff, hash, stopping).await;
+    let mut builder = TableBuilder::create(env, file, tablet, slots, options).await?;
+    let result = write(env, &mut merge, &mut builder, options.is_last, cutoff, hash, stopping).await;
     match result {
-        Ok(true) if builder.entries() > 0 => Ok(Merged::Table(builder.finish().await?)),
+        Ok(true) if builder.entries() > 0 => Ok(Merged::Table(Box::new(builder.finish().await?))),
         Ok(is_complete) => {
             builder.abandon().await;
             Ok(if is_complete { Merged::Nothing } else { Merged::Stopped })

@@ -29,7 +29,7 @@ use self::memory::MemorySource;
 use self::tables::TableSource;
 use super::merge::Ranking;
 use super::snapshot::Snapshot;
-use super::sstable::{Block, Bound, TableError, Wanted};
+use super::sstable::{Block, Bound, Partition, TableError, Wanted};
 use super::{Engine, EngineError};
 use crate::base::{Entry, FileId, OpKind};
 use crate::env::{Env, Pacer};
@@ -384,7 +384,11 @@ impl<E: Env> Scan<E> {
                     reads.push(async move {
                         Ok::<_, TableError>(match wanted {
                             Wanted::Block(handle) => {
-                                (number, Read::Block(engine.cache.read(&table, handle).await?))
+                                (number, Read::Block(engine.cache.block(&table, handle).await?))
+                            }
+                            Wanted::Partition(partition) => {
+                                let read = engine.cache.partition(&table, partition).await?;
+                                (number, Read::Partition(read))
                             }
                             Wanted::Ahead { offset, len } => {
                                 Metrics::add(&engine.metrics.scan_bytes, len as u64);
@@ -399,6 +403,7 @@ impl<E: Env> Scan<E> {
                 if let Kind::Table(source) = &mut self.sources[number].kind {
                     match read {
                         Read::Block(block) => source.supply_block(block),
+                        Read::Partition(partition) => source.supply_partition(partition),
                         Read::Ahead(offset, bytes) => source.supply_ahead(offset, bytes, &engine.ahead_bytes),
                     }
                 }
@@ -435,6 +440,7 @@ impl<E: Env> Scan<E> {
 /// What was read.
 enum Read {
     Block(Rc<Block>),
+    Partition(Rc<Partition>),
     Ahead(u64, Vec<u8>),
 }
 

@@ -7,7 +7,7 @@ use super::{Context, Standing};
 use crate::base::{Entry, Lsn};
 use crate::engine::manifest::Clip;
 use crate::engine::sstable::{
-    AheadBytes, Block, BlockHandle, Bound, Table, TableCursor, TableError, Walked, Wanted,
+    AheadBytes, Block, Bound, Partition, Table, TableCursor, TableError, Walked, Wanted,
 };
 use crate::engine::version::{Member, Version};
 use crate::env::Env;
@@ -94,12 +94,7 @@ impl<E: Env> TableSource<E> {
             }
             let Some(cursor) = &mut self.cursor else { return Ok(Standing::End) };
             let cache = &context.engine.cache;
-            let file = cursor.table().file();
-            let cached = |handle: BlockHandle, counts: bool| match counts {
-                true => cache.get(file, handle.offset),
-                false => cache.peek(file, handle.offset),
-            };
-            let walked = if is_leaving { cursor.advance(cached)? } else { cursor.settle(cached)? };
+            let walked = if is_leaving { cursor.advance(cache)? } else { cursor.settle(cache)? };
             let is_over = match (walked, cursor.current()) {
                 (Walked::Missing, _) => return Ok(Standing::Missing),
                 (Walked::Ready, Some((key, _))) if context.range.is_behind(key) => {
@@ -167,6 +162,12 @@ impl<E: Env> TableSource<E> {
         let cursor = self.cursor.as_mut()?;
         let wanted = cursor.wanted(ahead_max)?;
         Some((cursor.table().clone(), wanted))
+    }
+
+    pub fn supply_partition(&mut self, partition: Rc<Partition>) {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.supply_partition(partition);
+        }
     }
 
     pub fn supply_block(&mut self, block: Rc<Block>) {

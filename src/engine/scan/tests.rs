@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::base::{Lsn, Op};
+use crate::base::{Codec, Compression, Lsn, Op};
 use crate::disk::sim::SimDisk;
 use crate::engine::recovery;
 use crate::engine::{EngineOptions, Room};
@@ -32,6 +32,8 @@ fn options(rng: &mut fastrand::Rng) -> EngineOptions {
         memtable_bytes: 64 << 20,
         sealed_max: rng.usize(1..=2),
         cache_bytes: [64 << 10, 4 << 20][rng.usize(..2)],
+        index_bytes: [0, 12 << 10, 1 << 20][rng.usize(..3)],
+        compression: Compression { upper: Codec::ALL[rng.usize(..3)], last: Codec::ALL[rng.usize(..3)] },
         segment_bytes: 4 << 20,
         window: 3,
         lazy: None,

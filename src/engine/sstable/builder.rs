@@ -1,60 +1,101 @@
 //! Writes a table: entries in order, in a steady stream of large writes, one sync at the end.
+//!
+//! What it holds in memory is bounded, whatever the table's size, but for the top of the index: a write's
+//! worth of blocks, as much of partitions, and the block and partition that are being filled.
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
-use super::block::{BlockBuilder, record_len};
+use super::block_builder::{BlockBuilder, record_len};
 use super::expiries::{Expiries, Sampler};
-use super::filter::Filter;
-use super::format::{Footer, MAGIC, VERSION, placed_crc};
-use super::index::Index;
-use super::{TableError, TableMeta};
-use crate::base::{Entry, FileId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId, crc32c, page_align};
+use super::format::{Footer, MAGIC, VERSION};
+use super::partition::{PartitionBuilder, push_separator, seal_run};
+use super::top::Top;
+use super::{BlockHandle, TableError, TableMeta, TableShape};
+use crate::base::{Codec, Entry, FileId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 use crate::slot::SlotRange;
 
 /// Bytes collected before they are written.
 const WRITE_BYTES: usize = 256 << 10;
+/// Bytes of partitions collected before they get a place between blocks. So those of a table of up to about
+/// 16 MiB stand together, and of a larger one in runs that are read in a request each.
+const RUN_BYTES: usize = 256 << 10;
+
+/// Filter bits for each key in the upper levels: 0.12 % false positives. There are several upper tables that
+/// may hold a key, and few keys in them.
+const BITS_UPPER: u8 = 16;
+/// In the last level, which holds nearly all keys once: 0.55 %.
+const BITS_LAST: u8 = 12;
+
+/// What a table is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// What its blocks are compressed with, where that is worth it.
+    pub codec: Codec,
+    /// Bits of filter for each key.
+    pub bits_per_key: u8,
+    /// Whether it is for the last level.
+    pub is_last: bool,
+}
+
+impl TableOptions {
+    /// Of a table above the last level.
+    pub const fn upper(codec: Codec) -> TableOptions {
+        TableOptions { codec, bits_per_key: BITS_UPPER, is_last: false }
+    }
+
+    /// Of a table of the last level.
+    pub const fn last(codec: Codec) -> TableOptions {
+        TableOptions { codec, bits_per_key: BITS_LAST, is_last: true }
+    }
+}
 
 /// A table that is being written.
 pub struct TableBuilder<E: Env> {
     env: E,
     file: <E::Disk as Disk>::File,
     block: BlockBuilder,
-    index: Index,
-    filter: Filter,
+    partition: PartitionBuilder,
+    top: Top,
+    separator: Vec<u8>,
+    /// Partitions that have no place yet, each with its length and last separator.
+    run: Vec<u8>,
+    run_parts: Vec<(usize, Vec<u8>)>,
     pending: Vec<u8>,
     written: u64,
     last_key: Vec<u8>,
     last_lsn: Lsn,
-    keys: u64,
     expiries: Sampler,
     meta: TableMeta,
 }
 
 impl<E: Env> TableBuilder<E> {
-    /// Creates the file. `keys` is an upper bound, by which the filter is sized. Whoever drops a builder
-    /// removes the file; what is left behind by a crash is an orphan for the next start.
+    /// Creates the file. Whoever drops a builder removes the file; what is left behind by a crash is an
+    /// orphan for the next start.
     pub async fn create(
         env: &E,
         file: FileId,
         tablet: TabletId,
         slots: SlotRange,
-        keys: u64,
+        options: TableOptions,
     ) -> Result<TableBuilder<E>, TableError> {
-        let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
+        let TableOptions { codec, bits_per_key, is_last } = options;
+        let open = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
         Ok(TableBuilder {
             env: env.clone(),
-            file: env.disk().open(&TableName::new(tablet, file).path(), options).await?,
-            block: BlockBuilder::default(),
-            index: Index::default(),
-            filter: Filter::with_capacity(keys),
+            file: env.disk().open(&TableName::new(tablet, file).path(), open).await?,
+            block: BlockBuilder::new(codec),
+            partition: PartitionBuilder::new(bits_per_key),
+            top: Top::default(),
+            separator: Vec::new(),
+            run: Vec::new(),
+            run_parts: Vec::new(),
             pending: Vec::with_capacity(WRITE_BYTES + PAGE_SIZE),
             written: 0,
             last_key: Vec::new(),
             last_lsn: Lsn::ZERO,
-            keys: 0,
             expiries: Sampler::default(),
             meta: TableMeta {
                 file,
@@ -69,6 +110,7 @@ impl<E: Env> TableBuilder<E> {
                 max_lsn: Lsn::ZERO,
                 smallest: Box::default(),
                 largest: Box::default(),
+                shape: TableShape { is_last, codec, bits_per_key, ..TableShape::default() },
             },
         })
     }
@@ -80,7 +122,7 @@ impl<E: Env> TableBuilder<E> {
         let is_new_key = is_first || key != &self.last_key[..];
         assert!(is_first || key >= &self.last_key[..], "entries are added in the order of keys");
         assert!(is_new_key || entry.lsn < self.last_lsn, "versions of a key are added newest first");
-        if !self.block.fits(key, entry) {
+        while !self.block.fits(key, entry) {
             self.finish_block(Some(key));
             if self.pending.len() >= WRITE_BYTES {
                 self.write_pending().await?;
@@ -88,8 +130,6 @@ impl<E: Env> TableBuilder<E> {
         }
         self.block.add(key, hash, entry);
         if is_new_key {
-            self.filter.insert(hash);
-            self.keys += 1;
             self.last_key.clear();
             self.last_key.extend_from_slice(key);
         }
@@ -111,12 +151,66 @@ impl<E: Env> TableBuilder<E> {
         self.meta.entries
     }
 
-    /// Ends the block; the next one, if there will be one, begins with `next_key`.
+    /// Bytes of the file so far, about: what is still being collected is not in it.
+    pub fn bytes(&self) -> u64 {
+        self.position() + self.run.len() as u64
+    }
+
+    /// Where the next part of the file goes.
+    fn position(&self) -> u64 {
+        self.written + self.pending.len() as u64
+    }
+
+    /// Ends a block; `next_key` is what will be added next, if anything.
     fn finish_block(&mut self, next_key: Option<&[u8]>) {
-        let offset = self.written + self.pending.len() as u64;
-        assert_eq!(offset, self.index.end(), "blocks stand back to back");
-        let len = self.block.finish(self.meta.file, offset, &mut self.pending);
-        self.index.push(len, &self.last_key, next_key);
+        if self.run.len() >= RUN_BYTES {
+            self.place_run();
+        }
+        let offset = self.position();
+        let finished = self.block.finish(self.meta.file, offset, &mut self.pending);
+        let handle = BlockHandle { offset, len: finished.len };
+        let last_key = &finished.last_key[..];
+        self.separator.clear();
+        match self.block.next_key(&finished).or(next_key) {
+            Some(next) => {
+                assert!(last_key <= next, "blocks are in the order of keys");
+                push_separator(last_key, next, &mut self.separator);
+                assert!(last_key <= &self.separator[..], "a separator is not below its block");
+                assert!(&self.separator[..] < next || last_key == next, "and below the next block");
+            }
+            None => self.separator.extend_from_slice(last_key),
+        }
+        if !self.partition.fits(&self.separator, finished.count) {
+            self.finish_partition();
+        }
+        self.partition.push(handle, &self.separator, self.block.hashes(&finished));
+        self.block.drain(&finished);
+        let shape = &mut self.meta.shape;
+        shape.blocks += 1;
+        shape.plain_blocks += u64::from(finished.codec == Codec::None);
+        shape.raw_bytes += finished.raw_len as u64;
+        shape.stored_bytes += finished.len as u64;
+    }
+
+    fn finish_partition(&mut self) {
+        let separator = self.partition.last_separator().to_vec();
+        let len = self.partition.finish(&mut self.run);
+        self.run_parts.push((len, separator));
+        self.meta.shape.partitions += 1;
+        self.meta.shape.partition_bytes += len as u64;
+    }
+
+    /// Gives the partitions that have none a place in the file.
+    fn place_run(&mut self) {
+        let mut offset = self.position();
+        let lens: Vec<usize> = self.run_parts.iter().map(|(len, _)| *len).collect();
+        seal_run(self.meta.file, offset, &lens, &mut self.run);
+        self.pending.append(&mut self.run);
+        for (len, separator) in self.run_parts.drain(..) {
+            let pushed = self.top.push(BlockHandle { offset, len }, &separator);
+            pushed.expect("a table ends far below 16 TiB");
+            offset += len as u64;
+        }
     }
 
     async fn write_pending(&mut self) -> Result<(), TableError> {
@@ -135,7 +229,7 @@ impl<E: Env> TableBuilder<E> {
         Ok(())
     }
 
-    /// Writes what is left, index, filter and footer; syncs and closes. The caller syncs the directory.
+    /// Writes what is left, partitions, top and footer; syncs and closes. The caller syncs the directory.
     /// After an error no file stays, as far as that can be had from the disk.
     pub async fn finish(mut self) -> Result<TableMeta, TableError> {
         assert!(self.meta.entries > 0, "a table holds something");
@@ -152,47 +246,21 @@ impl<E: Env> TableBuilder<E> {
     }
 
     async fn write_rest(&mut self) -> Result<(), TableError> {
-        if !self.block.is_empty() {
+        while !self.block.is_empty() {
             self.finish_block(None);
         }
+        self.finish_partition();
+        self.place_run();
         self.meta.largest = self.last_key.as_slice().into();
         self.write_pending().await?;
-        let index_offset = self.written;
-        self.pending =
-            self.index.encode(self.meta.file, index_offset, &self.meta.smallest, &self.meta.largest);
-        let index_len = self.pending.len();
-        let index_bytes = index_len as u64;
-        self.filter.fold_to(self.keys);
-        let filter_offset = index_offset + index_bytes;
-        let filter_bytes = self.filter.bytes().len() as u64;
-        self.pending.extend_from_slice(self.filter.bytes());
-        self.pending.resize(page_align(self.pending.len()), 0);
-        let filter_crc = placed_crc(self.meta.file, filter_offset, &self.pending[index_len..]);
-        self.meta.bytes = self.written + self.pending.len() as u64 + PAGE_SIZE as u64;
+        let top_offset = self.written;
+        let shape = self.meta.shape;
+        assert_eq!(shape.stored_bytes + shape.partition_bytes, top_offset, "parts stand back to back");
+        self.pending = self.top.encode(self.meta.file, top_offset, &self.meta.smallest, &self.meta.largest);
+        let top_bytes = self.pending.len() as u64;
+        self.meta.bytes = top_offset + top_bytes + PAGE_SIZE as u64;
         self.meta.expiries = std::mem::take(&mut self.expiries).finish(self.meta.bytes);
-        let mut footer = Footer {
-            magic: MAGIC,
-            version: VERSION.into(),
-            tablet: self.meta.tablet.0.into(),
-            file: self.meta.file.0.into(),
-            entries: self.meta.entries.into(),
-            tombstones: self.meta.tombstones.into(),
-            expiring: self.meta.expiring.into(),
-            min_lsn: self.meta.min_lsn.0.into(),
-            max_lsn: self.meta.max_lsn.0.into(),
-            index_offset: index_offset.into(),
-            index_bytes: index_bytes.into(),
-            filter_offset: filter_offset.into(),
-            filter_bytes: filter_bytes.into(),
-            filter_crc: filter_crc.into(),
-            first_slot: self.meta.slots.first().into(),
-            last_slot: self.meta.slots.last().into(),
-            expiring_bytes: self.meta.expiries.bytes.into(),
-            expiry_eighths: self.meta.expiries.eighths.map(U64::new),
-            zero: [0; 3916],
-            crc: 0.into(),
-        };
-        footer.crc = crc32c(&footer.as_bytes()[..PAGE_SIZE - 4]).into();
+        let footer = footer(&self.meta, top_offset, top_bytes);
         self.pending.extend_from_slice(footer.as_bytes());
         self.write_pending().await?;
         assert_eq!(self.meta.bytes, self.written, "the footer is the last page");
@@ -206,4 +274,38 @@ impl<E: Env> TableBuilder<E> {
         let _ = self.file.close().await;
         let _ = self.env.disk().remove(&path).await;
     }
+}
+
+fn footer(meta: &TableMeta, top_offset: u64, top_bytes: u64) -> Footer {
+    let shape = &meta.shape;
+    let mut footer = Footer {
+        magic: MAGIC,
+        version: VERSION.into(),
+        tablet: meta.tablet.0.into(),
+        file: meta.file.0.into(),
+        entries: meta.entries.into(),
+        tombstones: meta.tombstones.into(),
+        expiring: meta.expiring.into(),
+        min_lsn: meta.min_lsn.0.into(),
+        max_lsn: meta.max_lsn.0.into(),
+        top_offset: top_offset.into(),
+        top_bytes: top_bytes.into(),
+        partitions: shape.partitions.into(),
+        partition_bytes: shape.partition_bytes.into(),
+        blocks: shape.blocks.into(),
+        plain_blocks: shape.plain_blocks.into(),
+        raw_bytes: shape.raw_bytes.into(),
+        stored_bytes: shape.stored_bytes.into(),
+        expiring_bytes: meta.expiries.bytes.into(),
+        expiry_eighths: meta.expiries.eighths.map(U64::new),
+        first_slot: meta.slots.first().into(),
+        last_slot: meta.slots.last().into(),
+        is_last: u8::from(shape.is_last),
+        codec: shape.codec as u8,
+        bits_per_key: shape.bits_per_key,
+        zero: [0; 3885],
+        crc: 0.into(),
+    };
+    footer.crc = crc32c(&footer.as_bytes()[..PAGE_SIZE - 4]).into();
+    footer
 }

@@ -1,5 +1,5 @@
 //! A walk over a table in either order, as a reader of an earlier moment sees it: of each key the newest version
-//! not after an LSN. It never suspends: where a block is missing, it says which, and its owner loads it. So many
+//! not after an LSN. It never suspends: where a block is missing, or a partition of the index, it says which, and its owner loads it. So many
 //! tables can be walked side by side, their reads issued together.
 //!
 //! The first few blocks come from the cache and go there, since short walks are repeated. Whoever goes on reads
@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::{Block, BlockHandle, Table, TableError};
+use super::{Block, BlockHandle, Partition, Table, TableError};
 use crate::base::{Entry, Lsn};
 use crate::env::Env;
 
@@ -39,8 +39,19 @@ impl Bound {
     }
 }
 
+/// What has blocks and partitions in memory.
+pub trait InMemory<E: Env> {
+    /// A block, if it is here; `counts`: it is wanted by someone who may come again.
+    fn block(&self, table: &Table<E>, handle: BlockHandle, counts: bool) -> Option<Rc<Block>>;
+
+    /// A partition, if it is here.
+    fn partition(&self, table: &Table<E>, number: usize) -> Option<Rc<Partition>>;
+}
+
 /// What a walk needs in order to go on.
 pub enum Wanted {
+    /// A partition of the index, through the cache.
+    Partition(usize),
     /// One block, through the cache.
     Block(BlockHandle),
     /// Consecutive blocks, past it.
@@ -90,8 +101,11 @@ pub struct TableCursor<E: Env> {
     lsn: Lsn,
     /// Where it begins, until its first block is there.
     bound: Option<Bound>,
-    /// The block it is in, or needs next; `None` behind the last.
-    number: Option<usize>,
+    /// The partition it is in, or needs next; `None` behind the last.
+    place: Option<usize>,
+    partition: Option<Rc<Partition>>,
+    /// The block of the partition it is in, or needs next.
+    number: usize,
     block: Option<Rc<Block>>,
     /// The record to be looked at next; in reverse order the one before this number.
     record: usize,
@@ -107,11 +121,11 @@ pub struct TableCursor<E: Env> {
 impl<E: Env> TableCursor<E> {
     /// A walk that begins at `bound`. It stands nowhere before [`TableCursor::settle`].
     pub fn new(table: &Rc<Table<E>>, bound: Bound, is_reverse: bool, lsn: Lsn) -> TableCursor<E> {
-        let last = table.blocks() - 1;
-        let number = match (&bound, is_reverse) {
-            (Bound::Key(key), false) => table.find_block(key),
+        let last = table.partitions() - 1;
+        let place = match (&bound, is_reverse) {
+            (Bound::Key(key), false) => table.find_partition(key),
             (Bound::None, false) => Some(0),
-            (Bound::Key(key), true) => Some(table.find_block(key).unwrap_or(last)),
+            (Bound::Key(key), true) => Some(table.find_partition(key).unwrap_or(last)),
             (Bound::None, true) => Some(last),
         };
         TableCursor {
@@ -119,7 +133,9 @@ impl<E: Env> TableCursor<E> {
             is_reverse,
             lsn,
             bound: Some(bound),
-            number,
+            place,
+            partition: None,
+            number: 0,
             block: None,
             record: 0,
             found: None,
@@ -141,13 +157,10 @@ impl<E: Env> TableCursor<E> {
         self.found.as_ref().map(|(block, record)| block.entry(*record))
     }
 
-    /// Leaves the key it stands on. `cached` gives a block if the cache has it.
-    pub fn advance(
-        &mut self,
-        cached: impl FnMut(BlockHandle, bool) -> Option<Rc<Block>>,
-    ) -> Result<Walked, TableError> {
+    /// Leaves the key it stands on.
+    pub fn advance(&mut self, memory: &impl InMemory<E>) -> Result<Walked, TableError> {
         self.leave();
-        self.settle(cached)
+        self.settle(memory)
     }
 
     /// Leaves the key it stands on, and stands nowhere until [`TableCursor::settle`].
@@ -156,17 +169,20 @@ impl<E: Env> TableCursor<E> {
     }
 
     /// Goes on to the next entry that counts, as far as blocks are there. Called again once what is
-    /// [`TableCursor::wanted`] was supplied. `cached` gives a block of the cache; it is told whether that counts
-    /// as a use.
-    pub fn settle(
-        &mut self,
-        mut cached: impl FnMut(BlockHandle, bool) -> Option<Rc<Block>>,
-    ) -> Result<Walked, TableError> {
+    /// [`TableCursor::wanted`] was supplied.
+    pub fn settle(&mut self, memory: &impl InMemory<E>) -> Result<Walked, TableError> {
         loop {
-            let Some(number) = self.number else {
+            let Some(place) = self.place else {
                 return Ok(if self.found.is_some() { Walked::Ready } else { Walked::End });
             };
-            if self.block.is_none() && !self.take_block(number, &mut cached)? {
+            let partition = match self.partition.clone() {
+                Some(partition) => partition,
+                None => match memory.partition(&self.table, place) {
+                    Some(partition) => self.enter_partition(partition),
+                    None => return Ok(Walked::Missing),
+                },
+            };
+            if self.block.is_none() && !self.take_block(partition.handle(self.number), memory)? {
                 return Ok(Walked::Missing);
             }
             let is_settled = if self.is_reverse { self.look_back() } else { self.look_ahead() };
@@ -190,7 +206,12 @@ impl<E: Env> TableCursor<E> {
                 return true;
             }
         }
-        self.leave_block(self.number.map(|number| number + 1).filter(|next| *next < self.table.blocks()));
+        self.block = None;
+        self.number += 1;
+        if self.partition.as_ref().is_none_or(|partition| self.number >= partition.len()) {
+            let next = self.place.map(|place| place + 1);
+            self.leave_partition(next.filter(|next| *next < self.table.partitions()));
+        }
         false
     }
 
@@ -213,32 +234,49 @@ impl<E: Env> TableCursor<E> {
                 }
             }
         }
-        let before = self.number.and_then(|number| number.checked_sub(1));
         // Newer versions may be in the block before: then, and hardly ever else, that ends with this key.
-        let goes_on = match (&self.found, before) {
-            (Some((block, record)), Some(before)) => self.table.separator(before) == block.entry(*record).0,
+        let goes_on = match (&self.found, self.separator_before()) {
+            (Some((block, record)), Some(separator)) => separator == block.entry(*record).0,
             _ => false,
         };
-        self.leave_block(before);
+        self.block = None;
+        match self.number.checked_sub(1) {
+            Some(number) => self.number = number,
+            None => self.leave_partition(self.place.and_then(|place| place.checked_sub(1))),
+        }
         self.found.is_some() && !goes_on
     }
 
-    fn leave_block(&mut self, next: Option<usize>) {
-        self.block = None;
-        self.number = next;
-        self.record = 0;
+    /// What separates the block before from this one; `None`: this is the first.
+    fn separator_before(&self) -> Option<&[u8]> {
+        match self.number.checked_sub(1) {
+            Some(before) => self.partition.as_ref().map(|partition| partition.separator(before)),
+            None => self.place?.checked_sub(1).map(|before| self.table.separator(before)),
+        }
     }
 
-    /// Takes up the block with this number, if it is in memory.
-    fn take_block(
-        &mut self,
-        number: usize,
-        cached: &mut impl FnMut(BlockHandle, bool) -> Option<Rc<Block>>,
-    ) -> Result<bool, TableError> {
-        let handle = self.table.handle(number);
+    fn leave_partition(&mut self, next: Option<usize>) {
+        self.partition = None;
+        self.place = next;
+    }
+
+    /// Takes up the partition that was missing, and turns to its first block on the way.
+    fn enter_partition(&mut self, partition: Rc<Partition>) -> Rc<Partition> {
+        let last = partition.len() - 1;
+        self.number = match (&self.bound, self.is_reverse) {
+            (Some(Bound::Key(key)), _) => partition.find(key).unwrap_or(last),
+            (_, false) => 0,
+            (_, true) => last,
+        };
+        self.partition = Some(partition.clone());
+        partition
+    }
+
+    /// Takes up the block that stands there, if it is in memory.
+    fn take_block(&mut self, handle: BlockHandle, memory: &impl InMemory<E>) -> Result<bool, TableError> {
         let block = match self.ahead.as_ref().and_then(|ahead| ahead.get(handle)) {
-            Some(bytes) => Some(Rc::new(self.table.parse(handle.offset, bytes.into())?)),
-            None => cached(handle, self.taken < CACHED_BLOCKS),
+            Some(bytes) => Some(Rc::new(self.table.parse(handle.offset, bytes)?)),
+            None => memory.block(&self.table, handle, self.taken < CACHED_BLOCKS),
         };
         match block {
             Some(block) => self.enter(block),
@@ -259,26 +297,52 @@ impl<E: Env> TableCursor<E> {
 
     /// What is to be read, after [`Walked::Missing`]; not much more than `ahead_max`.
     pub fn wanted(&mut self, ahead_max: usize) -> Option<Wanted> {
-        let number = self.number?;
-        let handle = self.table.handle(number);
+        let place = self.place?;
+        let Some(partition) = self.partition.clone() else { return Some(Wanted::Partition(place)) };
+        let handle = partition.handle(self.number);
         if self.taken < CACHED_BLOCKS {
             return Some(Wanted::Block(handle));
         }
         let len_max = self.ahead_len.min(ahead_max);
         self.ahead_len = len_max * 2;
-        let (mut offset, mut len, mut last) = (handle.offset, handle.len, number);
-        loop {
-            let next = if self.is_reverse { last.checked_sub(1) } else { Some(last + 1) };
-            let Some(next) = next.filter(|next| *next < self.table.blocks()) else { break };
-            let handle = self.table.handle(next);
-            if len + handle.len > len_max {
+        let (mut offset, mut len) = (handle.offset, handle.len);
+        let mut at = (partition, place, self.number);
+        while let Some(next) = self.next_block(at) {
+            let handle = next.0.handle(next.2);
+            let is_adjacent = match self.is_reverse {
+                true => handle.offset + handle.len as u64 == offset,
+                false => handle.offset == offset + len as u64,
+            };
+            if !is_adjacent || len + handle.len > len_max {
                 break;
             }
             len += handle.len;
             offset = offset.min(handle.offset);
-            last = next;
+            at = next;
         }
         Some(Wanted::Ahead { offset, len })
+    }
+
+    /// The block behind the one with that number of that partition, on the way; of another partition only if
+    /// that is pinned.
+    #[allow(clippy::type_complexity)]
+    fn next_block(
+        &self,
+        (partition, place, number): (Rc<Partition>, usize, usize),
+    ) -> Option<(Rc<Partition>, usize, usize)> {
+        let next = if self.is_reverse { number.checked_sub(1) } else { Some(number + 1) };
+        if let Some(next) = next.filter(|next| *next < partition.len()) {
+            return Some((partition, place, next));
+        }
+        let place = if self.is_reverse { place.checked_sub(1)? } else { place + 1 };
+        let partition = self.table.pinned(place)?;
+        let number = if self.is_reverse { partition.len() - 1 } else { 0 };
+        Some((partition, place, number))
+    }
+
+    /// Supplies the partition that was wanted.
+    pub fn supply_partition(&mut self, partition: Rc<Partition>) {
+        self.enter_partition(partition);
     }
 
     /// Supplies the block that was wanted.

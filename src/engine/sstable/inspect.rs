@@ -1,23 +1,32 @@
 //! Reads a whole table file for tools: every checksum, every order, every damaged place. Goes on behind
 //! damage as long as anything can be made out.
 
-use super::block::{Block, guess_len, record_len};
+use super::block::{Block, guess_len};
+use super::block_builder::record_len;
 use super::expiries::Sampler;
-use super::format::Footer;
-use super::index::BlockHandle;
-use super::reader::{Parts, check_filter, check_footer, check_index};
-use super::{TableError, TableMeta};
-use crate::base::{FileId, Lsn, OpKind, PAGE_SIZE, TableName};
+use super::partition::{self, Partition};
+use super::reader::{Parts, check_footer, check_top};
+use super::{BlockHandle, TableError, TableMeta};
+use crate::base::{Codec, FileId, Lsn, OpKind, PAGE_SIZE, TableName};
 
 /// What a table file holds.
 #[derive(Debug)]
 pub struct TableReport {
-    /// Its facts; `None` if footer or index are damaged.
+    /// Its facts; `None` if footer or top of the index are damaged.
     pub meta: Option<TableMeta>,
-    /// Blocks: offset, length, records (`None` if damaged).
+    /// Blocks: offset, length, records (`None` if damaged). In the order of the file.
     pub blocks: Vec<(u64, usize, Option<usize>)>,
     /// Every damaged place, in words.
     pub damage: Vec<String>,
+}
+
+/// A table that is being looked at.
+struct Inspection<'a> {
+    path: &'a str,
+    bytes: &'a [u8],
+    file: FileId,
+    report: TableReport,
+    tally: Tally,
 }
 
 /// What the records of all sound blocks add up to.
@@ -29,9 +38,13 @@ struct Tally {
     expiring: u64,
     expiries: Sampler,
     lsns: (Lsn, Lsn),
+    blocks: u64,
+    plain_blocks: u64,
+    raw_bytes: u64,
+    stored_bytes: u64,
 }
 
-/// Reads a table given as bytes. Without a sound index it looks for blocks page by page, for which it must
+/// Reads a table given as bytes. What no sound index leads to it looks for page by page, for which it must
 /// know the file's id: from the footer, or from a `path` that ends like a table's. `Err`: this is no table of
 /// a version that this build knows.
 pub fn inspect_table(path: &str, bytes: &[u8]) -> Result<TableReport, String> {
@@ -45,14 +58,13 @@ pub fn inspect_table(path: &str, bytes: &[u8]) -> Result<TableReport, String> {
     let footer_page = &bytes[bytes.len() - PAGE_SIZE..];
     let footer = match check_footer(path, footer_page, bytes.len() as u64) {
         Ok(footer) => Some(footer),
-        Err(error @ TableError::Newer { .. }) => return Err(error.to_string()),
+        Err(error @ TableError::OtherVersion { .. }) => return Err(error.to_string()),
         Err(error) => {
             report.damage.push(error.to_string());
             None
         }
     };
-    let parts = footer.as_ref().and_then(|footer| read_parts(path, footer, bytes, &mut report));
-    let named = file_of(path);
+    let named = TableName::parse(path.rsplit('/').next().unwrap_or_default()).map(|name| name.file);
     let known = footer.as_ref().map(|footer| FileId(footer.file.get()));
     if let (Some(named), Some(known)) = (named, known)
         && named != known
@@ -60,96 +72,199 @@ pub fn inspect_table(path: &str, bytes: &[u8]) -> Result<TableReport, String> {
         report.damage.push(format!("{path}: it is file {known} under another file's name"));
     }
     let Some(file) = known.or(named) else { return Ok(report) };
-    let blocks_end = footer.map_or(bytes.len() - PAGE_SIZE, |footer| footer.index_offset.get() as usize);
-    let mut tally = Tally::new();
+    // `check_footer` found it within the file.
+    let top_offset = footer.as_ref().map(|footer| footer.top_offset.get() as usize);
+    let parts = footer.as_ref().zip(top_offset).and_then(|(footer, start)| {
+        check_top(path, footer, &bytes[start..bytes.len() - PAGE_SIZE])
+            .map_err(|error| report.damage.push(error.to_string()))
+            .ok()
+    });
+    let mut inspection = Inspection { path, bytes, file, report, tally: Tally::new() };
     match parts {
-        Some(Parts { meta, index }) => {
-            for number in 0..index.len() {
-                let last_key = read_block(path, file, bytes, index.handle(number), &mut tally, &mut report);
-                if last_key.is_some_and(|key| index.find(&key).is_none_or(|found| found > number)) {
-                    let offset = index.handle(number).offset;
-                    report.damage.push(format!("{path}: block at byte {offset}: beyond its separator"));
+        Some(parts) => inspection.guided(parts),
+        None => {
+            let end = top_offset.unwrap_or(bytes.len() - PAGE_SIZE);
+            inspection.walk(0, end, top_offset.is_some());
+        }
+    }
+    inspection.report.blocks.sort_unstable_by_key(|(offset, ..)| *offset);
+    Ok(inspection.report)
+}
+
+impl Inspection<'_> {
+    fn bad(&mut self, what: &str) {
+        self.report.damage.push(format!("{}: {what}", self.path));
+    }
+
+    fn slice(&self, handle: BlockHandle) -> &[u8] {
+        &self.bytes[handle.offset as usize..][..handle.len]
+    }
+
+    /// Everything, as a sound top tells it.
+    fn guided(&mut self, parts: Parts) {
+        let Parts { meta, top } = parts;
+        let end = (meta.shape.stored_bytes + meta.shape.partition_bytes) as usize;
+        let partitions: Vec<_> = (0..top.len())
+            .map(|number| {
+                let handle = top.handle(number);
+                let parsed = Partition::parse(self.file, handle.offset, self.slice(handle));
+                if let Err((expected, found)) = &parsed {
+                    let offset = handle.offset;
+                    self.bad(&format!("partition at byte {offset}: expected {expected}, found {found}"));
                 }
+                parsed.ok()
+            })
+            .collect();
+        let handles = (0..top.len()).map(|number| top.handle(number));
+        let mut places: Vec<BlockHandle> = handles.collect();
+        for partition in partitions.iter().flatten() {
+            places.extend((0..partition.len()).map(|block| partition.handle(block)));
+        }
+        places.sort_unstable_by_key(|handle| handle.offset);
+        let is_whole = partitions.iter().all(Option::is_some);
+        let gaps = self.gaps(&places, end);
+        if is_whole && !gaps.is_empty() {
+            self.bad(&format!("bytes {} to {}: no partition says what this is", gaps[0].0, gaps[0].1));
+        }
+        let mut gaps = gaps.into_iter().peekable();
+        for (number, partition) in partitions.iter().enumerate() {
+            let Some(partition) = partition else { continue };
+            // Blocks of damaged partitions before this one, so that all are seen in order.
+            let start = partition.handle(0).offset as usize;
+            while let Some((from, to)) = gaps.next_if(|(from, _)| *from < start) {
+                self.walk(from, to, true);
             }
-            if report.blocks.iter().all(|(_, _, records)| records.is_some()) {
-                tally.compare(path, &meta, &mut report);
+            self.partition(partition);
+            if partition.separator(partition.len() - 1) != top.separator(number) {
+                let offset = top.handle(number).offset;
+                self.bad(&format!("partition at byte {offset}: the index above has another separator"));
             }
-            report.meta = Some(meta);
         }
-        None => walk(path, file, &bytes[..blocks_end], footer.is_some(), &mut report),
-    }
-    Ok(report)
-}
-
-/// Index and filter, each as far as it is sound.
-fn read_parts(path: &str, footer: &Footer, bytes: &[u8], report: &mut TableReport) -> Option<Parts> {
-    // `check_footer` found these within the file.
-    let (start, middle) = (footer.index_offset.get() as usize, footer.filter_offset.get() as usize);
-    if let Err(error) = check_filter(path, footer, &bytes[middle..bytes.len() - PAGE_SIZE]) {
-        report.damage.push(error.to_string());
-    }
-    check_index(path, footer, &bytes[start..middle], bytes.len() as u64)
-        .map_err(|error| report.damage.push(error.to_string()))
-        .ok()
-}
-
-/// The id in a path like `sst/0000000100000002.sst`.
-fn file_of(path: &str) -> Option<FileId> {
-    TableName::parse(path.rsplit('/').next()?).map(|name| name.file)
-}
-
-/// Reads a block into report and tally. Its last key, if it is sound.
-fn read_block(
-    path: &str,
-    file: FileId,
-    bytes: &[u8],
-    handle: BlockHandle,
-    tally: &mut Tally,
-    report: &mut TableReport,
-) -> Option<Vec<u8>> {
-    let offset = handle.offset;
-    match Block::parse(file, offset, bytes[offset as usize..][..handle.len].into()) {
-        Ok(block) => {
-            tally.add(path, offset, &block, report);
-            report.blocks.push((offset, handle.len, Some(block.len())));
-            Some(block.entry(block.len() - 1).0.to_vec())
+        for (from, to) in gaps {
+            self.walk(from, to, true);
         }
-        Err((expected, found)) => {
-            let damage = format!("{path}: block at byte {offset}: expected {expected}, found {found}");
-            report.damage.push(damage);
-            report.blocks.push((offset, handle.len, None));
-            None
+        if is_whole && self.report.blocks.iter().all(|(_, _, records)| records.is_some()) {
+            self.compare(&meta);
+        }
+        self.report.meta = Some(meta);
+    }
+
+    /// What `places`, in order, leave open up to `end`.
+    fn gaps(&mut self, places: &[BlockHandle], end: usize) -> Vec<(usize, usize)> {
+        let (mut gaps, mut last_end) = (Vec::new(), 0);
+        for place in places {
+            let start = place.offset as usize;
+            if start > last_end {
+                gaps.push((last_end, start));
+            } else if start < last_end {
+                self.bad(&format!("bytes {start} to {last_end} are said to be two parts"));
+            }
+            last_end = last_end.max(start + place.len);
+        }
+        if last_end < end {
+            gaps.push((last_end, end));
+        }
+        gaps
+    }
+
+    /// The blocks of a sound partition.
+    fn partition(&mut self, partition: &Partition) {
+        for number in 0..partition.len() {
+            let handle = partition.handle(number);
+            let Some(block) = self.block(handle) else { continue };
+            let last_key = block.entry(block.len() - 1).0;
+            if partition.separator(number) < last_key {
+                self.bad(&format!("block at byte {}: beyond its separator", handle.offset));
+            } else if number > 0 && block.entry(0).0 < partition.separator(number - 1) {
+                self.bad(&format!("block at byte {}: before the separator in front of it", handle.offset));
+            }
         }
     }
-}
 
-/// Looks for blocks in `bytes`, page by page where nothing better is known. With `is_exact` there is nothing
-/// but blocks; otherwise index and filter follow somewhere, and only pages between blocks are damage.
-fn walk(path: &str, file: FileId, bytes: &[u8], is_exact: bool, report: &mut TableReport) {
-    let mut tally = Tally::new();
-    let (mut at, mut sound_end) = (0, 0);
-    while at < bytes.len() {
-        let sound = guess_len(&bytes[at..])
-            .filter(|len| Block::parse(file, at as u64, bytes[at..at + len].into()).is_ok());
-        let Some(len) = sound else {
-            at += PAGE_SIZE;
-            continue;
-        };
-        report_gap(path, sound_end, at, report);
-        read_block(path, file, bytes, BlockHandle { offset: at as u64, len }, &mut tally, report);
-        at += len;
-        sound_end = at;
+    /// Reads a block into report and tally.
+    fn block(&mut self, handle: BlockHandle) -> Option<Block> {
+        let offset = handle.offset;
+        match Block::parse(self.file, offset, self.slice(handle)) {
+            Ok(block) => {
+                let wrong = self.tally.add(&block, handle.len);
+                for record in wrong {
+                    self.bad(&format!("block at byte {offset}: record {record} out of order"));
+                }
+                self.report.blocks.push((offset, handle.len, Some(block.len())));
+                Some(block)
+            }
+            Err((expected, found)) => {
+                self.bad(&format!("block at byte {offset}: expected {expected}, found {found}"));
+                self.report.blocks.push((offset, handle.len, None));
+                None
+            }
+        }
     }
-    if is_exact {
-        report_gap(path, sound_end, bytes.len(), report);
-    }
-}
 
-fn report_gap(path: &str, start: usize, end: usize, report: &mut TableReport) {
-    if start < end {
-        let damage = format!("{path}: bytes {start} to {end}: expected blocks, found none");
-        report.damage.push(damage);
-        report.blocks.push((start as u64, end - start, None));
+    /// Looks for blocks and partitions from `start` to `end`, page by page where nothing better is known.
+    /// With `is_exact` there is nothing else; otherwise the top of the index follows somewhere, and only
+    /// pages between are damage.
+    fn walk(&mut self, start: usize, end: usize, is_exact: bool) {
+        let (mut at, mut sound_end) = (start, start);
+        while at < end {
+            let rest = &self.bytes[at..end];
+            let place = |len| BlockHandle { offset: at as u64, len };
+            let block = guess_len(rest)
+                .map(place)
+                .filter(|handle| Block::parse(self.file, handle.offset, self.slice(*handle)).is_ok());
+            let partition = partition::guess_len(rest)
+                .map(place)
+                .filter(|handle| Partition::parse(self.file, handle.offset, self.slice(*handle)).is_ok());
+            let Some(handle) = block.or(partition) else {
+                at += PAGE_SIZE;
+                continue;
+            };
+            self.report_gap(sound_end, at);
+            if block.is_some() {
+                self.block(handle);
+            }
+            at += handle.len;
+            sound_end = at;
+        }
+        if is_exact {
+            self.report_gap(sound_end, end);
+        }
+    }
+
+    fn report_gap(&mut self, start: usize, end: usize) {
+        if start < end {
+            self.bad(&format!("bytes {start} to {end}: expected blocks, found none"));
+            self.report.blocks.push((start as u64, end - start, None));
+        }
+    }
+
+    /// The sum of the parts against what footer and top say of the whole.
+    fn compare(&mut self, meta: &TableMeta) {
+        let tally = std::mem::replace(&mut self.tally, Tally::new());
+        let shape = &meta.shape;
+        let mut facts = vec![
+            ("entries", meta.entries, tally.entries),
+            ("tombstones", meta.tombstones, tally.tombstones),
+            ("entries with expiry", meta.expiring, tally.expiring),
+            ("as smallest LSN", meta.min_lsn.0, tally.lsns.0.0),
+            ("as largest LSN", meta.max_lsn.0, tally.lsns.1.0),
+            ("blocks", shape.blocks, tally.blocks),
+            ("blocks that are not compressed", shape.plain_blocks, tally.plain_blocks),
+            ("bytes of payloads", shape.raw_bytes, tally.raw_bytes),
+            ("bytes of blocks", shape.stored_bytes, tally.stored_bytes),
+        ];
+        facts.retain(|(_, said, found)| said != found);
+        for (what, said, found) in facts {
+            self.bad(&format!("footer says {said} {what}, blocks hold {found}"));
+        }
+        let expiries = tally.expiries.finish(meta.bytes);
+        if expiries != meta.expiries {
+            self.bad(&format!("footer says expiries {}, blocks hold {expiries}", meta.expiries));
+        }
+        let last_key = tally.last.as_ref().map(|(key, _)| key.as_slice());
+        if tally.first_key.as_deref() != Some(&meta.smallest) || last_key != Some(&meta.largest) {
+            self.bad("index has other key bounds than the blocks");
+        }
     }
 }
 
@@ -163,17 +278,23 @@ impl Tally {
             expiring: 0,
             expiries: Sampler::default(),
             lsns: (Lsn(u64::MAX), Lsn::ZERO),
+            blocks: 0,
+            plain_blocks: 0,
+            raw_bytes: 0,
+            stored_bytes: 0,
         }
     }
 
-    fn add(&mut self, path: &str, offset: u64, block: &Block, report: &mut TableReport) {
+    /// Takes in a block that is stored in `len` bytes. The numbers of its records that are out of order.
+    fn add(&mut self, block: &Block, len: usize) -> Vec<usize> {
+        let mut wrong = Vec::new();
         for record in 0..block.len() {
             let (key, entry) = block.entry(record);
             let is_ordered = self.last.as_ref().is_none_or(|(last, lsn)| {
                 last.as_slice() < key || (last.as_slice() == key && *lsn > entry.lsn)
             });
             if !is_ordered {
-                report.damage.push(format!("{path}: block at byte {offset}: record {record} out of order"));
+                wrong.push(record);
             }
             self.first_key.get_or_insert_with(|| key.to_vec());
             self.last = Some((key.to_vec(), entry.lsn));
@@ -183,29 +304,10 @@ impl Tally {
             self.expiries.add(record_len(key, &entry), entry.expiry_ms);
             self.lsns = (self.lsns.0.min(entry.lsn), self.lsns.1.max(entry.lsn));
         }
-    }
-
-    /// The sum of the parts against what footer and index say of the whole.
-    fn compare(self, path: &str, meta: &TableMeta, report: &mut TableReport) {
-        let mut facts = vec![
-            ("entries", meta.entries, self.entries),
-            ("tombstones", meta.tombstones, self.tombstones),
-            ("entries with expiry", meta.expiring, self.expiring),
-            ("as smallest LSN", meta.min_lsn.0, self.lsns.0.0),
-            ("as largest LSN", meta.max_lsn.0, self.lsns.1.0),
-        ];
-        facts.retain(|(_, said, found)| said != found);
-        for (what, said, found) in facts {
-            report.damage.push(format!("{path}: footer says {said} {what}, blocks hold {found}"));
-        }
-        let expiries = self.expiries.finish(meta.bytes);
-        if expiries != meta.expiries {
-            let (said, found) = (meta.expiries, expiries);
-            report.damage.push(format!("{path}: footer says expiries {said}, blocks hold {found}"));
-        }
-        let last_key = self.last.as_ref().map(|(key, _)| key.as_slice());
-        if self.first_key.as_deref() != Some(&meta.smallest) || last_key != Some(&meta.largest) {
-            report.damage.push(format!("{path}: index has other key bounds than the blocks"));
-        }
+        self.blocks += 1;
+        self.plain_blocks += u64::from(block.codec() == Codec::None);
+        self.raw_bytes += block.raw_bytes() as u64;
+        self.stored_bytes += len as u64;
+        wrong
     }
 }

@@ -1,10 +1,12 @@
 //! A walk over a table in order, with read-ahead, past the cache.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::TableError;
 use super::block::Block;
+use super::partition::Partition;
 use super::reader::Table;
+use super::{BlockHandle, TableError};
 use crate::base::Entry;
 use crate::env::Env;
 
@@ -14,6 +16,11 @@ const READ_AHEAD_BYTES: usize = 256 << 10;
 /// Entries of a table in order.
 pub struct TableIter<E: Env> {
     table: Rc<Table<E>>,
+    /// The partition it is in; `None` at the end.
+    partition: Option<Rc<Partition>>,
+    partition_number: usize,
+    /// Partitions behind that one, as far as they were read ahead. Pinned ones are not.
+    partitions_ahead: VecDeque<Rc<Partition>>,
     next_block: usize,
     ahead: Vec<u8>,
     ahead_offset: u64,
@@ -24,15 +31,21 @@ pub struct TableIter<E: Env> {
 impl<E: Env> TableIter<E> {
     /// Stands on the first entry not below `from`.
     pub async fn seek(table: &Rc<Table<E>>, from: &[u8]) -> Result<TableIter<E>, TableError> {
-        let next_block = table.find_block(from).unwrap_or(table.blocks());
         let mut iter = TableIter {
             table: table.clone(),
-            next_block,
+            partition: None,
+            partition_number: table.find_partition(from).unwrap_or(table.partitions()),
+            partitions_ahead: VecDeque::new(),
+            next_block: 0,
             ahead: Vec::new(),
             ahead_offset: 0,
             block: None,
             record: 0,
         };
+        iter.load_partition().await?;
+        if let Some(partition) = &iter.partition {
+            iter.next_block = partition.find(from).unwrap_or(partition.len());
+        }
         iter.load().await?;
         if let Some(block) = &iter.block {
             iter.record = block.lower_bound(from);
@@ -61,27 +74,60 @@ impl<E: Env> TableIter<E> {
         Ok(())
     }
 
-    async fn load(&mut self) -> Result<(), TableError> {
-        self.block = None;
-        if self.next_block >= self.table.blocks() {
+    /// Takes up the partition with the number that is set, or none behind the last.
+    async fn load_partition(&mut self) -> Result<(), TableError> {
+        self.partition = None;
+        self.next_block = 0;
+        let number = self.partition_number;
+        if number >= self.table.partitions() {
             return Ok(());
         }
-        let handle = self.table.handle(self.next_block);
+        self.partition = self.partitions_ahead.pop_front().or_else(|| self.table.pinned(number));
+        if self.partition.is_none() {
+            self.partitions_ahead = self.table.read_partitions(number).await?.into();
+            self.partition = self.partitions_ahead.pop_front();
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self) -> Result<(), TableError> {
+        self.block = None;
+        while self.partition.as_ref().is_some_and(|partition| self.next_block == partition.len()) {
+            self.partition_number += 1;
+            self.load_partition().await?;
+        }
+        let Some(partition) = self.partition.clone() else { return Ok(()) };
+        let handle = partition.handle(self.next_block);
         let ahead_end = self.ahead_offset + self.ahead.len() as u64;
         if handle.offset < self.ahead_offset || handle.offset + handle.len as u64 > ahead_end {
-            let mut len = handle.len;
-            let mut last = self.next_block + 1;
-            while last < self.table.blocks() && len + self.table.handle(last).len <= READ_AHEAD_BYTES {
-                len += self.table.handle(last).len;
-                last += 1;
-            }
+            let len = self.read_ahead_len(&partition, handle);
             self.ahead = self.table.read_bytes(handle.offset, len).await?;
             self.ahead_offset = handle.offset;
         }
         let start = (handle.offset - self.ahead_offset) as usize;
-        let bytes = self.ahead[start..start + handle.len].into();
+        let bytes = &self.ahead[start..start + handle.len];
         self.block = Some(self.table.parse(handle.offset, bytes)?);
         self.next_block += 1;
         Ok(())
+    }
+
+    /// Bytes from a block on that are blocks of this partition and the next few, without a gap.
+    fn read_ahead_len(&self, partition: &Rc<Partition>, handle: BlockHandle) -> usize {
+        let mut len = handle.len;
+        let (mut partition, mut ahead) = (partition.clone(), 0);
+        let mut block = self.next_block + 1;
+        loop {
+            while block < partition.len() {
+                let next = partition.handle(block);
+                if next.offset != handle.offset + len as u64 || len + next.len > READ_AHEAD_BYTES {
+                    return len;
+                }
+                (len, block) = (len + next.len, block + 1);
+            }
+            let next = self.partitions_ahead.get(ahead).cloned();
+            let number = self.partition_number + 1 + ahead;
+            let Some(next) = next.or_else(|| self.table.pinned(number)) else { return len };
+            (partition, ahead, block) = (next, ahead + 1, 0);
+        }
     }
 }

@@ -1,34 +1,50 @@
 //! SSTables: immutable sorted files, each of one tablet.
 //!
-//! Index and filter of an open table are resident; blocks come through the block cache. Every byte that
-//! is read is checked against a checksum that is bound to its place, once, when it is read.
+//! The top of an open table's index is resident. Below it partitions say which blocks there are and, by a
+//! filter, which keys can't be in them; they are resident as long as an [`IndexBudget`] has room, and come
+//! through the block cache otherwise. So do blocks, which are compressed on disk and not in memory. Every byte
+//! that is read is checked against a checksum that is bound to its place, once, when it is read.
 
 mod block;
+mod block_builder;
 mod builder;
+mod codec;
 mod cursor;
 mod expiries;
 mod filter;
 pub mod format;
-mod index;
 mod inspect;
 mod iterator;
+mod partition;
+mod pins;
 mod reader;
+mod top;
 
 #[cfg(test)]
 mod tests;
 
 pub use block::Block;
-pub use builder::TableBuilder;
-pub use cursor::{AheadBytes, Bound, TableCursor, Walked, Wanted};
+pub use builder::{TableBuilder, TableOptions};
+pub use cursor::{AheadBytes, Bound, InMemory, TableCursor, Walked, Wanted};
 pub use expiries::Expiries;
-pub use index::BlockHandle;
 pub use inspect::{TableReport, inspect_table};
 pub use iterator::TableIter;
+pub use partition::Partition;
+pub use pins::IndexBudget;
 pub use reader::Table;
 
-use crate::base::{FileId, Lsn, TabletId};
+use crate::base::{Codec, FileId, Lsn, TabletId};
 use crate::disk::DiskError;
 use crate::slot::SlotRange;
+
+/// Where a block or a partition stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockHandle {
+    /// In the file.
+    pub offset: u64,
+    /// Whole pages.
+    pub len: usize,
+}
 
 /// The facts of a table: what its footer says, and its key bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +73,31 @@ pub struct TableMeta {
     pub smallest: Box<[u8]>,
     /// Largest key.
     pub largest: Box<[u8]>,
+    /// How it is stored.
+    pub shape: TableShape,
+}
+
+/// How a table is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableShape {
+    /// Whether it was written for the last level.
+    pub is_last: bool,
+    /// What its blocks are compressed with, where that is worth it.
+    pub codec: Codec,
+    /// Bits of filter for each key.
+    pub bits_per_key: u8,
+    /// Blocks.
+    pub blocks: u64,
+    /// Of those, blocks that are not compressed.
+    pub plain_blocks: u64,
+    /// Bytes of all blocks' payloads, decompressed.
+    pub raw_bytes: u64,
+    /// Bytes that the blocks take in the file.
+    pub stored_bytes: u64,
+    /// Partitions.
+    pub partitions: u64,
+    /// Bytes that they take in the file.
+    pub partition_bytes: u64,
 }
 
 /// Why a table can't be read or written.
@@ -81,12 +122,12 @@ pub enum TableError {
         /// What is.
         found: String,
     },
-    /// A later format.
+    /// Another format.
     #[error(
-        "{path}: table format version {version} is newer than this build reads ({}); start it with the version that wrote it",
+        "{path}: table format version {version} is not one that this build reads ({}); start it with the version that wrote it",
         format::VERSION
     )]
-    Newer {
+    OtherVersion {
         /// The file.
         path: String,
         /// What it says.

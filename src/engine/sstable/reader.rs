@@ -5,97 +5,104 @@ use std::rc::Rc;
 use zerocopy::FromBytes;
 
 use super::block::Block;
-use super::filter::Filter;
-use super::format::{Footer, MAGIC, VERSION, check_part, placed_crc};
-use super::index::{BlockHandle, Index};
-use super::{Expiries, TableError, TableMeta};
-use crate::base::{FileId, Lsn, PAGE_SIZE, TableName, TabletId, crc32c};
+use super::format::{Footer, MAGIC, PartError, VERSION, check_part};
+use super::partition::Partition;
+use super::pins::{Charge, IndexBudget, Pins};
+use super::top::Top;
+use super::{BlockHandle, Expiries, TableError, TableMeta, TableShape};
+use crate::base::{Codec, FileId, Lsn, PAGE_SIZE, TableName, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 use crate::slot::SlotRange;
 
-/// An immutable table, its index and filter in memory.
+/// Bytes of partitions read at once.
+const READ_BYTES: usize = 256 << 10;
+/// What a resident partition takes beside its bytes: lists, counts, the allocator's rounding.
+const PIN_OVERHEAD: u64 = 96;
+
+/// An immutable table, the top of its index in memory. Partitions are numbered from 0 in the order of keys,
+/// and the blocks of each from 0 as well.
 pub struct Table<E: Env> {
     name: TableName,
     meta: TableMeta,
     disk_file: <E::Disk as Disk>::File,
-    index: Index,
-    filter: Filter,
+    top: Top,
+    pins: Option<Rc<Pins>>,
+    /// For the top.
+    _charge: Charge,
 }
 
-/// What footer and index say, verified.
+/// What footer and top say, verified.
 pub(super) struct Parts {
     pub meta: TableMeta,
-    pub index: Index,
+    pub top: Top,
 }
 
-fn corrupt(path: &str, part: &'static str, offset: u64, expected: String, found: String) -> TableError {
+fn corrupt(path: &str, part: &'static str, offset: u64, (expected, found): PartError) -> TableError {
     TableError::Corrupt { path: path.to_owned(), part, offset, expected, found }
 }
 
 /// Checks a footer page; `bytes` is the size of the file.
 pub(super) fn check_footer(path: &str, page: &[u8], bytes: u64) -> Result<Footer, TableError> {
     let offset = bytes.saturating_sub(PAGE_SIZE as u64);
-    let bad = |expected: String, found: String| corrupt(path, "footer", offset, expected, found);
-    let footer = Footer::read_from_bytes(page).map_err(|_| bad("a page".into(), "less".into()))?;
+    let bad = |expected: &str, found: &str| {
+        corrupt(path, "footer", offset, (expected.to_owned(), found.to_owned()))
+    };
+    let footer = Footer::read_from_bytes(page).map_err(|_| bad("a page", "less"))?;
     if footer.magic != MAGIC {
-        return Err(bad("a table's magic".into(), "none".into()));
+        return Err(bad("a table's magic", "none"));
     }
     let computed = crc32c(&page[..PAGE_SIZE - 4]);
     if footer.crc.get() != computed {
-        return Err(bad(format!("checksum {:08x}", footer.crc.get()), format!("{computed:08x}")));
+        return Err(bad(&format!("checksum {:08x}", footer.crc.get()), &format!("{computed:08x}")));
     }
     if footer.version.get() != VERSION {
-        return Err(TableError::Newer { path: path.to_owned(), version: footer.version.get() });
+        return Err(TableError::OtherVersion { path: path.to_owned(), version: footer.version.get() });
     }
-    let index_end = footer.index_offset.get().checked_add(footer.index_bytes.get());
-    let filter_end = footer.filter_offset.get().checked_add(footer.filter_bytes.get());
     let page = PAGE_SIZE as u64;
-    let is_sound = footer.index_bytes.get() >= page
-        && footer.index_offset.get().is_multiple_of(page)
-        && footer.index_bytes.get().is_multiple_of(page)
-        && footer.filter_bytes.get() > 0
-        && index_end == Some(footer.filter_offset.get())
-        && filter_end.is_some_and(|end| end.checked_next_multiple_of(page) == Some(offset));
+    let parts = [footer.top_offset, footer.top_bytes, footer.stored_bytes, footer.partition_bytes];
+    let is_sound = parts.iter().all(|part| part.get() >= page && part.get().is_multiple_of(page))
+        && footer.top_offset.get().checked_add(footer.top_bytes.get()) == Some(offset)
+        && footer.stored_bytes.get().checked_add(footer.partition_bytes.get())
+            == Some(footer.top_offset.get());
     if !is_sound {
-        return Err(bad("parts within the file".into(), "others".into()));
+        return Err(bad("parts that make up the file", "others"));
+    }
+    if footer.is_last > 1 || Codec::from_u8(footer.codec).is_none() {
+        return Err(bad("a level and a codec", "none of this version"));
     }
     Ok(footer)
 }
 
-fn checksums(path: &str, part: &'static str, offset: u64, stored: u32, computed: u32) -> TableError {
-    corrupt(path, part, offset, format!("checksum {stored:08x}"), format!("{computed:08x}"))
-}
-
-/// Verifies the index part. `TableMeta` comes of footer and index together.
-pub(super) fn check_index(path: &str, footer: &Footer, part: &[u8], bytes: u64) -> Result<Parts, TableError> {
+/// Verifies the top of the index. `TableMeta` comes of footer and top together.
+pub(super) fn check_top(path: &str, footer: &Footer, part: &[u8]) -> Result<Parts, TableError> {
     let file = FileId(footer.file.get());
-    let offset = footer.index_offset.get();
-    let bad = |expected: &str| corrupt(path, "index", offset, expected.into(), "others".into());
-    let (stored, computed) = check_part(file, offset, part);
-    if stored != computed {
-        return Err(checksums(path, "index", offset, stored, computed));
+    let offset = footer.top_offset.get();
+    check_part(file, offset, part).map_err(|error| corrupt(path, "index", offset, error))?;
+    let bad = |expected: &str| corrupt(path, "index", offset, (expected.to_owned(), "others".to_owned()));
+    let (smallest, largest, top) =
+        Top::decode(part, offset).ok_or_else(|| bad("whole entries in order, before this"))?;
+    let lens = (0..top.len()).map(|number| top.handle(number).len as u64);
+    if top.len() as u64 != footer.partitions.get() || lens.sum::<u64>() != footer.partition_bytes.get() {
+        return Err(bad("as many partitions as the footer says"));
     }
-    let (smallest, largest, index) = Index::decode(part).ok_or_else(|| bad("whole entries in order"))?;
-    if index.len() == 0 || index.end() != offset {
-        return Err(bad("blocks from the file's start to here"));
-    }
-    let slots = SlotRange::new(footer.first_slot.get(), footer.last_slot.get()).ok_or_else(|| {
-        corrupt(path, "footer", bytes - PAGE_SIZE as u64, "a slot range".into(), "none".into())
-    })?;
+    let footer_offset = offset + footer.top_bytes.get();
+    let bad = |expected: &str| {
+        corrupt(path, "footer", footer_offset, (expected.to_owned(), "others or none".to_owned()))
+    };
+    let slots = SlotRange::new(footer.first_slot.get(), footer.last_slot.get());
     let expiries = Expiries {
         bytes: footer.expiring_bytes.get(),
         eighths: footer.expiry_eighths.map(|eighth| eighth.get()),
     };
     if !expiries.is_sound(footer.expiring.get()) {
-        let (expected, found) = ("expiry times in order".into(), "others".into());
-        return Err(corrupt(path, "footer", bytes - PAGE_SIZE as u64, expected, found));
+        return Err(bad("expiry times in order"));
     }
     let meta = TableMeta {
         file,
         tablet: TabletId(footer.tablet.get()),
-        slots,
-        bytes,
+        slots: slots.ok_or_else(|| bad("a slot range"))?,
+        bytes: footer_offset + PAGE_SIZE as u64,
         entries: footer.entries.get(),
         tombstones: footer.tombstones.get(),
         expiring: footer.expiring.get(),
@@ -104,31 +111,63 @@ pub(super) fn check_index(path: &str, footer: &Footer, part: &[u8], bytes: u64) 
         max_lsn: Lsn(footer.max_lsn.get()),
         smallest,
         largest,
+        shape: shape(footer).ok_or_else(|| bad("a codec"))?,
     };
-    Ok(Parts { meta, index })
+    Ok(Parts { meta, top })
 }
 
-/// Verifies the pages of the filter.
-pub(super) fn check_filter(path: &str, footer: &Footer, pages: &[u8]) -> Result<Filter, TableError> {
-    let offset = footer.filter_offset.get();
-    let computed = placed_crc(FileId(footer.file.get()), offset, pages);
-    if footer.filter_crc.get() != computed {
-        return Err(checksums(path, "filter", offset, footer.filter_crc.get(), computed));
+fn shape(footer: &Footer) -> Option<TableShape> {
+    Some(TableShape {
+        is_last: footer.is_last == 1,
+        codec: Codec::from_u8(footer.codec)?,
+        bits_per_key: footer.bits_per_key,
+        blocks: footer.blocks.get(),
+        plain_blocks: footer.plain_blocks.get(),
+        raw_bytes: footer.raw_bytes.get(),
+        stored_bytes: footer.stored_bytes.get(),
+        partitions: footer.partitions.get(),
+        partition_bytes: footer.partition_bytes.get(),
+    })
+}
+
+/// Reads and verifies partitions from `first` on: those that stand together, one at least, and about
+/// [`READ_BYTES`] at most.
+async fn read_run(
+    disk_file: &impl File,
+    name: TableName,
+    top: &Top,
+    first: usize,
+) -> Result<Vec<Rc<Partition>>, TableError> {
+    let start = top.handle(first).offset;
+    let (mut count, mut len) = (1, top.handle(first).len);
+    while first + count < top.len() {
+        let next = top.handle(first + count);
+        if next.offset != start + len as u64 || len + next.len > READ_BYTES {
+            break;
+        }
+        (count, len) = (count + 1, len + next.len);
     }
-    usize::try_from(footer.filter_bytes.get())
-        .ok()
-        .and_then(|len| Filter::from_bytes(pages.get(..len)?))
-        .ok_or_else(|| corrupt(path, "filter", offset, "whole lines".into(), "others".into()))
+    let bytes = disk_file.read_at(start, len).await?;
+    let parse = |number: usize| {
+        let BlockHandle { offset, len } = top.handle(number);
+        let at = (offset - start) as usize;
+        Partition::parse(name.file, offset, &bytes[at..at + len])
+            .map(Rc::new)
+            .map_err(|error| corrupt(&name.path(), "partition", offset, error))
+    };
+    (first..first + count).map(parse).collect()
 }
 
 impl<E: Env> Table<E> {
-    /// Opens the table with this name. The tablet that wrote it may be another one.
-    pub async fn open(env: &E, name: TableName) -> Result<Table<E>, TableError> {
-        let path = name.path();
+    /// Opens the table with this name. The tablet that wrote it may be another one. Pins its partitions if
+    /// `budget` has room.
+    pub async fn open(env: &E, name: TableName, budget: &Rc<IndexBudget>) -> Result<Table<E>, TableError> {
         let options = OpenOptions { mode: OpenMode::Read, dsync: false };
-        let disk_file = env.disk().open(&path, options).await?;
-        match Self::read_parts(&disk_file, &path, name.file).await {
-            Ok((Parts { meta, index }, filter)) => Ok(Table { name, meta, disk_file, index, filter }),
+        let disk_file = env.disk().open(&name.path(), options).await?;
+        match Self::read_resident(&disk_file, name, budget).await {
+            Ok((Parts { meta, top }, charge, pins)) => {
+                Ok(Table { name, meta, disk_file, top, pins, _charge: charge })
+            }
             Err(error) => {
                 let _ = disk_file.close().await; // the first error is the one to report
                 Err(error)
@@ -136,31 +175,40 @@ impl<E: Env> Table<E> {
         }
     }
 
-    async fn read_parts(
+    async fn read_resident(
         disk_file: &<E::Disk as Disk>::File,
-        path: &str,
-        file: FileId,
-    ) -> Result<(Parts, Filter), TableError> {
-        let bytes = disk_file.len();
+        name: TableName,
+        budget: &Rc<IndexBudget>,
+    ) -> Result<(Parts, Charge, Option<Rc<Pins>>), TableError> {
+        let (path, bytes) = (name.path(), disk_file.len());
         if bytes < 4 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             let expected = "whole pages, four or more".to_owned();
-            return Err(corrupt(path, "file", 0, expected, format!("{bytes} bytes")));
+            return Err(corrupt(&path, "file", 0, (expected, format!("{bytes} bytes"))));
         }
         let footer_offset = bytes - PAGE_SIZE as u64;
         let page = disk_file.read_at(footer_offset, PAGE_SIZE).await?;
-        let footer = check_footer(path, &page, bytes)?;
+        let footer = check_footer(&path, &page, bytes)?;
         drop(page);
-        if footer.file.get() != file.0 {
-            let (expected, found) = (format!("file {file}"), format!("file {}", FileId(footer.file.get())));
-            return Err(corrupt(path, "footer", footer_offset, expected, found));
+        let found = FileId(footer.file.get());
+        if found != name.file {
+            let error = (format!("file {}", name.file), format!("file {found}"));
+            return Err(corrupt(&path, "footer", footer_offset, error));
         }
-        // Both end within the file, which was checked, so they fit `usize` as well as the file does.
-        let read = async |offset: u64, end: u64| disk_file.read_at(offset, (end - offset) as usize).await;
-        let index = read(footer.index_offset.get(), footer.filter_offset.get()).await?;
-        let parts = check_index(path, &footer, &index, bytes)?;
-        drop(index);
-        let filter = read(footer.filter_offset.get(), footer_offset).await?;
-        Ok((parts, check_filter(path, &footer, &filter)?))
+        // It ends within the file, which was checked, so it fits `usize` as well as the file does.
+        let part = disk_file.read_at(footer.top_offset.get(), footer.top_bytes.get() as usize).await?;
+        let parts = check_top(&path, &footer, &part)?;
+        drop(part);
+        let shape = &parts.meta.shape;
+        let charge = budget.charge(parts.top.memory_bytes());
+        let wanted = shape.partition_bytes.saturating_add(shape.partitions.saturating_mul(PIN_OVERHEAD));
+        let reserved = usize::try_from(wanted).ok().and_then(|wanted| budget.reserve(wanted, shape.is_last));
+        let Some(reserved) = reserved else { return Ok((parts, charge, None)) };
+        let mut partitions = Vec::with_capacity(parts.top.len());
+        while partitions.len() < parts.top.len() {
+            partitions.extend(read_run(disk_file, name, &parts.top, partitions.len()).await?);
+        }
+        let pins = budget.pin(partitions, reserved, shape.is_last);
+        Ok((parts, charge, Some(pins)))
     }
 
     /// Its facts.
@@ -178,49 +226,52 @@ impl<E: Env> Table<E> {
         self.meta.file
     }
 
-    /// Bytes of memory it holds while open.
-    pub fn memory_bytes(&self) -> usize {
-        self.index.memory_bytes() + self.filter.bytes().len()
+    /// Number of partitions.
+    pub fn partitions(&self) -> usize {
+        self.top.len()
     }
 
-    /// Whether a key with this hash may be in here; `false` is certain.
+    /// Where a partition stands.
+    pub fn partition_handle(&self, number: usize) -> BlockHandle {
+        self.top.handle(number)
+    }
+
+    /// The first partition with keys not below `key`: the one with its newest version, if there is one.
+    /// `None` for keys above all.
     #[inline]
-    pub fn may_contain(&self, hash: u64) -> bool {
-        self.filter.may_contain(hash)
+    pub fn find_partition(&self, key: &[u8]) -> Option<usize> {
+        self.top.find(key).filter(|_| key <= &self.meta.largest[..])
     }
 
-    /// The block that holds the newest version of `key`, if there is one.
-    pub fn locate(&self, key: &[u8]) -> Option<BlockHandle> {
-        if key < &self.meta.smallest[..] || key > &self.meta.largest[..] {
-            return None;
-        }
-        self.index.find(key).map(|block| self.index.handle(block))
+    /// A partition, if it is resident for good.
+    #[inline]
+    pub fn pinned(&self, number: usize) -> Option<Rc<Partition>> {
+        self.pins.as_ref()?.get(number)
     }
 
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.index.len()
+    /// Reads and verifies a partition, past the cache. Suspends.
+    pub async fn read_partition(&self, number: usize) -> Result<Rc<Partition>, TableError> {
+        let BlockHandle { offset, len } = self.top.handle(number);
+        let bytes = self.disk_file.read_at(offset, len).await?;
+        let parsed = Partition::parse(self.meta.file, offset, &bytes);
+        parsed.map(Rc::new).map_err(|error| corrupt(&self.name.path(), "partition", offset, error))
     }
 
-    /// Where the `block`-th block stands.
-    pub fn handle(&self, block: usize) -> BlockHandle {
-        self.index.handle(block)
+    /// Reads and verifies the partitions from `first` on that stand together in the file, one at least and a
+    /// bounded number, past the cache. Suspends.
+    pub async fn read_partitions(&self, first: usize) -> Result<Vec<Rc<Partition>>, TableError> {
+        read_run(&self.disk_file, self.name, &self.top, first).await
     }
 
-    /// The number of the block in which a walk from `key` on starts.
-    pub fn find_block(&self, key: &[u8]) -> Option<usize> {
-        self.index.find(key)
+    /// What separates a partition from the next one.
+    pub fn separator(&self, number: usize) -> &[u8] {
+        self.top.separator(number)
     }
 
-    /// What separates a block from the next one.
-    pub fn separator(&self, block: usize) -> &[u8] {
-        self.index.separator(block)
-    }
-
-    /// Reads and verifies a block, past the cache.
+    /// Reads and verifies a block, past the cache. Suspends.
     pub async fn read_block(&self, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
         let bytes = self.disk_file.read_at(handle.offset, handle.len).await?;
-        self.parse(handle.offset, bytes.to_vec().into_boxed_slice()).map(Rc::new)
+        self.parse(handle.offset, &bytes).map(Rc::new)
     }
 
     /// Reads consecutive bytes of blocks, unverified: for walks that read ahead.
@@ -228,9 +279,9 @@ impl<E: Env> Table<E> {
         Ok(self.disk_file.read_at(offset, len).await?.to_vec())
     }
 
-    pub(super) fn parse(&self, offset: u64, bytes: Box<[u8]>) -> Result<Block, TableError> {
+    pub(super) fn parse(&self, offset: u64, bytes: &[u8]) -> Result<Block, TableError> {
         Block::parse(self.meta.file, offset, bytes)
-            .map_err(|(expected, found)| corrupt(&self.name.path(), "block", offset, expected, found))
+            .map_err(|error| corrupt(&self.name.path(), "block", offset, error))
     }
 
     /// Closes the file.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
-use crate::base::{Entry, OpKind, PAGE_SIZE, TableName};
+use crate::base::{Codec, Entry, OpKind, PAGE_SIZE, TableName};
 use crate::disk::Disk;
 use crate::engine::cache::BlockCache;
 use crate::engine::compaction::{self, Merged};
@@ -33,28 +33,56 @@ fn random_model(rng: &mut fastrand::Rng, keys: usize, base: u64) -> Model {
     model
 }
 
-async fn build(env: &SimEnv, file: u64, model: &Model) -> Rc<Table<SimEnv>> {
+const PLAIN: TableOptions = TableOptions::upper(Codec::None);
+
+fn name(file: u64) -> TableName {
+    TableName::new(TabletId(3), FileId(file))
+}
+
+/// With all partitions resident.
+async fn open(env: &SimEnv, file: u64) -> Result<Rc<Table<SimEnv>>, TableError> {
+    Table::open(env, name(file), &IndexBudget::new(1 << 30)).await.map(Rc::new)
+}
+
+async fn create(env: &SimEnv, file: u64, options: TableOptions) -> TableBuilder<SimEnv> {
     let _ = env.disk().create_dir("sst").await;
-    let mut builder =
-        TableBuilder::create(env, FileId(file), TabletId(3), SlotRange::ALL, model.len() as u64)
-            .await
-            .unwrap();
+    TableBuilder::create(env, FileId(file), TabletId(3), SlotRange::ALL, options).await.unwrap()
+}
+
+async fn build(env: &SimEnv, file: u64, model: &Model) -> Rc<Table<SimEnv>> {
+    build_with(env, file, model, PLAIN).await
+}
+
+async fn build_with(env: &SimEnv, file: u64, model: &Model, options: TableOptions) -> Rc<Table<SimEnv>> {
+    let mut builder = create(env, file, options).await;
     for (key, (lsn, kind, value)) in model {
         let entry = Entry { lsn: Lsn(*lsn), kind: *kind, expiry_ms: lsn % 2, value };
         builder.add(key, xxh3_64(key), &entry).await.unwrap();
     }
     let meta = builder.finish().await.unwrap();
-    let table = Table::open(env, TableName::new(TabletId(3), FileId(file))).await.unwrap();
+    let table = open(env, file).await.unwrap();
     assert_eq!(table.meta(), &meta);
-    Rc::new(table)
+    table
 }
 
 async fn get(cache: &BlockCache, table: &Table<SimEnv>, key: &[u8]) -> Option<(u64, OpKind, Vec<u8>)> {
-    if !table.may_contain(xxh3_64(key)) {
+    let partition = cache.partition(table, table.find_partition(key)?).await.unwrap();
+    if !partition.may_contain(xxh3_64(key)) {
         return None;
     }
-    let block = cache.read(table, table.locate(key)?).await.unwrap();
+    let handle = partition.handle(partition.find(key)?);
+    let block = cache.block(table, handle).await.unwrap();
     block.get(xxh3_64(key), key).map(|entry| (entry.lsn.0, entry.kind, entry.value.to_vec()))
+}
+
+/// Where all blocks stand.
+async fn handles(table: &Table<SimEnv>) -> Vec<BlockHandle> {
+    let mut handles = Vec::new();
+    for number in 0..table.partitions() {
+        let partition = table.read_partition(number).await.unwrap();
+        handles.extend((0..partition.len()).map(|block| partition.handle(block)));
+    }
+    handles
 }
 
 #[test]
@@ -92,7 +120,8 @@ fn what_was_written_is_found_and_walked_in_order() {
 
 #[test]
 fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom() {
-    for is_last in [false, true] {
+    for options in [PLAIN, TableOptions::last(Codec::Lz4), TableOptions::last(Codec::Zstd)] {
+        let is_last = options.is_last;
         let (world, env) = SimEnv::fresh(5);
         world.run(async {
             let mut rng = fastrand::Rng::with_seed(5);
@@ -106,12 +135,13 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
                 expected.retain(|_, (_, kind, _)| *kind == OpKind::Put);
             }
             let merged =
-                compaction::merge(&env, &tables, FileId(99), is_last, &Cutoff::new(0), xxh3_64, || false)
+                compaction::merge(&env, &tables, FileId(99), options, &Cutoff::new(0), xxh3_64, || false)
                     .await
                     .unwrap();
             let Merged::Table(meta) = merged else { panic!("{merged:?}") };
             assert_eq!(meta.entries, expected.len() as u64);
-            let table = Rc::new(Table::open(&env, TableName::new(TabletId(3), FileId(99))).await.unwrap());
+            let table = open(&env, 99).await.unwrap();
+            assert_eq!((table.meta().shape.is_last, table.meta().shape.codec), (is_last, options.codec));
             let mut iter = TableIter::seek(&table, b"").await.unwrap();
             for (key, (lsn, kind, value)) in &expected {
                 let (k, entry) = iter.current().unwrap();
@@ -122,13 +152,29 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
     }
 }
 
+/// The block of a key that is there, past any cache; or where reading it failed.
+async fn look(table: &Table<SimEnv>, key: &[u8]) -> Result<(BlockHandle, Rc<Block>), (u64, TableError)> {
+    let number = table.find_partition(key).expect("it is within the bounds");
+    let partition = match table.pinned(number) {
+        Some(partition) => partition,
+        None => {
+            let offset = table.partition_handle(number).offset;
+            table.read_partition(number).await.map_err(|error| (offset, error))?
+        }
+    };
+    assert!(partition.may_contain(xxh3_64(key)));
+    let handle = partition.handle(partition.find(key).expect("it is in here"));
+    let block = table.read_block(handle).await.map_err(|error| (handle.offset, error))?;
+    Ok((handle, block))
+}
+
 #[test]
 fn every_flipped_bit_is_found_and_none_changes_an_answer() {
     let (world, env) = SimEnv::fresh(6);
     world.run(async {
         let model = random_model(&mut fastrand::Rng::with_seed(6), 60, 0);
         build(&env, 1, &model).await;
-        let path = TableName::new(TabletId(3), FileId(1)).path();
+        let path = name(1).path();
         let whole = env.disk().peek(&path).unwrap();
         assert!(inspect_table(&path, &whole).unwrap().damage.is_empty());
         let mut rng = fastrand::Rng::with_seed(7);
@@ -139,22 +185,21 @@ fn every_flipped_bit_is_found_and_none_changes_an_answer() {
             let found = inspect_table(&path, &bytes).map_or(true, |report| !report.damage.is_empty());
             env.disk().poke(&path, bytes);
             let mut harmless = true;
-            match Table::open(&env, TableName::new(TabletId(3), FileId(1))).await {
+            let budget = IndexBudget::new(rng.usize(..2) << 20);
+            match Table::open(&env, name(1), &budget).await {
                 Err(error) => {
                     assert!(error.to_string().contains(&path), "{error}");
                     harmless = false;
                 }
                 Ok(table) => {
                     for (key, (lsn, _, value)) in &model {
-                        assert!(table.may_contain(xxh3_64(key)));
-                        let handle = table.locate(key).unwrap();
-                        match table.read_block(handle).await {
-                            Ok(block) => {
+                        match look(&table, key).await {
+                            Ok((_, block)) => {
                                 let entry = block.get(xxh3_64(key), key).unwrap();
                                 assert_eq!((entry.lsn.0, entry.value), (*lsn, &value[..]));
                             }
-                            Err(error) => {
-                                assert!(error.to_string().contains(&format!("byte {}", handle.offset)));
+                            Err((offset, error)) => {
+                                assert!(error.to_string().contains(&format!("byte {offset}")), "{error}");
                                 harmless = false;
                             }
                         }
@@ -174,51 +219,60 @@ fn a_block_at_the_wrong_place_is_refused() {
             .map(|n| (n.to_be_bytes().to_vec(), (u64::from(n) + 1, OpKind::Put, vec![1; 100])))
             .collect();
         let table = build(&env, 1, &model).await;
-        let path = TableName::new(TabletId(3), FileId(1)).path();
+        let path = name(1).path();
         let mut bytes = env.disk().peek(&path).unwrap();
-        let (a, b) = (table.handle(0), table.handle(1));
+        let [a, b] = handles(&table).await[..2] else { panic!("two blocks") };
         assert_eq!((a.len, b.len), (PAGE_SIZE, PAGE_SIZE));
         let (first, second) = bytes.split_at_mut(PAGE_SIZE);
         first.swap_with_slice(&mut second[..PAGE_SIZE]);
         env.disk().poke(&path, bytes);
-        let table = Table::<SimEnv>::open(&env, TableName::new(TabletId(3), FileId(1))).await.unwrap();
+        let table = open(&env, 1).await.unwrap();
         assert!(matches!(table.read_block(a).await, Err(TableError::Corrupt { offset: 0, .. })));
     });
 }
 
 #[test]
-fn versions_of_a_key_go_on_over_blocks_and_the_newest_is_found() {
-    let (world, env) = SimEnv::fresh(10);
-    world.run(async {
-        let _ = env.disk().create_dir("sst").await;
-        let mut builder =
-            TableBuilder::create(&env, FileId(1), TabletId(3), SlotRange::ALL, 3).await.unwrap();
-        let value = vec![5; 1000];
-        let mut written = Vec::new();
-        for (key, versions) in [(&b"a"[..], 3), (b"b", 500), (b"c", 3)] {
-            for lsn in (1..=versions).rev() {
-                let entry = Entry { lsn: Lsn(lsn), kind: OpKind::Put, expiry_ms: 0, value: &value };
-                builder.add(key, xxh3_64(key), &entry).await.unwrap();
-                written.push((key, lsn));
+fn versions_of_a_key_go_on_over_blocks_and_partitions_and_the_newest_is_found() {
+    for codec in Codec::ALL {
+        let (world, env) = SimEnv::fresh(10);
+        world.run(async {
+            let mut builder = create(&env, 1, TableOptions::last(codec)).await;
+            let mut rng = fastrand::Rng::with_seed(10);
+            let value: Vec<u8> = (0..1000).map(|at| if at < 600 { rng.u8(..) } else { 5 }).collect();
+            // Long, so that there are few blocks in a partition.
+            let keys = [b'a', b'b', b'c'].map(|letter| vec![letter; 300]);
+            let mut written = Vec::new();
+            for (key, versions) in keys.iter().zip([3, 500, 3]) {
+                for lsn in (1..=versions).rev() {
+                    let entry = Entry { lsn: Lsn(lsn), kind: OpKind::Put, expiry_ms: 0, value: &value };
+                    builder.add(key, xxh3_64(key), &entry).await.unwrap();
+                    written.push((key, lsn));
+                }
             }
-        }
-        assert_eq!(builder.finish().await.unwrap().entries, 506);
-        let table = Rc::new(Table::open(&env, TableName::new(TabletId(3), FileId(1))).await.unwrap());
-        assert!(table.blocks() > 100);
-        let cache = BlockCache::new(1 << 20);
-        for (key, newest) in [(b"a", 3), (b"b", 500), (b"c", 3)] {
-            assert_eq!(get(&cache, &table, key).await.unwrap().0, newest);
-        }
-        let mut iter = TableIter::seek(&table, b"b").await.unwrap();
-        for (key, lsn) in &written[3..] {
-            let (found, entry) = iter.current().unwrap();
-            assert_eq!((found, entry.lsn.0), (*key, *lsn));
-            iter.advance().await.unwrap();
-        }
-        let path = TableName::new(TabletId(3), FileId(1)).path();
-        let report = inspect_table(&path, &env.disk().peek(&path).unwrap()).unwrap();
-        assert!(report.damage.is_empty(), "{:?}", report.damage);
-    });
+            assert_eq!(builder.finish().await.unwrap().entries, 506);
+            let table = open(&env, 1).await.unwrap();
+            let partitions = table.partitions();
+            assert!(table.meta().shape.blocks > 10 && partitions > 1, "{codec}: {partitions} partitions");
+            let cache = BlockCache::new(1 << 20);
+            for (key, newest) in keys.iter().zip([3, 500, 3]) {
+                assert_eq!(get(&cache, &table, key).await.unwrap().0, newest);
+            }
+            let mut iter = TableIter::seek(&table, &keys[1]).await.unwrap();
+            for (key, lsn) in &written[3..] {
+                let (found, entry) = iter.current().unwrap();
+                assert_eq!((found, entry.lsn.0), (&key[..], *lsn));
+                iter.advance().await.unwrap();
+            }
+            // Whoever looks for an older version finds the key in the filter of each partition on the way.
+            for number in 0..partitions {
+                let partition = table.read_partition(number).await.unwrap();
+                assert!(partition.may_contain(xxh3_64(&keys[1])), "partition {number} of {partitions}");
+            }
+            let path = name(1).path();
+            let report = inspect_table(&path, &env.disk().peek(&path).unwrap()).unwrap();
+            assert!(report.damage.is_empty(), "{:?}", report.damage);
+        });
+    }
 }
 
 #[test]
@@ -245,14 +299,14 @@ fn a_read_that_is_given_up_leaves_no_one_waiting_and_a_failed_one_is_repeated() 
         let model = random_model(&mut fastrand::Rng::with_seed(6), 60, 0);
         let table = build(&env, 1, &model).await;
         let cache = Rc::new(BlockCache::new(256 << 10));
-        let handle = table.handle(0);
-        let given_up = futures_lite::future::poll_once(cache.read(&table, handle)).await;
+        let [handle, other] = handles(&table).await[..2] else { panic!("two blocks") };
+        let given_up = futures_lite::future::poll_once(cache.block(&table, handle)).await;
         assert!(given_up.is_none());
-        cache.read(&table, handle).await.unwrap();
+        cache.block(&table, handle).await.unwrap();
 
-        let handle = table.handle(1);
+        let handle = other;
         env.disk().fail("read", "sst/", 0, libc::EIO, true);
-        let both = futures_lite::future::zip(cache.read(&table, handle), cache.read(&table, handle)).await;
+        let both = futures_lite::future::zip(cache.block(&table, handle), cache.block(&table, handle)).await;
         assert!(both.0.is_err() && both.1.is_ok(), "only the read that failed is told");
     });
 }
@@ -264,8 +318,9 @@ fn many_who_want_one_block_share_one_read_even_of_a_block_that_no_cache_holds() 
         let model: Model = [(b"large".to_vec(), (1, OpKind::Put, vec![3; 3 << 20]))].into_iter().collect();
         let table = build(&env, 1, &model).await;
         let cache = BlockCache::new(64 << 10);
+        let handle = handles(&table).await[0];
         let reads = env.disk().operations();
-        let read = || async { cache.read(&table, table.handle(0)).await.unwrap() };
+        let read = || async { cache.block(&table, handle).await.unwrap() };
         let ((a, b), c) = futures_lite::future::zip(futures_lite::future::zip(read(), read()), read()).await;
         assert!(Rc::ptr_eq(&a, &b) && Rc::ptr_eq(&a, &c));
         assert!(env.disk().operations() - reads <= 3, "one read of 3 MiB");
@@ -279,9 +334,7 @@ fn a_failed_finish_leaves_no_file_and_says_what_failed() {
     for (operation, errno) in [("write", libc::ENOSPC), ("sync", libc::EIO)] {
         let (world, env) = SimEnv::fresh(14);
         world.run(async {
-            let _ = env.disk().create_dir("sst").await;
-            let mut builder =
-                TableBuilder::create(&env, FileId(1), TabletId(3), SlotRange::ALL, 1).await.unwrap();
+            let mut builder = create(&env, 1, PLAIN).await;
             let entry = Entry { lsn: Lsn(1), kind: OpKind::Put, expiry_ms: 0, value: b"v" };
             builder.add(b"k", 1, &entry).await.unwrap();
             env.disk().fail(operation, "sst/", 0, errno, true);
@@ -300,30 +353,208 @@ fn a_tool_goes_on_behind_damage() {
             .map(|n| (n.to_be_bytes().to_vec(), (u64::from(n) + 1, OpKind::Put, vec![1; 100])))
             .collect();
         let table = build(&env, 1, &model).await;
-        let path = TableName::new(TabletId(3), FileId(1)).path();
+        let path = name(1).path();
         let whole = env.disk().peek(&path).unwrap();
-        let blocks = table.blocks();
+        let blocks = table.meta().shape.blocks as usize;
+        let partition = blocks * PAGE_SIZE;
+        let (index, footer) = (whole.len() - 2 * PAGE_SIZE, whole.len() - PAGE_SIZE);
+        assert_eq!((table.partitions(), partition + PAGE_SIZE), (1, index), "blocks, partition, top, footer");
         let records = |report: &TableReport| report.blocks.iter().filter_map(|b| b.2).sum::<usize>();
         let damaged = |places: &[usize]| {
             let mut bytes = whole.clone();
             places.iter().for_each(|at| bytes[*at] ^= 1);
             inspect_table(&path, &bytes).unwrap()
         };
-        let (index, footer) = (blocks * PAGE_SIZE, whole.len() - PAGE_SIZE);
         let report = damaged(&[3 * PAGE_SIZE + 100, 7 * PAGE_SIZE + 9]);
         assert_eq!(report.damage.len(), 2, "both blocks: {:?}", report.damage);
         assert!(report.damage[0].contains("byte 12288") && report.damage[1].contains("byte 28672"));
         assert!(report.meta.is_some());
-        for (places, what) in [(vec![index + 50], "index"), (vec![footer + 20], "footer")] {
-            let report = damaged(&places);
+        for (place, what) in [(partition, "partition"), (index, "index"), (footer, "footer")] {
+            let report = damaged(&[place + 20]);
             assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
-            assert!(report.damage[0].contains(what), "{:?}", report.damage);
-            assert_eq!((records(&report), report.meta), (1000, None), "all blocks are found without {what}");
+            assert!(report.damage[0].contains(&format!("{what} at byte {place}")), "{:?}", report.damage);
+            assert_eq!(records(&report), 1000, "all blocks are found without {what}");
+            assert_eq!(report.meta.is_some(), what == "partition");
+            for block in [0, 5, blocks - 1] {
+                let report = damaged(&[place + 20, block * PAGE_SIZE + 40]);
+                assert_eq!((report.damage.len(), report.blocks.len()), (2, blocks), "{:?}", report.damage);
+            }
         }
-        let report = damaged(&[footer + 20, 5 * PAGE_SIZE + 40]);
-        assert_eq!((report.damage.len(), report.blocks.len()), (2, blocks));
-        let report = damaged(&[index + 50, (blocks - 1) * PAGE_SIZE + 40]);
-        assert_eq!((report.damage.len(), report.blocks.len()), (2, blocks), "the last block as well");
         assert!(inspect_table("other", &whole[..PAGE_SIZE + 1]).is_err());
     });
+}
+
+/// A random table of many partitions: in the file in several runs, since it is larger than one holds.
+fn large_model(rng: &mut fastrand::Rng) -> Model {
+    let mut model = Model::new();
+    for lsn in 0..20_000u64 {
+        let n: u32 = rng.u32(..);
+        let key = match n % 4 {
+            0 => format!("user:{:06}", n % 1_000_000).into_bytes(),
+            1 => n.to_be_bytes().to_vec(),
+            // Long separators, so that partitions have few blocks.
+            2 => [&[b'k'; 1500][..], &n.to_be_bytes()].concat(),
+            _ => [&n.to_le_bytes()[..], &vec![0xff; (n % 600) as usize][..]].concat(),
+        };
+        let len = if rng.u8(..100) == 0 { rng.usize(..20_000) } else { rng.usize(..300) };
+        let noise = rng.usize(..=len);
+        let value = (0..len).map(|at| if at < noise { rng.u8(..) } else { b' ' }).collect();
+        model.insert(key, (lsn + 1, OpKind::Put, value));
+    }
+    model
+}
+
+#[test]
+fn every_key_is_found_and_walked_to_pinned_or_not_whatever_the_codec() {
+    for (seed, codec) in (30..).zip(Codec::ALL) {
+        let (world, env) = SimEnv::fresh(seed);
+        world.run(async {
+            println!("seed {seed}: {codec}");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let model = large_model(&mut rng);
+            let pinned = build_with(&env, 9, &model, TableOptions::last(codec)).await;
+            let shape = pinned.meta().shape;
+            println!("{shape:?}");
+            assert!(shape.partitions > 70, "several runs: {} partitions", shape.partitions);
+            assert!(codec == Codec::None || shape.raw_bytes > shape.stored_bytes * 5 / 4);
+            let paged = Table::open(&env, name(9), &IndexBudget::new(0)).await.unwrap();
+            assert!(pinned.pinned(0).is_some() && paged.pinned(0).is_none());
+            for table in [pinned, Rc::new(paged)] {
+                let cache = BlockCache::new(512 << 10);
+                for (key, expected) in &model {
+                    assert_eq!(get(&cache, &table, key).await.as_ref(), Some(expected), "seed {seed}");
+                }
+                assert!(cache.bytes() <= 512 << 10, "the cache is bounded");
+                let mut wrong = 0;
+                for n in 0..5000u32 {
+                    let absent = [&n.to_le_bytes()[..], b"absent"].concat();
+                    let Some(number) = table.find_partition(&absent) else { continue };
+                    let partition = cache.partition(&table, number).await.unwrap();
+                    wrong += usize::from(partition.may_contain(xxh3_64(&absent)));
+                    assert_eq!(get(&cache, &table, &absent).await, None);
+                }
+                assert!(wrong < 60, "{wrong} of 5000 false positives");
+                for from in [&b""[..], b"k", b"user:5", &[0xff; 700]] {
+                    let mut iter = TableIter::seek(&table, from).await.unwrap();
+                    for (key, (lsn, _, value)) in model.range(from.to_vec()..) {
+                        let (found, entry) = iter.current().unwrap();
+                        assert_eq!((found, entry.lsn.0, entry.value), (&key[..], *lsn, &value[..]));
+                        iter.advance().await.unwrap();
+                    }
+                    assert!(iter.current().is_none());
+                }
+            }
+            let path = name(9).path();
+            let report = inspect_table(&path, &env.disk().peek(&path).unwrap()).unwrap();
+            assert!(report.damage.is_empty(), "{:?}", report.damage);
+            assert_eq!(report.blocks.len() as u64, shape.blocks);
+        });
+    }
+}
+
+#[test]
+fn a_walk_that_is_under_way_survives_that_its_pins_are_displaced() {
+    let (world, env) = SimEnv::fresh(33);
+    world.run(async {
+        let model = large_model(&mut fastrand::Rng::with_seed(33));
+        build_with(&env, 1, &model, TableOptions::last(Codec::Lz4)).await;
+        build_with(&env, 2, &model, PLAIN).await;
+        let budget = IndexBudget::new(1 << 30);
+        let one = Table::<SimEnv>::open(&env, name(1), &budget).await.unwrap();
+        let two = Table::<SimEnv>::open(&env, name(2), &budget).await.unwrap();
+        // A little less than both need.
+        let limit = budget.used() - 1;
+        drop((one, two));
+        let budget = IndexBudget::new(limit);
+        let last = Rc::new(Table::open(&env, name(1), &budget).await.unwrap());
+        assert!(last.pinned(0).is_some());
+        let mut iter = TableIter::seek(&last, b"").await.unwrap();
+        let mut upper = None;
+        for (at, key) in model.keys().enumerate() {
+            if at == model.len() / 2 {
+                upper = Some(Table::open(&env, name(2), &budget).await.unwrap());
+            }
+            assert_eq!(iter.current().unwrap().0, &key[..]);
+            iter.advance().await.unwrap();
+        }
+        assert!(iter.current().is_none() && last.pinned(0).is_none());
+        assert!(upper.is_some_and(|table| table.pinned(0).is_some()));
+        assert!(budget.used() <= limit);
+        drop((last, iter));
+    });
+}
+
+/// The keys that a cursor gives, loading what it misses.
+async fn cursor_keys(
+    table: &Rc<Table<SimEnv>>,
+    cache: &BlockCache,
+    bound: Bound,
+    is_reverse: bool,
+) -> Vec<(Vec<u8>, u64)> {
+    let mut cursor = TableCursor::new(table, bound, is_reverse, Lsn(u64::MAX));
+    let (mut found, ahead) = (Vec::new(), AheadBytes::default());
+    let mut walked = cursor.settle(cache).unwrap();
+    loop {
+        match walked {
+            Walked::End => return found,
+            Walked::Ready => {
+                let (key, entry) = cursor.current().unwrap();
+                found.push((key.to_vec(), entry.lsn.0));
+                walked = cursor.advance(cache).unwrap();
+            }
+            Walked::Missing => {
+                match cursor.wanted(64 << 10).unwrap() {
+                    Wanted::Partition(number) => {
+                        cursor.supply_partition(cache.partition(table, number).await.unwrap());
+                    }
+                    Wanted::Block(handle) => cursor.supply_block(cache.block(table, handle).await.unwrap()),
+                    Wanted::Ahead { offset, len } => {
+                        let bytes = table.read_bytes(offset, len).await.unwrap();
+                        cursor.supply_ahead(offset, bytes, &ahead);
+                    }
+                }
+                walked = cursor.settle(cache).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn cursors_cross_partitions_in_both_orders_pinned_or_not() {
+    for (seed, codec) in (40..).zip(Codec::ALL) {
+        let (world, env) = SimEnv::fresh(seed);
+        world.run(async {
+            println!("seed {seed}: {codec}");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let model = large_model(&mut rng);
+            let pinned = build_with(&env, 9, &model, TableOptions::last(codec)).await;
+            assert!(pinned.partitions() > 70);
+            let paged = Rc::new(Table::open(&env, name(9), &IndexBudget::new(0)).await.unwrap());
+            let keys: Vec<_> = model.keys().cloned().collect();
+            for table in [pinned, paged] {
+                let cache = BlockCache::new(256 << 10);
+                let expect = |from: Option<&[u8]>, is_reverse: bool| -> Vec<(Vec<u8>, u64)> {
+                    let entry = |(key, value): (&Vec<u8>, &(u64, OpKind, Vec<u8>))| (key.clone(), value.0);
+                    match (from, is_reverse) {
+                        (None, false) => model.iter().map(entry).collect(),
+                        (None, true) => model.iter().rev().map(entry).collect(),
+                        (Some(from), false) => model.range(from.to_vec()..).map(entry).collect(),
+                        (Some(from), true) => model.range(..from.to_vec()).rev().map(entry).collect(),
+                    }
+                };
+                for is_reverse in [false, true] {
+                    let found = cursor_keys(&table, &cache, Bound::None, is_reverse).await;
+                    assert!(found == expect(None, is_reverse), "seed {seed}, reverse: {is_reverse}");
+                    for _ in 0..4 {
+                        let mut from = keys[rng.usize(..keys.len())].clone();
+                        if rng.bool() {
+                            from.push(rng.u8(..));
+                        }
+                        let found = cursor_keys(&table, &cache, Bound::Key(from.clone()), is_reverse).await;
+                        assert!(found == expect(Some(&from), is_reverse), "seed {seed}, from {from:?}");
+                    }
+                }
+            }
+        });
+    }
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::model::{KeyId, Model, Version, key_bytes};
-use crate::base::{BlockSeq, TabletId};
+use crate::base::{BlockSeq, Codec, Compression, TabletId};
 use crate::disk::sim::SimDisk;
 use crate::engine::recovery;
 use crate::engine::{Engine, EngineError, EngineOptions, Key, Loaded, Lookup};
@@ -52,6 +52,8 @@ impl Shape {
             memtable_bytes: 64 << 20,
             sealed_max: 1,
             cache_bytes: 64 << 10,
+            index_bytes: 1 << 20,
+            compression: Compression::default(),
             segment_bytes: 32 << 10,
             window: 3,
             lazy: None,
@@ -72,6 +74,10 @@ impl Shape {
         options.sealed_max = rng.usize(1..=2);
         options.segment_bytes = [12 << 10, 16 << 10, 32 << 10, 64 << 10][rng.usize(..4)];
         options.window = rng.usize(1..=3);
+        // No index is resident, some are, all are.
+        options.index_bytes = [0, 12 << 10, 1 << 20][rng.usize(..3)];
+        let mut codec = || Codec::ALL[rng.usize(..3)];
+        options.compression = Compression { upper: codec(), last: codec() };
         options.lazy = (rng.u8(..5) == 0).then_some(Duration::from_millis(3));
         options.compaction_fan = rng.usize(2..=4);
         shape

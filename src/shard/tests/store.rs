@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::Lsn;
+use crate::base::{Codec, Compression, Lsn};
 use crate::engine::{Engine, EngineOptions, recovery};
 use crate::env::sim::SimEnv;
 use crate::env::{Env, Gate, Notify, Queue};
@@ -119,6 +119,8 @@ const OPTIONS: EngineOptions = EngineOptions {
     memtable_bytes: 64 << 20,
     sealed_max: 1,
     cache_bytes: 64 << 10,
+    index_bytes: 1 << 20,
+    compression: Compression { upper: Codec::None, last: Codec::Lz4 },
     segment_bytes: 4 << 20,
     window: 3,
     lazy: None,

@@ -154,6 +154,21 @@ pub fn sst(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
             detail.show(&meta.smallest),
             detail.show(&meta.largest)
         )?;
+        let shape = &meta.shape;
+        writeln!(
+            out,
+            "written for {}, codec {}: {} blocks ({} not compressed) of {} bytes in {}; {} partitions of {} \
+             bytes, {} filter bits a key",
+            if shape.is_last { "the last level" } else { "upper levels" },
+            shape.codec,
+            shape.blocks,
+            shape.plain_blocks,
+            shape.raw_bytes,
+            shape.stored_bytes,
+            shape.partitions,
+            shape.partition_bytes,
+            shape.bits_per_key
+        )?;
         if meta.expiring > 0 {
             writeln!(out, "expires: {}", meta.expiries)?;
         }
@@ -167,7 +182,7 @@ pub fn sst(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
         }
         let (Some(id), Some(_), false) = (id, records, detail.blocks) else { continue };
         let stored = &bytes[*offset as usize..*offset as usize + len];
-        let Ok(block) = Block::parse(id, *offset, stored.into()) else { continue };
+        let Ok(block) = Block::parse(id, *offset, stored) else { continue };
         for number in 0..block.len() {
             let (key, entry) = block.entry(number);
             let text = detail.operation(entry.kind, key, entry.value, entry.expiry_ms);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use atlaskv::base::{LogId, OpIter, TableName, TabletId};
 use atlaskv::disk::Disk;
 use atlaskv::engine::manifest::{self, State, TableRef, inspect_current, inspect_file};
-use atlaskv::engine::sstable::{Table, TableIter, TableMeta, inspect_table};
+use atlaskv::engine::sstable::{IndexBudget, Table, TableIter, TableMeta, inspect_table};
 use atlaskv::engine::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, inspect_segment, list_logs, scan_log,
 };
@@ -324,7 +324,7 @@ impl<W: Write> Check<'_, W> {
 /// Whether every key is one of the tablet's.
 async fn keys_are_of(env: &ReadOnly, name: TableName, meta: &TableMeta) -> Result<(), String> {
     let words = |error: atlaskv::engine::sstable::TableError| error.to_string();
-    let table = Rc::new(Table::open(env, name).await.map_err(words)?);
+    let table = Rc::new(Table::open(env, name, &IndexBudget::new(0)).await.map_err(words)?);
     let mut iter = TableIter::seek(&table, b"").await.map_err(words)?;
     while let Some((key, _)) = iter.current() {
         if !meta.slots.contains(Slot::of_key(key)) {

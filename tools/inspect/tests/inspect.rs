@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::rc::Rc;
 
-use atlaskv::base::{Op, OpKind};
+use atlaskv::base::{Compression, Op, OpKind};
 use atlaskv::disk::sim::SimDisk;
 use atlaskv::engine::{Engine, EngineOptions, recovery};
 use atlaskv::env::Env;
@@ -39,6 +39,8 @@ async fn fill(env: SimEnv) {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        index_bytes: 1 << 20,
+        compression: Compression::default(),
         segment_bytes: 1 << 20,
         window: 2,
         lazy: None,
