@@ -208,3 +208,72 @@ impl<E: Env> InMemory<E> for BlockCache {
         table.pinned(number).or_else(|| self.get_partition(table, number))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Codec, Entry, Lsn, OpKind, TabletId};
+    use crate::disk::Disk;
+    use crate::engine::sstable::{IndexBudget, TableBuilder, TableOptions};
+    use crate::env::sim::SimEnv;
+    use crate::slot::SlotRange;
+
+    /// A table of so many blocks, and where they stand.
+    async fn table(env: &SimEnv, file: u64, blocks: u32) -> (Table<SimEnv>, Vec<BlockHandle>) {
+        let _ = env.disk().create_dir("sst").await;
+        let options = TableOptions::upper(Codec::None);
+        let (file, tablet) = (FileId(file), TabletId(3));
+        let mut builder = TableBuilder::create(env, file, tablet, SlotRange::ALL, options).await.unwrap();
+        for n in 0..blocks {
+            let entry = Entry { lsn: Lsn(1), kind: OpKind::Put, expiry_ms: 0, value: &[7; 3900] };
+            builder.add(&n.to_be_bytes(), u64::from(n), &entry).await.unwrap();
+        }
+        builder.finish().await.unwrap();
+        let name = crate::base::TableName::new(tablet, file);
+        let table = Table::open(env, name, &IndexBudget::new(1 << 20)).await.unwrap();
+        let mut handles = Vec::new();
+        for number in 0..table.partitions() {
+            let partition = table.read_partition(number).await.unwrap();
+            handles.extend((0..partition.len()).map(|block| partition.handle(block)));
+        }
+        assert_eq!(handles.len(), blocks as usize);
+        (table, handles)
+    }
+
+    #[test]
+    fn a_scan_of_many_times_the_cache_leaves_the_hot_set_in_it() {
+        let (world, env) = SimEnv::fresh(50);
+        world.run(async {
+            let mut rng = fastrand::Rng::with_seed(50);
+            let (hot, hot_handles) = table(&env, 1, 2000).await;
+            let (scanned, scanned_handles) = table(&env, 2, 5000).await;
+            // Room for a tenth of the hot table and a twenty-fifth of the other.
+            let cache = BlockCache::new(200 * 4300);
+            let mut read_hot = async |count: usize| {
+                let mut hits = 0;
+                for _ in 0..count {
+                    let at = (rng.f64().powi(4) * hot_handles.len() as f64) as usize;
+                    hits += usize::from(cache.get(&hot, hot_handles[at]).is_some());
+                    cache.block(&hot, hot_handles[at]).await.unwrap();
+                }
+                hits as f64 * 100.0 / count as f64
+            };
+            read_hot(20_000).await;
+            let before = read_hot(20_000).await;
+            // All through the cache, a quarter of the reads: worse than any scan, which reads ahead past it.
+            let mut during = 0.0;
+            for some in scanned_handles.chunks(50) {
+                during += read_hot(150).await * some.len() as f64 / scanned_handles.len() as f64;
+                for handle in some {
+                    cache.block(&scanned, *handle).await.unwrap();
+                }
+            }
+            let after = read_hot(1000).await;
+            println!("hit rate: {before:.1} % before, {during:.1} % during, {after:.1} % after");
+            assert!(before > 40.0 && before < 90.0, "{before} %: there is something to lose");
+            assert!(during > before - 5.0, "{before} % before, {during} % during");
+            assert!(after > before - 5.0, "{before} % before, {after} % after");
+            assert!(cache.bytes() <= 200 * 4300);
+        });
+    }
+}

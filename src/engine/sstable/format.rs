@@ -101,8 +101,8 @@ pub const BLOCK_BYTES: usize = PAGE_SIZE;
 pub const BLOCK_BYTES_GROWN: usize = 4 * PAGE_SIZE;
 /// A block may leave one part in so many empty; and compression must save as much.
 pub const WASTE_SHARE: usize = 8;
-/// Payloads above this are not compressed: it would stop the core for half a millisecond and more, and so
-/// would each read. Blocks of small records end far below.
+/// Payloads above this are not compressed: nothing else runs on the core while one is, nor while one is read.
+/// Blocks of small records end far below.
 pub const COMPRESSED_BYTES_MAX: usize = 128 << 10;
 /// Records of a block start below this, because offsets have 16 bits.
 pub const RECORD_STARTS: usize = 1 << 16;
