@@ -67,6 +67,11 @@ impl SlotRange {
         (self.first..=self.last).contains(&slot.0)
     }
 
+    /// Whether it holds every slot of `other`.
+    pub fn includes(self, other: SlotRange) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
     /// All slots in `parts` ranges whose sizes differ by at most one, in order.
     ///
     /// # Panics

@@ -9,6 +9,7 @@ use super::compaction::{self, Merged};
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
 use super::sstable::Table;
+use super::transfer::Presence;
 use super::version::{Member, Version};
 use super::wal::remove_log;
 use super::{Engine, EngineError, Tablet};
@@ -81,7 +82,9 @@ impl<E: Env> Engine<E> {
         self.all_tablets()
             .into_iter()
             .enumerate()
-            .filter(move |(_, tablet)| tablet.no_merge_until.get() <= now)
+            .filter(move |(_, tablet)| {
+                tablet.presence.get() == Presence::Here && tablet.no_merge_until.get() <= now
+            })
     }
 
     /// The tablet with the most tables to merge, and which.
@@ -109,6 +112,7 @@ impl<E: Env> Engine<E> {
     async fn compact(&self, local: usize, range: Range<usize>) -> Result<(), EngineError> {
         let started = self.env.now();
         let tablet = self.tablet(local);
+        let _merging = tablet.merging.enter();
         let version = tablet.version();
         let is_last = range.end == version.upper().len();
         let inputs: Vec<_> = version.upper()[range].iter().map(|member| member.table.clone()).collect();
@@ -116,9 +120,10 @@ impl<E: Env> Engine<E> {
         let file = self.next_file();
         let hash = |key: &[u8]| self.hash(key);
         let cutoff = Cutoff::new(self.tick());
-        let stopping = || self.is_stopping.get();
+        let stopping = || self.is_stopping.get() || tablet.presence.get() != Presence::Here;
         let options = if is_last { self.options.last_tables() } else { self.options.upper_tables() };
-        let merged = compaction::merge(&self.env, &inputs, file, options, &cutoff, hash, stopping).await?;
+        let target = compaction::Target { tablet: tablet.id, slots: tablet.slots.get(), file };
+        let merged = compaction::merge(&self.env, &inputs, target, options, &cutoff, hash, stopping).await?;
         let (output, bytes_out) = match merged {
             Merged::Stopped => return Ok(()),
             Merged::Nothing => (None, 0),
@@ -192,6 +197,7 @@ impl<E: Env> Engine<E> {
 
     /// Closes and removes tables without readers, and logs without need. One file at a time.
     async fn remove_obsolete(&self) {
+        self.close_departed().await;
         loop {
             let table = {
                 let mut obsolete = self.obsolete.borrow_mut();

@@ -36,7 +36,13 @@ impl<E: Env> Engine<E> {
             if !self.durable(&sealed).await {
                 return;
             }
-            match self.flush(&sealed).await {
+            let turn = self.flushing.lock().await;
+            if self.is_stopping.get() {
+                return;
+            }
+            let flushed = self.flush(&sealed).await;
+            drop(turn);
+            match flushed {
                 Ok(()) => {
                     self.flush_trouble.replace(None);
                     // The active one may have been full all along.
@@ -61,7 +67,7 @@ impl<E: Env> Engine<E> {
     }
 
     /// Waits until all of `sealed` is in the log for good. `false`: it never will be, or the engine stops.
-    async fn durable(&self, sealed: &Sealed) -> bool {
+    pub(super) async fn durable(&self, sealed: &Sealed) -> bool {
         self.wal.request_sync(sealed.block);
         let changed = self.wal.durable_changed();
         changed
@@ -109,18 +115,20 @@ impl<E: Env> Engine<E> {
         let mut tables: Vec<(usize, TableMeta)> = Vec::new();
         let mut bytes = 0;
         let cutoff = Cutoff::new(self.flush_time(sealed));
-        let tablets = self.all_tablets();
-        for (local, tablet) in tablets.iter().enumerate() {
-            if sealed.last[local] > tablet.flushed.get() {
-                changes.push(Change::Flushed {
-                    tablet: tablet.id,
-                    index: sealed.last[local],
-                    term: tablet.term,
-                });
-            }
-            if sealed.last[local] >= tablet.recovered && !tablet.old_logs.borrow().is_empty() {
+        let tablets: Vec<_> =
+            self.all_tablets().into_iter().enumerate().filter(|(_, tablet)| tablet.is_here()).collect();
+        let mut flushed = Vec::new();
+        for (local, tablet) in &tablets {
+            let (local, last) = (*local, sealed.last(*local));
+            if last >= tablet.recovered && !tablet.old_logs.borrow().is_empty() {
                 changes.push(Change::LogsDone { tablet: tablet.id, oldest: self.wal.log() });
             }
+            // Of a tablet that has split everything in here may be in tables already.
+            if last <= tablet.flushed.get() {
+                continue;
+            }
+            changes.push(Change::Flushed { tablet: tablet.id, index: last, term: tablet.term });
+            flushed.push((tablet.clone(), last));
             if sealed.memtable.tablet_entries(local) == 0 {
                 continue;
             }
@@ -143,13 +151,11 @@ impl<E: Env> Engine<E> {
         // No await from here on: readers see the tables and the end of the memtable in one step.
         self.swap_in(sealed, &opened);
         for (local, member) in opened {
-            tablets[local].install(|version| version.with_newest(member));
+            self.tablet(local).install(|version| version.with_newest(member));
         }
-        for (local, tablet) in tablets.iter().enumerate() {
-            if sealed.last[local] > tablet.flushed.get() {
-                tablet.flushed.set(sealed.last[local]);
-                self.wal.set_flushed(tablet.log, sealed.last[local]);
-            }
+        for (tablet, last) in flushed {
+            tablet.flushed.set(last);
+            self.wal.set_flushed(tablet.log, last);
         }
         let front = self.sealed.borrow_mut().pop_front();
         assert!(front.is_some_and(|front| Rc::ptr_eq(&front, sealed)), "memtables are flushed in order");
@@ -157,7 +163,7 @@ impl<E: Env> Engine<E> {
         Ok((bytes, tables.len()))
     }
 
-    async fn write_table(
+    pub(super) async fn write_table(
         &self,
         sealed: &Sealed,
         local: usize,
@@ -166,8 +172,8 @@ impl<E: Env> Engine<E> {
         pacer: &mut Pacer<E>,
     ) -> Result<TableMeta, EngineError> {
         let tablet = self.tablet(local);
-        let options = self.options.upper_tables();
-        let mut builder = TableBuilder::create(&self.env, file, tablet.id, tablet.slots, options).await?;
+        let (slots, options) = (tablet.slots.get(), self.options.upper_tables());
+        let mut builder = TableBuilder::create(&self.env, file, tablet.id, slots, options).await?;
         let lsns = self.snapshot_lsns(sealed, local);
         let written = self.write_entries(sealed, local, &lsns, cutoff, &mut builder, pacer).await;
         if let Err(error) = written {
@@ -218,7 +224,7 @@ impl<E: Env> Engine<E> {
 
     /// Gives up old logs that nobody on this shard needs any more. The last shard to do so has the files
     /// removed.
-    fn release_old_logs(&self) {
+    pub(super) fn release_old_logs(&self) {
         let tablets = self.all_tablets();
         for tablet in tablets.iter().filter(|tablet| tablet.flushed.get() >= tablet.recovered) {
             for log in tablet.old_logs.take() {

@@ -8,6 +8,7 @@
 //! - A key may expire: reads, flushes and merges see its entry as a tombstone from then on (`expiry`).
 //! - In the background full memtables become tables (`flush`) and tables become fewer (`compact`).
 //! - A start replays the logs of earlier starts (`recovery`).
+//! - Tablets come from other shards, go to them, and split (`transfer`).
 //!
 //! Invariants:
 //! - What a table holds was durable in the log before the manifest named the table.
@@ -28,6 +29,7 @@ pub mod recovery;
 pub mod scan;
 pub mod snapshot;
 pub mod sstable;
+mod transfer;
 pub mod version;
 pub mod wal;
 mod write;
@@ -36,7 +38,7 @@ mod write;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -44,6 +46,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use self::options::{EngineError, EngineOptions};
 pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
+pub use self::transfer::TransferError;
 pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
 
 use self::cache::BlockCache;
@@ -53,17 +56,19 @@ use self::memtable::Memtable;
 use self::recovery::OldLog;
 use self::snapshot::Snapshot;
 use self::sstable::{AheadBytes, IndexBudget, Table, TableError, TableMeta};
+use self::transfer::{Leaving, Presence};
 use self::version::Version;
 use self::wal::{Wal, WalTablet};
 use crate::base::{EntryIndex, FileId, LogId, Lsn, TableName, TabletId};
-use crate::env::{Env, Gate, Notify};
+use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::slot::SlotRange;
 
 /// A tablet that this shard owns.
 struct Tablet<E: Env> {
     id: TabletId,
-    slots: SlotRange,
+    /// Fewer after a split.
+    slots: Cell<SlotRange>,
     term: u64,
     log: WalTablet,
     version: RefCell<Rc<Version<E>>>,
@@ -78,6 +83,12 @@ struct Tablet<E: Env> {
     no_merge_until: Cell<Duration>,
     /// How long it waited after its last failure.
     merge_delay: Cell<Duration>,
+    presence: Cell<Presence>,
+    /// Memtables before this one don't count for it: tables hold all that they hold of its keys, and perhaps
+    /// newer versions. It was elsewhere since, or a part of another tablet.
+    memtables_from: Cell<u64>,
+    /// Entered by whoever merges its tables; it ends soon once the tablet is leaving.
+    merging: Gate,
 }
 
 /// One shard's storage.
@@ -108,6 +119,14 @@ pub struct Engine<E: Env> {
     obsolete: RefCell<Vec<Rc<Table<E>>>>,
     /// Old logs whose last tablet has been flushed, until their files are gone.
     finished_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
+    /// Held by whoever writes memtables to tables.
+    flushing: Lock,
+    /// The tablet that is about to leave or to split.
+    leaving: RefCell<Option<Leaving>>,
+    /// Tables of the tablet that is about to come, or to be split off.
+    arriving: RefCell<BTreeMap<TableName, Rc<Table<E>>>>,
+    /// Tables that are another shard's now, until their last reader is done.
+    departed: RefCell<Vec<Rc<Table<E>>>>,
     /// Too little space for puts, in words.
     shortage: RefCell<Option<String>>,
     /// Why the last flush failed.
@@ -128,6 +147,11 @@ impl<E: Env> Tablet<E> {
     fn install(&self, change: impl FnOnce(&Version<E>) -> Version<E>) {
         let changed = change(&self.version.borrow());
         self.version.replace(Rc::new(changed));
+    }
+
+    /// Whether this shard serves it.
+    fn is_here(&self) -> bool {
+        matches!(self.presence.get(), Presence::Here | Presence::Leaving)
     }
 
     /// Its name for a table file.
@@ -166,9 +190,14 @@ impl<E: Env> Engine<E> {
         &self.changed
     }
 
-    /// Number of tablets.
+    /// Local numbers in use: those of tablets that are here, or were.
     pub fn tablets(&self) -> usize {
         self.tablets.borrow().len()
+    }
+
+    /// Local number of a tablet that is here.
+    pub fn locate(&self, id: TabletId) -> Option<usize> {
+        self.tablets.borrow().iter().position(|tablet| tablet.id == id && tablet.is_here())
     }
 
     /// The tablet with this local number.
@@ -177,7 +206,7 @@ impl<E: Env> Engine<E> {
         self.tablets.borrow()[local].clone()
     }
 
-    /// All tablets at this moment, by local number.
+    /// All tablets at this moment, by local number. Those that have left are among them, with no tables.
     fn all_tablets(&self) -> Vec<Rc<Tablet<E>>> {
         self.tablets.borrow().clone()
     }
@@ -237,6 +266,8 @@ impl<E: Env> Engine<E> {
         self.is_stopping.set(true);
         self.changed.notify();
         self.wal.durable_changed().notify();
+        // A flush may wait for a move that nobody ends any more.
+        drop(self.leaving.take());
         self.background.empty().await;
         self.wal.close().await?;
         let Ok(engine) = Rc::try_unwrap(self) else {
@@ -244,13 +275,14 @@ impl<E: Env> Engine<E> {
             return Ok(());
         };
         engine.manifest.close().await?;
+        let mut tables = engine.departed.into_inner();
+        tables.extend(engine.arriving.into_inner().into_values());
         for tablet in engine.tablets.into_inner() {
-            let tables: Vec<_> = tablet.version().members().map(|member| member.table.clone()).collect();
-            drop(tablet);
-            for table in tables {
-                if let Ok(table) = Rc::try_unwrap(table) {
-                    table.close().await?;
-                }
+            tables.extend(tablet.version().members().map(|member| member.table.clone()));
+        }
+        for table in tables {
+            if let Ok(table) = Rc::try_unwrap(table) {
+                table.close().await?;
             }
         }
         Ok(())

@@ -73,6 +73,9 @@ pub enum EngineError {
     /// The log can't be read or written.
     #[error(transparent)]
     Wal(#[from] WalError),
+    /// The engine closes.
+    #[error("this shard is stopping")]
+    Stopping,
     /// A disk operation failed.
     #[error(transparent)]
     Disk(#[from] DiskError),

@@ -96,11 +96,14 @@ impl<E: Env> Engine<E> {
         if let Some(entry) = self.active.borrow().get(key.hash, key.bytes) {
             return Ok(Lookup::Done(visit(self.found(key, entry))));
         }
-        for sealed in self.sealed.borrow().iter().rev() {
+        let sealed = self.sealed.borrow();
+        let first = if sealed.is_empty() { 0 } else { self.tablet(key.tablet).memtables_from.get() };
+        for sealed in sealed.iter().rev().take_while(|sealed| sealed.number >= first) {
             if let Some(entry) = sealed.memtable.get(key.hash, key.bytes) {
                 return Ok(Lookup::Done(visit(self.found(key, entry))));
             }
         }
+        drop(sealed);
         self.lookup_tables(key, loaded, visit)
     }
 

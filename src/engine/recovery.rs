@@ -20,14 +20,14 @@ use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
 use super::sstable::{IndexBudget, Table};
-use super::version::{Member, Version};
+use super::version::Version;
 use super::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
 use crate::base::{BlockSeq, EntryIndex, LogId, Lsn, OpIter, TableName, TabletId};
 use crate::disk::Disk;
-use crate::env::{Env, Gate, Notify};
+use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::Metrics;
 use crate::placement;
 use crate::slot::Slot;
@@ -133,9 +133,11 @@ pub fn plan(mut state: State, mut scans: Vec<LogScan>, shards: u32) -> Result<St
     scans.sort_by_key(|scan| scan.log);
     let flushed: BTreeMap<TabletId, EntryIndex> =
         state.tablets.iter().map(|(id, t)| (*id, t.flushed)).collect();
-    let plan = ReplayPlan::merge(scans.iter().map(|scan| &scan.runs), |tablet| {
-        flushed.get(&tablet).copied().unwrap_or(EntryIndex(u64::MAX))
-    })?;
+    let plan = ReplayPlan::merge(
+        scans.iter().map(|scan| &scan.runs),
+        |tablet| flushed.get(&tablet).copied().unwrap_or(EntryIndex(u64::MAX)),
+        |tablet, log| state.tablets.get(&tablet).is_some_and(|tablet| tablet.logs.contains(&log)),
+    )?;
     placement::assign(&mut state, shards);
     state.generation += 1;
     let new_logs: Vec<LogId> =
@@ -220,28 +222,18 @@ impl<E: Env> Engine<E> {
         let mut tablets = Vec::new();
         let mut last = Vec::new();
         for state in start.state.of_shard(shard).tablets.values() {
-            let mut tables = Vec::with_capacity(state.tables.len());
+            let mut tables = BTreeMap::new();
             for table in &state.tables {
                 let opened = Table::open(env, TableName::new(state.id, table.file), &index_budget).await?;
-                tables.push(Rc::new(Member { table: Rc::new(opened), clip: table.clip.clone() }));
+                tables.insert(table.file, Rc::new(opened));
             }
             let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
             let recovered = in_logs.max(state.flushed);
             let old_logs =
                 start.old_logs.iter().filter(|log| state.logs.contains(&log.id())).cloned().collect();
-            tablets.push(Rc::new(Tablet {
-                id: state.id,
-                slots: state.slots,
-                term: state.term,
-                log: wal.add_tablet(state.id, state.term, recovered, state.flushed),
-                version: std::cell::RefCell::new(Rc::new(Version::new(tables, Vec::new()))),
-                flushed: std::cell::Cell::new(state.flushed),
-                last_lsn: std::cell::Cell::new(Lsn::new(state.flushed, u16::MAX)),
-                recovered,
-                old_logs: std::cell::RefCell::new(old_logs),
-                no_merge_until: std::cell::Cell::default(),
-                merge_delay: std::cell::Cell::default(),
-            }));
+            let log = wal.add_tablet(state.id, state.term, recovered, state.flushed);
+            let version = Version::of(state, &tables);
+            tablets.push(Rc::new(Tablet::new(state, log, version, recovered, old_logs)));
             last.push(state.flushed);
         }
         let engine = Rc::new(Engine {
@@ -263,6 +255,10 @@ impl<E: Env> Engine<E> {
             metrics,
             obsolete: std::cell::RefCell::default(),
             finished_logs: std::cell::RefCell::default(),
+            flushing: Lock::new(),
+            leaving: std::cell::RefCell::new(None),
+            arriving: std::cell::RefCell::default(),
+            departed: std::cell::RefCell::default(),
             shortage: std::cell::RefCell::new(None),
             flush_trouble: std::cell::RefCell::new(None),
             changed: Notify::new(),
@@ -340,7 +336,7 @@ impl<E: Env> Engine<E> {
             let op = op.map_err(|error| error.to_string())?;
             let ordinal =
                 u16::try_from(ordinal).map_err(|_| "more operations than an entry takes".to_owned())?;
-            if !tablet.slots.contains(Slot::of_key(op.key)) {
+            if !tablet.slots.get().contains(Slot::of_key(op.key)) {
                 return Err(format!("a key of another tablet than {}", tablet.id));
             }
             let lsn = Lsn::new(index, ordinal);

@@ -52,6 +52,11 @@ impl<E: Env> View<E> {
         self.local
     }
 
+    /// Whether a memtable may hold something for it.
+    pub(super) fn counts(&self, memtable: u64) -> bool {
+        memtable >= self.tablet.memtables_from.get()
+    }
+
     /// The last write that is seen.
     pub fn lsn(&self) -> Lsn {
         self.lsn
@@ -110,6 +115,7 @@ impl<E: Env> Engine<E> {
         let tablets = self.all_tablets();
         let locals = local.map_or(0..tablets.len(), |local| local..local + 1);
         let views: Vec<View<E>> = locals
+            .filter(|local| tablets[*local].is_here())
             .map(|local| {
                 let tablet = tablets[local].clone();
                 let (lsn, version) = (tablet.last_lsn.get(), tablet.version());

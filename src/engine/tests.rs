@@ -12,6 +12,7 @@ mod long;
 mod model;
 mod restart;
 mod store;
+mod transfer;
 mod workload;
 
 use std::ops::Range;

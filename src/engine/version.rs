@@ -7,10 +7,12 @@
 //! - `last` holds tables that do not overlap, ascending; everything in there is older than what `upper` has
 //!   of the same key.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::manifest::Clip;
+use super::manifest::{Clip, TableRef, TabletState};
 use super::sstable::{Table, TableMeta};
+use crate::base::FileId;
 use crate::env::Env;
 
 /// A table as a tablet refers to it.
@@ -74,6 +76,19 @@ impl<E: Env> Version<E> {
         Version { upper, last }
     }
 
+    /// That of a tablet as the manifest knows it, whose tables are open.
+    ///
+    /// # Panics
+    /// If one of its tables is not among `tables`.
+    pub fn of(state: &TabletState, tables: &BTreeMap<FileId, Rc<Table<E>>>) -> Version<E> {
+        let member = |table: &TableRef| {
+            let open = tables.get(&table.file).expect("every table that the manifest names was opened");
+            Rc::new(Member { table: open.clone(), clip: table.clip.clone() })
+        };
+        let (upper, last) = state.tables.split_at(state.upper());
+        Version::new(upper.iter().map(member).collect(), last.iter().map(member).collect())
+    }
+
     /// The tables that may overlap, newest first.
     pub fn upper(&self) -> &[Rc<Member<E>>] {
         &self.upper
@@ -100,6 +115,13 @@ impl<E: Env> Version<E> {
         let behind = self.last.partition_point(|member| member.smallest() <= key);
         let last = behind.checked_sub(1).map(|at| &self.last[at]);
         self.upper.iter().chain(last).filter(move |member| member.covers(key))
+    }
+
+    /// With each member replaced.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(&Member<E>) -> Member<E>) -> Version<E> {
+        let all = |members: &[Rc<Member<E>>]| members.iter().map(|member| Rc::new(change(member))).collect();
+        Version::new(all(&self.upper), all(&self.last))
     }
 
     /// With a table more, newer than all others.

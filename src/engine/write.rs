@@ -23,6 +23,13 @@ pub struct Sealed {
     pub block: BlockSeq,
 }
 
+impl Sealed {
+    /// The last entry of a tablet's log that is in here or in an older one.
+    pub fn last(&self, local: usize) -> EntryIndex {
+        self.last.get(local).copied().unwrap_or(EntryIndex::ZERO)
+    }
+}
+
 /// What an operation takes in the log beyond key and value, at most.
 pub const WRITE_OVERHEAD: usize = 16;
 

@@ -11,7 +11,7 @@ mod sync;
 use std::future::Future;
 use std::time::Duration;
 
-pub use sync::{Gate, GateGuard, Notify};
+pub use sync::{Gate, GateGuard, Lock, LockGuard, Notify};
 
 use crate::disk::Disk;
 

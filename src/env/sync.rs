@@ -132,6 +132,39 @@ impl Drop for GateGuard {
     }
 }
 
+/// The right to do something, which one task at a time has. Cheap to clone; clones share the right.
+#[derive(Clone, Default)]
+pub struct Lock {
+    is_held: Rc<Cell<bool>>,
+    released: Notify,
+}
+
+/// Holds its [`Lock`] until dropped.
+pub struct LockGuard {
+    lock: Lock,
+}
+
+impl Lock {
+    /// Held by no one.
+    pub fn new() -> Lock {
+        Lock::default()
+    }
+
+    /// Waits until no one holds it, then does.
+    pub async fn lock(&self) -> LockGuard {
+        self.released.until(|| !self.is_held.get()).await;
+        self.is_held.set(true);
+        LockGuard { lock: self.clone() }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.lock.is_held.set(false);
+        self.lock.released.notify();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_lite::future::{block_on, poll_once};
@@ -165,6 +198,22 @@ mod tests {
         assert_eq!(notify.inner.waiters.borrow().len(), 1);
         notify.notify();
         block_on(new);
+    }
+
+    #[test]
+    fn a_lock_has_one_holder() {
+        let lock = Lock::new();
+        let first = block_on(lock.lock());
+        let mut second = std::pin::pin!(lock.lock());
+        let mut third = std::pin::pin!(lock.lock());
+        assert!(block_on(poll_once(&mut second)).is_none());
+        assert!(block_on(poll_once(&mut third)).is_none());
+        drop(first);
+        let held = block_on(poll_once(&mut second));
+        assert!(held.is_some());
+        assert!(block_on(poll_once(&mut third)).is_none());
+        drop(held);
+        assert!(block_on(poll_once(&mut third)).is_some());
     }
 
     #[test]

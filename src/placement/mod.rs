@@ -8,8 +8,10 @@
 //!   that clients fetch at one line a shard.
 //! - A tablet that moves gets a higher epoch, so of two descriptions of it the newer one is known.
 
+use std::cell::Cell;
+
 use crate::engine::manifest::{State, TabletState};
-use crate::slot::{SLOT_COUNT, Slot};
+use crate::slot::{SLOT_COUNT, Slot, SlotRange};
 
 /// Tablets of a new store: 8 a core, at least 16, a power of two, at most one a slot.
 pub fn tablets_for(cores: usize) -> u16 {
@@ -42,16 +44,19 @@ pub fn assign(state: &mut State, shards: u32) {
     state.shards = shards;
 }
 
-/// Where each slot is served: an array, looked up once per request.
+/// Where each slot is served: an array, looked up once per request. Each shard has one of its own, and changes
+/// it as tablets move and split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotTable {
-    /// Grows with every change.
-    pub epoch: u64,
+    epoch: Cell<u64>,
     /// Number of shards.
     pub shards: usize,
     /// By slot: owner, and the tablet's local number there.
-    places: Box<[(u16, u16)]>,
+    places: Box<[Cell<(u16, u16)>]>,
 }
+
+/// Local number of a tablet that its shard does not serve.
+const NOWHERE: u16 = u16::MAX;
 
 impl SlotTable {
     /// The table of `state`. A shard's tablets are numbered in the order of their ids.
@@ -61,38 +66,73 @@ impl SlotTable {
     /// [`load`](crate::engine::manifest::load) returns was checked for that.
     pub fn new(state: &State) -> SlotTable {
         let mut next_local = vec![0u16; state.shards as usize];
-        let mut places = vec![(u16::MAX, 0); usize::from(SLOT_COUNT)].into_boxed_slice();
+        let places = vec![Cell::new((u16::MAX, 0)); usize::from(SLOT_COUNT)].into_boxed_slice();
         for tablet in state.tablets.values() {
             let local = next_local[tablet.shard as usize];
             next_local[tablet.shard as usize] += 1;
             for slot in tablet.slots.first()..=tablet.slots.last() {
-                assert_eq!(places[usize::from(slot)].0, u16::MAX, "slot {slot} is in one tablet only");
-                places[usize::from(slot)] = (tablet.shard as u16, local);
+                let before = places[usize::from(slot)].replace((tablet.shard as u16, local));
+                assert_eq!(before.0, u16::MAX, "slot {slot} is in one tablet only");
             }
         }
-        assert!(places.iter().all(|(shard, _)| *shard != u16::MAX), "every slot is in a tablet");
-        SlotTable { epoch: state.generation, shards: state.shards as usize, places }
+        assert!(places.iter().all(|place| place.get().0 != u16::MAX), "every slot is in a tablet");
+        // Both terms only grow, the one with every start, the other with every move and split.
+        let epoch = state.generation + state.tablets.values().map(|tablet| tablet.epoch).sum::<u64>();
+        SlotTable { epoch: epoch.into(), shards: state.shards as usize, places }
+    }
+
+    /// Grows with every change.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    /// From now on `shard` serves these slots, as its tablet `local`; the table's epoch is `epoch`.
+    pub fn assign(&self, slots: SlotRange, shard: usize, local: usize, epoch: u64) {
+        assert!(shard < self.shards && epoch >= self.epoch(), "the table goes forward");
+        let place = (shard as u16, u16::try_from(local).expect("there are no more tablets than slots"));
+        self.fill(slots, place);
+        self.epoch.set(epoch);
+    }
+
+    /// From now on nobody serves these slots, and their owner says so.
+    pub fn close(&self, slots: SlotRange) {
+        let (owner, _) = self.places[usize::from(slots.first())].get();
+        self.fill(slots, (owner, NOWHERE));
+    }
+
+    fn fill(&self, slots: SlotRange, place: (u16, u16)) {
+        let range = usize::from(slots.first())..=usize::from(slots.last());
+        self.places[range].iter().for_each(|slot| slot.set(place));
     }
 
     /// The shard that owns a slot.
     #[inline]
     pub fn shard(&self, slot: Slot) -> usize {
-        usize::from(self.places[usize::from(slot.number())].0)
+        usize::from(self.places[usize::from(slot.number())].get().0)
     }
 
     /// The tablet's number on its owner.
     #[inline]
     pub fn local(&self, slot: Slot) -> usize {
-        usize::from(self.places[usize::from(slot.number())].1)
+        usize::from(self.places[usize::from(slot.number())].get().1)
+    }
+
+    /// The tablet's number on `shard`, if that serves it.
+    #[inline]
+    pub fn local_on(&self, shard: usize, slot: Slot) -> Option<usize> {
+        let (owner, local) = self.places[usize::from(slot.number())].get();
+        (usize::from(owner) == shard && local != NOWHERE).then_some(usize::from(local))
     }
 
     /// Runs of slots with one owner: first, last, shard.
     pub fn ranges(&self) -> Vec<(u16, u16, u16)> {
         let mut ranges: Vec<(u16, u16, u16)> = Vec::new();
-        for (slot, (shard, _)) in (0u16..).zip(&self.places) {
+        for (slot, place) in (0u16..).zip(&self.places) {
+            let (shard, _) = place.get();
             match ranges.last_mut() {
-                Some((_, last, owner)) if owner == shard => *last = slot,
-                _ => ranges.push((slot, slot, *shard)),
+                Some((_, last, owner)) if *owner == shard => *last = slot,
+                _ => ranges.push((slot, slot, shard)),
             }
         }
         ranges

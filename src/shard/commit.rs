@@ -28,7 +28,7 @@ impl<E: Env> Shard<E> {
                 );
                 let lost = self.held.borrow_mut().fail();
                 for held in lost {
-                    let bytes = refuse_all(&held.bytes, &refusal, self.slots.epoch);
+                    let bytes = refuse_all(&held.bytes, &refusal, self.slots.epoch());
                     self.reply(held.origin, held.count, bytes);
                 }
             }

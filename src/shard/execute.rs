@@ -409,6 +409,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
     let code = match &error {
         EngineError::Log(_) | EngineError::Manifest(ManifestError::Failed(_)) => Code::ShardFailed,
         EngineError::Flush(_) => Code::Io,
+        EngineError::Stopping => Code::ShuttingDown,
         EngineError::Full(_) => Code::DiskFull,
         EngineError::SnapshotOver => Code::Overloaded,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,

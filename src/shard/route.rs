@@ -98,7 +98,7 @@ impl<E: Env> Shard<E> {
             };
             let len = header.frame_bytes();
             let Some(frame) = bytes.get(used..used + len) else { break Dispatched::NeedMore { used } };
-            let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch };
+            let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
             let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
                 Ok(request) => request,
                 Err(refusal) => {
@@ -211,7 +211,7 @@ impl<E: Env> Shard<E> {
 
     fn refuse(&self, out: &mut Outputs, opcode: u8, request_id: u64, refusal: &Refusal) {
         Metrics::add(&self.metrics.refusals, 1);
-        encode_refusal(&mut out.bytes, opcode, request_id, self.slots.epoch, refusal);
+        encode_refusal(&mut out.bytes, opcode, request_id, self.slots.epoch(), refusal);
         out.count += 1;
     }
 
@@ -254,7 +254,7 @@ impl<E: Env> Shard<E> {
             version: VERSION,
             shard_count: self.slots.shards as u16,
             shard: self.id as u16,
-            epoch: self.slots.epoch,
+            epoch: self.slots.epoch(),
             limits: self.limits,
             ranges: ranges.collect(),
         };

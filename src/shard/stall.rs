@@ -141,7 +141,7 @@ impl<E: Env> Shard<E> {
             Ok(Some(header)) => header,
             _ => unreachable!("frames are checked before they are executed"),
         };
-        let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch };
+        let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
         let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
             Ok(request) => request,
             Err(refusal) => {

@@ -118,7 +118,7 @@ fn replay(bytes: &[u8]) -> Result<Vec<Entry>, WalError> {
         let flushed: BTreeMap<_, _> = [(TabletId(1), EntryIndex(40)), (TabletId(2), EntryIndex(0))].into();
         let flushed = |tablet: TabletId| flushed[&tablet];
         let scan = scan_log(&env, LOG, segments, None, &flushed).await?;
-        let plan = ReplayPlan::merge([&scan.runs], flushed)?;
+        let plan = ReplayPlan::merge([&scan.runs], flushed, |_, _| true)?;
         let mut reader = LogReader::new(&env, Rc::new(scan));
         let mut entries = Vec::new();
         let mut take = |tablet: TabletId, index: EntryIndex, body: &[u8]| {

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use super::picker::INPUTS_MAX;
-use crate::base::{FileId, OpKind};
+use crate::base::{FileId, OpKind, TabletId};
 use crate::engine::expiry::Cutoff;
 use crate::engine::merge::MergeIter;
 use crate::engine::sstable::{Table, TableBuilder, TableError, TableIter, TableMeta, TableOptions};
 use crate::env::{Env, Pacer};
+use crate::slot::{Slot, SlotRange};
 
 /// What came of a merge.
 #[derive(Debug)]
@@ -20,15 +21,26 @@ pub enum Merged {
     Stopped,
 }
 
+/// What a merge writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// For which tablet.
+    pub tablet: TabletId,
+    /// Its slots: keys of others, which a split has left in the inputs, are dropped.
+    pub slots: SlotRange,
+    /// Under which name.
+    pub file: FileId,
+}
+
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
 
-/// Merges `inputs`, newest first, into `file`. What has expired by `cutoff` becomes a tombstone. With options
+/// Merges `inputs`, newest first, into `target`. What has expired by `cutoff` becomes a tombstone. With options
 /// for the last level nothing older exists, so tombstones are dropped.
 pub async fn merge<E: Env>(
     env: &E,
     inputs: &[Rc<Table<E>>],
-    file: FileId,
+    target: Target,
     options: TableOptions,
     cutoff: &Cutoff,
     hash: impl Fn(&[u8]) -> u64,
@@ -40,10 +52,13 @@ pub async fn merge<E: Env>(
         sources.push(TableIter::seek(table, b"").await?);
     }
     let mut merge = MergeIter::new(sources);
-    let (tablet, slots) = (inputs[0].meta().tablet, inputs[0].meta().slots);
-    assert!(inputs.iter().all(|table| table.meta().tablet == tablet), "tables of one tablet are merged");
+    let Target { tablet, slots, file } = target;
+    assert!(inputs.iter().all(|table| table.name().tablet == tablet), "tables of one tablet are merged");
+    let is_divided = inputs.iter().any(|table| !slots.includes(table.meta().slots));
+    let counts = |key: &[u8]| !is_divided || slots.contains(Slot::of_key(key));
     let mut builder = TableBuilder::create(env, file, tablet, slots, options).await?;
-    let result = write(env, &mut merge, &mut builder, options.is_last, cutoff, hash, stopping).await;
+    let drops = |key: &[u8], kind| options.is_last && kind == OpKind::Delete || !counts(key);
+    let result = write(env, &mut merge, &mut builder, drops, cutoff, hash, stopping).await;
     match result {
         Ok(true) if builder.entries() > 0 => Ok(Merged::Table(Box::new(builder.finish().await?))),
         Ok(is_complete) => {
@@ -62,7 +77,7 @@ async fn write<E: Env>(
     env: &E,
     merge: &mut MergeIter<TableIter<E>>,
     builder: &mut TableBuilder<E>,
-    is_last: bool,
+    drops: impl Fn(&[u8], OpKind) -> bool,
     cutoff: &Cutoff,
     hash: impl Fn(&[u8]) -> u64,
     stopping: impl Fn() -> bool,
@@ -71,7 +86,7 @@ async fn write<E: Env>(
     let mut steps = 0;
     while let Some((key, entry)) = merge.current() {
         let entry = cutoff.apply(entry);
-        if !(is_last && entry.kind == OpKind::Delete) {
+        if !drops(key, entry.kind) {
             builder.add(key, hash(key), &entry).await?;
         }
         merge.advance().await?;

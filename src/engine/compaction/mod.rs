@@ -6,5 +6,5 @@ mod job;
 mod picker;
 
 pub use expired::{Aged, pick_expired};
-pub use job::{Merged, merge};
+pub use job::{Merged, Target, merge};
 pub use picker::{INPUTS_MAX, Run, pick};

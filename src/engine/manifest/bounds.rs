@@ -15,6 +15,12 @@ pub struct Clip {
 }
 
 impl Clip {
+    /// The part of a table that counts for a tablet of these slots, which takes over what `known` lets count.
+    pub fn within(slots: SlotRange, known: Option<&Clip>) -> Clip {
+        let (smallest, end) = known.map(|clip| (clip.smallest.clone(), clip.end.clone())).unwrap_or_default();
+        Clip { slots, smallest, end }
+    }
+
     /// Whether a key counts, by its place in the order of keys alone.
     #[inline]
     pub fn covers(&self, key: &[u8]) -> bool {

@@ -9,6 +9,7 @@
 //! | 3 | tablet | | 8 | pin |
 //! | 4 | add table | | 9 | unpin |
 //! | 5 | remove tables | | 10 | replace tables |
+//! | 13 | remove tablet | | 14 | split tablet |
 //! | 15 | descend | | | |
 
 use super::bounds::{Bounds, Clip};
@@ -138,6 +139,21 @@ pub enum Change {
         tablet: TabletId,
         /// The oldest log it needs.
         oldest: LogId,
+    },
+    /// Another shard owns the tablet now; its description there has a higher epoch.
+    RemoveTablet {
+        /// Which.
+        tablet: TabletId,
+    },
+    /// The tablet keeps its slots below one, a new one takes the others. Both have the same tables, each clipped
+    /// to its own slots, and go on from the same entry. All of it must be flushed before.
+    SplitTablet {
+        /// Which.
+        tablet: TabletId,
+        /// First slot of the new one.
+        at: u16,
+        /// The new one.
+        into: TabletId,
     },
     /// A file must stay though nothing live refers to it (reserved: checkpoints).
     Pin {
@@ -312,6 +328,8 @@ impl Change {
             | Change::ReplaceTables { tablet, .. }
             | Change::Descend { tablet, .. }
             | Change::Flushed { tablet, .. }
+            | Change::RemoveTablet { tablet }
+            | Change::SplitTablet { tablet, .. }
             | Change::LogsDone { tablet, .. } => Some(*tablet),
             Change::Store(_) | Change::Log { .. } | Change::Pin { .. } | Change::Unpin { .. } => None,
         }
@@ -329,6 +347,8 @@ impl Change {
             Change::Pin { .. } => 8,
             Change::Unpin { .. } => 9,
             Change::ReplaceTables { .. } => 10,
+            Change::RemoveTablet { .. } => 13,
+            Change::SplitTablet { .. } => 14,
             Change::Descend { .. } => 15,
         }
     }
@@ -372,6 +392,12 @@ impl Change {
             }
             Change::LogsDone { tablet, oldest } => {
                 out.u32(tablet.0).u64(oldest.0);
+            }
+            Change::RemoveTablet { tablet } => {
+                out.u32(tablet.0);
+            }
+            Change::SplitTablet { tablet, at, into } => {
+                out.u32(tablet.0).u16(*at).u32(into.0);
             }
             Change::Pin { file, holder } | Change::Unpin { file, holder } => {
                 out.u64(file.0).u64(*holder);
@@ -432,6 +458,12 @@ impl Change {
                     1 => Some(TableRef::decode(from)?),
                     _ => return None,
                 },
+            },
+            13 => Change::RemoveTablet { tablet: TabletId(from.u32()?) },
+            14 => Change::SplitTablet {
+                tablet: TabletId(from.u32()?),
+                at: from.u16()?,
+                into: TabletId(from.u32()?),
             },
             15 => Change::Descend {
                 tablet: TabletId(from.u32()?),

@@ -287,6 +287,10 @@ impl fmt::Display for Change {
             Change::Flushed { tablet, index, term } => {
                 write!(f, "tablet {tablet} flushed {index} (term {term})")
             }
+            Change::RemoveTablet { tablet } => write!(f, "tablet {tablet} is another shard's"),
+            Change::SplitTablet { tablet, at, into } => {
+                write!(f, "tablet {tablet} gives its slots from {at} on to tablet {into}")
+            }
             Change::LogsDone { tablet, oldest } => write!(f, "tablet {tablet} needs no log before {oldest}"),
             Change::Pin { file, holder } => write!(f, "pin {file} for {holder}"),
             Change::Unpin { file, holder } => write!(f, "unpin {file} for {holder}"),

@@ -4,7 +4,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
 use super::ManifestError;
-use super::edit::Edit;
+use super::edit::{Change, Edit};
 use super::format::{DIR, FileKey};
 use super::install::{TEMPORARY, encode_block, remove_if_there, write_snapshot};
 use super::read::{parse, read_file, state_of};
@@ -105,6 +105,18 @@ impl<E: Env> ShardManifest<E> {
         self.state.borrow()
     }
 
+    /// The tablets that `changes` are about, as they would be after them.
+    ///
+    /// # Panics
+    /// If the changes do not fit the state.
+    pub fn preview(&self, changes: &[Change]) -> State {
+        let mut after = self.state.borrow().touched_by(changes);
+        for change in changes {
+            after.apply(change).unwrap_or_else(|what| panic!("an edit must fit the state: {what}"));
+        }
+        after
+    }
+
     /// Why no more edits are taken, if so. Final.
     pub fn failed(&self) -> Option<Rc<ManifestError>> {
         self.failed.borrow().clone()
@@ -137,10 +149,7 @@ impl<E: Env> ShardManifest<E> {
     }
 
     async fn commit_alone(&self, edit: &Edit) -> Result<(), ManifestError> {
-        let mut after = self.state.borrow().touched_by(&edit.changes);
-        for change in &edit.changes {
-            after.apply(change).unwrap_or_else(|what| panic!("an edit must fit the state: {what}"));
-        }
+        let after = self.preview(&edit.changes);
         if self.end.get() > self.rotate_at.get() {
             self.rotate().await?;
         }
@@ -153,7 +162,7 @@ impl<E: Env> ShardManifest<E> {
             encode_block(self.key.get(), self.next_seq.get(), self.last_crc.get(), &Edit::default())?;
         assert_eq!(seal.len(), PAGE_SIZE, "the space was reserved");
         self.append(&file, &seal, crc).await?;
-        self.state.borrow_mut().take_over(after);
+        self.state.borrow_mut().take_over(after, &edit.changes);
         Ok(())
     }
 

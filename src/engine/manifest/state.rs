@@ -158,12 +158,7 @@ impl State {
     pub fn snapshot(&self) -> Vec<Change> {
         let mut changes = vec![Change::Store(self.store)];
         changes.extend(self.logs.iter().map(|(log, meta)| Change::Log { log: *log, end: meta.end }));
-        for tablet in self.tablets.values() {
-            changes.push(Change::Tablet(TabletState { tables: Vec::new(), ..tablet.clone() }));
-            for (position, table) in (0..).zip(&tablet.tables) {
-                changes.push(Change::AddTable { tablet: tablet.id, position, table: table.clone() });
-            }
-        }
+        changes.extend(self.tablets.values().flat_map(TabletState::snapshot));
         changes.extend(self.pins.iter().map(|(file, holder)| Change::Pin { file: *file, holder: *holder }));
         changes
     }
@@ -205,6 +200,16 @@ impl State {
                 }
                 (tablet.flushed, tablet.flushed_term) = (*index, *term);
             }
+            Change::RemoveTablet { tablet } => {
+                self.tablets.remove(tablet).ok_or_else(|| format!("tablet {tablet} is unknown"))?;
+            }
+            Change::SplitTablet { tablet, at, into } => {
+                if self.tablets.contains_key(into) {
+                    return Err(format!("tablet {into} is there already"));
+                }
+                let upper = self.tablet(*tablet)?.split_off(*at, *into)?;
+                self.tablets.insert(*into, upper);
+            }
             Change::LogsDone { tablet, oldest } => {
                 self.tablet(*tablet)?.logs.retain(|log| log >= oldest);
             }
@@ -237,8 +242,11 @@ impl State {
         part
     }
 
-    /// Takes over a part made by [`State::touched_by`].
-    pub(super) fn take_over(&mut self, part: State) {
+    /// Takes over a part made by [`State::touched_by`], to which `changes` were applied.
+    pub(super) fn take_over(&mut self, part: State, changes: &[Change]) {
+        for id in changes.iter().filter_map(Change::tablet) {
+            self.tablets.remove(&id); // it comes back with the part, unless it was removed
+        }
         self.store = part.store;
         self.logs = part.logs;
         self.pins = part.pins;
@@ -284,6 +292,39 @@ impl State {
 }
 
 impl TabletState {
+    /// The changes that build this tablet from nothing.
+    pub fn snapshot(&self) -> Vec<Change> {
+        let mut changes = vec![Change::Tablet(TabletState { tables: Vec::new(), ..self.clone() })];
+        let tables = (0..).zip(&self.tables);
+        changes.extend(tables.map(|(position, table)| Change::AddTable {
+            tablet: self.id,
+            position,
+            table: table.clone(),
+        }));
+        changes
+    }
+
+    /// Takes the slots from `at` on away into a new tablet, which refers to the same tables.
+    fn split_off(&mut self, at: u16, into: TabletId) -> Result<TabletState, String> {
+        let (id, slots) = (self.id, self.slots);
+        let lower = at.checked_sub(1).and_then(|last| SlotRange::new(slots.first(), last));
+        let (Some(lower), Some(upper)) = (lower, SlotRange::new(at, slots.last())) else {
+            return Err(format!("tablet {id} of slots {slots} can't be split at {at}"));
+        };
+        self.epoch += 1;
+        let mut other = TabletState { id: into, ..self.clone() };
+        self.clip_to(lower);
+        other.clip_to(upper);
+        Ok(other)
+    }
+
+    fn clip_to(&mut self, slots: SlotRange) {
+        self.slots = slots;
+        for table in &mut self.tables {
+            table.clip = Some(Clip::within(slots, table.clip.as_ref()));
+        }
+    }
+
     fn place_of(&self, file: FileId) -> Result<usize, String> {
         let at = self.tables.iter().position(|table| table.file == file);
         at.ok_or_else(|| format!("table {file} is to go from tablet {}, but is not there", self.id))

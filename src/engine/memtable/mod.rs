@@ -67,6 +67,13 @@ impl Memtable {
         }
     }
 
+    /// Makes room for tablets up to `tablets`: one has come.
+    pub fn grow(&mut self, tablets: usize) {
+        let more = tablets.saturating_sub(self.orders.len());
+        self.orders.extend((0..more).map(|_| Order::default()));
+        self.order_bytes += more * size_of::<Order>();
+    }
+
     /// Adds a version of `key`, newer than every one in here.
     #[allow(clippy::too_many_arguments)] // they are the fields of an entry, and stay in registers
     pub fn insert(
@@ -148,9 +155,9 @@ impl Memtable {
         self.entries
     }
 
-    /// Keys of one tablet.
+    /// Keys of one tablet; none of one that came after this memtable was sealed.
     pub fn tablet_entries(&self, tablet: usize) -> usize {
-        self.orders[tablet].len()
+        self.orders.get(tablet).map_or(0, Order::len)
     }
 
     /// Sorts at most one run: about 40 µs, but 200 where keys share more than 20 bytes, since each is then

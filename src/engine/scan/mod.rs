@@ -331,7 +331,7 @@ impl<E: Env> Scan<E> {
         let mut sources = Vec::new();
         let memtables = engine.memtables_of(&self.snapshot);
         for (number, view) in self.snapshot.views().iter().enumerate() {
-            for memtable in &memtables {
+            for memtable in memtables.iter().filter(|memtable| view.counts(**memtable)) {
                 let mut make = || {
                     let local = view.local();
                     let keys = engine.with_memtable(*memtable, |memtable| memtable.tablet_entries(local));

@@ -134,8 +134,9 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
             if is_last {
                 expected.retain(|_, (_, kind, _)| *kind == OpKind::Put);
             }
+            let target = compaction::Target { tablet: TabletId(3), slots: SlotRange::ALL, file: FileId(99) };
             let merged =
-                compaction::merge(&env, &tables, FileId(99), options, &Cutoff::new(0), xxh3_64, || false)
+                compaction::merge(&env, &tables, target, options, &Cutoff::new(0), xxh3_64, || false)
                     .await
                     .unwrap();
             let Merged::Table(meta) = merged else { panic!("{merged:?}") };

@@ -24,7 +24,7 @@ struct Met {
 /// From an empty disk through `sessions` lives of the store, the last of which ends well.
 fn campaign(seed: u64, sessions: u32, met: &mut Met) -> Model {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut worker = Worker::new(rng.u64(..1 << 30));
+    let mut worker = Worker::with_transfers(rng.u64(..1 << 30));
     let model = RefCell::new(Model::default());
     let mut disk: Option<SimDisk> = None;
     for session in 0..=sessions {

@@ -107,7 +107,7 @@ fn an_error_of_any_operation_is_reported_and_loses_nothing() {
     for seed in seeds(1..301) {
         let _told = Told::seed(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut worker = Worker::new(rng.u64(..1 << 30));
+        let mut worker = Worker::with_transfers(rng.u64(..1 << 30));
         let model = RefCell::new(Model::default());
         let mut disk: Option<SimDisk> = None;
         // Every second life has a disk that is well, and must show all that was acknowledged.
@@ -162,7 +162,7 @@ fn a_full_disk_stops_writes_and_space_brings_them_back() {
     for seed in seeds(1..41) {
         let _told = Told::seed(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut worker = Worker::new(rng.u64(..1 << 30));
+        let mut worker = Worker::with_transfers(rng.u64(..1 << 30));
         let model = RefCell::new(Model::default());
         let world = SimWorld::new(rng.u64(..));
         let env = SimEnv::new(&world, SimDisk::new(&world));

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use crate::base::{BlockSeq, EntryIndex, Lsn, TabletId};
+use crate::slot::Slot;
 
 /// A key: its group, all of one slot, and its number there.
 pub type KeyId = (u8, u8);
@@ -44,6 +45,8 @@ pub struct TabletModel {
 #[derive(Clone, Default)]
 pub struct Model {
     tablets: BTreeMap<TabletId, TabletModel>,
+    /// A split that was begun: of which tablet, at which slot, into which. Its outcome is on disk.
+    pub split: Option<(TabletId, u16, TabletId)>,
     /// Writes that became durable, ever: a test that makes none shows nothing.
     pub acknowledged: u64,
     /// Writes that were lost, as they might be.
@@ -96,6 +99,41 @@ impl Model {
                 model.apply(write);
                 self.acknowledged += 1;
             }
+        }
+    }
+
+    /// A tablet has split, or a start has found that it did.
+    pub fn split(&mut self, tablet: TabletId, at: u16, into: TabletId) {
+        let model = self.tablets.entry(tablet).or_default();
+        assert!(model.later.is_empty(), "all of a tablet is durable when it splits");
+        let is_upper = |key: &KeyId| Slot::of_key(&key_bytes(*key)).number() >= at;
+        let durable = model.durable.extract_if(.., |key, _| is_upper(key)).collect();
+        let other = TabletModel { durable, index: model.index, later: VecDeque::new() };
+        let before = self.tablets.insert(into, other);
+        assert!(before.is_none(), "tablet {into} is new");
+        self.split = None;
+    }
+
+    /// Whether some writes of `tablet` may still be lost.
+    pub fn is_settled(&self, tablet: TabletId) -> bool {
+        self.tablets.get(&tablet).is_none_or(|model| model.later.is_empty())
+    }
+
+    /// A start has found these tablets.
+    pub fn find(&mut self, tablets: &[TabletId]) {
+        if let Some((tablet, at, into)) = self.split.take()
+            && tablets.contains(&into)
+        {
+            // It is there only if all before it was durable.
+            let model = self.tablets.entry(tablet).or_default();
+            while let Some(write) = model.later.pop_front() {
+                model.apply(write);
+                self.survived += 1;
+            }
+            self.split(tablet, at, into);
+        }
+        for known in self.tablets.keys() {
+            assert!(tablets.contains(known), "tablet {known} is gone");
         }
     }
 

@@ -1,6 +1,6 @@
 //! A store of several shards in one simulated world, opened as the server opens it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,12 +12,12 @@ use super::model::{KeyId, Model, Version, key_bytes};
 use crate::base::{BlockSeq, Codec, Compression, TabletId};
 use crate::disk::sim::SimDisk;
 use crate::engine::recovery;
-use crate::engine::{Engine, EngineError, EngineOptions, Key, Loaded, Lookup};
+use crate::engine::{Engine, EngineError, EngineOptions, Key, Loaded, Lookup, TransferError};
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::placement::SlotTable;
-use crate::slot::Slot;
+use crate::slot::{Slot, SlotRange};
 
 /// Tablets of a new store: more than shards, and no multiple of them.
 pub const TABLETS: u16 = 7;
@@ -34,6 +34,11 @@ pub struct Store {
     pub env: SimEnv,
     pub engines: Vec<Rc<Engine<SimEnv>>>,
     pub slots: SlotTable,
+    /// Tablets that nobody serves before the next start.
+    pub lost: RefCell<BTreeSet<TabletId>>,
+    next_tablet: Cell<u32>,
+    pub moves: Cell<u32>,
+    pub splits: Cell<u32>,
 }
 
 /// Where a key is.
@@ -142,12 +147,120 @@ impl Store {
         for engine in join_all(opens).await {
             engines.push(engine?);
         }
+        let tablets: Vec<TabletId> = start.state.tablets.keys().copied().collect();
+        model.borrow_mut().find(&tablets);
         for engine in &engines {
             for tablet in engine.all_tablets() {
                 model.borrow_mut().settle(tablet.id, engine.wal.last_index(tablet.log));
             }
         }
-        Ok(Store { env: env.clone(), engines, slots: SlotTable::new(&start.state) })
+        let next_tablet = tablets.iter().map(|tablet| tablet.0 + 1).max().unwrap_or(0);
+        Ok(Store {
+            env: env.clone(),
+            engines,
+            slots: SlotTable::new(&start.state),
+            lost: RefCell::default(),
+            next_tablet: next_tablet.into(),
+            moves: Cell::new(0),
+            splits: Cell::new(0),
+        })
+    }
+
+    /// Where a tablet is served: shard, local number, slots.
+    pub fn find(&self, id: TabletId) -> Option<(usize, usize, SlotRange)> {
+        self.engines.iter().enumerate().find_map(|(shard, engine)| {
+            let local = engine.locate(id)?;
+            Some((shard, local, engine.tablet(local).slots.get()))
+        })
+    }
+
+    /// Every tablet that is served, with its slots.
+    pub fn tablets(&self) -> Vec<(TabletId, SlotRange)> {
+        let all = self.engines.iter().flat_map(|engine| engine.all_tablets());
+        all.filter(|tablet| tablet.is_here()).map(|tablet| (tablet.id, tablet.slots.get())).collect()
+    }
+
+    /// Moves a tablet as the shards do it. `meanwhile` runs before requests are held back.
+    pub async fn move_tablet(
+        &self,
+        id: TabletId,
+        to: usize,
+        model: &RefCell<Model>,
+        meanwhile: impl AsyncFnOnce(),
+    ) -> Result<(), TransferError> {
+        let (from, _, slots) = self.find(id).ok_or(TransferError::NotHere(id))?;
+        let (source, target) = (&self.engines[from], &self.engines[to]);
+        source.prepare_to_leave(id).await?;
+        meanwhile().await;
+        let moved = async {
+            target.prepare_to_take(id, &source.tables_of(id)).await?;
+            let state = source.pack(id, to as u32).await?;
+            self.acknowledge(model);
+            assert!(model.borrow().is_settled(id), "all of a tablet is durable when it moves");
+            target.take(state).await
+        };
+        match moved.await {
+            Ok(local) => {
+                self.slots.assign(slots, to, local, self.slots.epoch() + 1);
+                self.moves.set(self.moves.get() + 1);
+                source.part(id).await.map_err(TransferError::from)
+            }
+            Err(error @ TransferError::Undecided(_)) => {
+                self.lost.borrow_mut().insert(id);
+                let _ = source.lose(id).await;
+                Err(error)
+            }
+            Err(error) => {
+                source.keep(id).await;
+                target.forget_arriving().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Splits a tablet as its shard does it.
+    pub async fn split(
+        &self,
+        id: TabletId,
+        at: u16,
+        model: &RefCell<Model>,
+        meanwhile: impl AsyncFnOnce(),
+    ) -> Result<(), TransferError> {
+        let (shard, _, slots) = self.find(id).ok_or(TransferError::NotHere(id))?;
+        let engine = &self.engines[shard];
+        let into = TabletId(self.next_tablet.get());
+        self.next_tablet.set(into.0 + 1);
+        engine.prepare_to_leave(id).await?;
+        meanwhile().await;
+        let divided = async {
+            engine.prepare_to_split(id, into).await?;
+            model.borrow_mut().split = Some((id, at, into));
+            engine.split(id, at, into).await
+        };
+        match divided.await {
+            Ok((local, _)) => {
+                self.acknowledge(model);
+                model.borrow_mut().split(id, at, into);
+                let upper = SlotRange::new(at, slots.last()).unwrap();
+                self.slots.assign(upper, shard, local, self.slots.epoch() + 1);
+                self.splits.set(self.splits.get() + 1);
+                Ok(())
+            }
+            Err(error) => {
+                if !matches!(error, TransferError::Undecided(_)) {
+                    model.borrow_mut().split = None;
+                }
+                engine.keep(id).await;
+                engine.forget_arriving().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether nobody serves a key.
+    pub fn is_lost(&self, key: KeyId) -> bool {
+        let place = self.place(key);
+        self.lost.borrow().contains(&place.tablet)
     }
 
     pub fn place(&self, key: KeyId) -> Place {
@@ -176,6 +289,9 @@ impl Store {
 
     /// Reads a key and compares it with the model. Only what is durable may be shown without waiting.
     pub async fn check(&self, key: KeyId, model: &RefCell<Model>) -> Result<(), EngineError> {
+        if self.is_lost(key) {
+            return Ok(());
+        }
         let (found, wait) = self.get(key).await?;
         let place = self.place(key);
         let (expected, block) = model.borrow().current(place.tablet, key);

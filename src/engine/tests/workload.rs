@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::model::{KeyId, Model, Write, key_bytes, value_bytes};
 use super::store::{Store, join_all};
 use crate::base::{Op, OpKind};
-use crate::engine::{EngineError, Room, WRITE_OVERHEAD};
+use crate::engine::{EngineError, Room, TransferError, WRITE_OVERHEAD};
 use crate::env::Env;
 
 /// Slots that are written to; the keys of one may share an atomic group.
@@ -26,7 +26,12 @@ pub struct Worker {
     rng: fastrand::Rng,
     /// Values so far, so that no two are equal.
     values: u64,
+    /// Whether tablets move and split.
+    pub transfers: bool,
 }
+
+/// Tablets beyond which none splits any more.
+const TABLETS_MAX: usize = 14;
 
 /// What became of a write.
 #[derive(Debug)]
@@ -42,7 +47,32 @@ pub fn all_keys() -> impl Iterator<Item = KeyId> {
 
 impl Worker {
     pub fn new(seed: u64) -> Worker {
-        Worker { rng: fastrand::Rng::with_seed(seed), values: seed << 32 }
+        Worker { rng: fastrand::Rng::with_seed(seed), values: seed << 32, transfers: false }
+    }
+
+    /// One whose tablets move and split as well.
+    pub fn with_transfers(seed: u64) -> Worker {
+        Worker { transfers: true, ..Worker::new(seed) }
+    }
+
+    /// Moves or splits a random tablet, with some writes on the way.
+    pub async fn transfer(&mut self, store: &Store, model: &RefCell<Model>) -> Result<(), TransferError> {
+        let tablets = store.tablets();
+        let (id, slots) = tablets[self.rng.usize(..tablets.len())];
+        let is_split = tablets.len() < TABLETS_MAX && slots.count() > 1 && self.rng.u8(..4) == 0;
+        let at = self.rng.u16(slots.first()..=slots.last()).max(slots.first() + u16::from(is_split));
+        let from = store.find(id).expect("it was listed").0;
+        let to = (from + self.rng.usize(..store.engines.len())) % store.engines.len();
+        let writes = self.rng.u32(..4);
+        let meanwhile = async || {
+            // One that has to wait for room would wait for the flush that the transfer holds up.
+            self.write_some(store, model, writes).await;
+        };
+        match is_split {
+            true => store.split(id, at, model, meanwhile).await,
+            false if to == from => Ok(()),
+            false => store.move_tablet(id, to, model, meanwhile).await,
+        }
     }
 
     /// Few keys get most writes.
@@ -75,9 +105,33 @@ impl Worker {
             .collect()
     }
 
+    /// One random write, if the engine has room for it.
+    fn write_at_once(&mut self, store: &Store, model: &RefCell<Model>) {
+        let ops = self.ops();
+        futures_lite::future::block_on(futures_lite::future::poll_once(Self::take(ops, store, model)));
+    }
+
     /// One random write, as soon as the engine has room for it.
     pub async fn write(&mut self, store: &Store, model: &RefCell<Model>) -> Outcome {
         let ops = self.ops();
+        Self::take(ops, store, model).await
+    }
+
+    /// Writes, as far as there is room.
+    pub async fn write_some(&mut self, store: &Store, model: &RefCell<Model>, count: u32) {
+        for _ in 0..count {
+            self.write_at_once(store, model);
+        }
+    }
+
+    async fn take(
+        ops: Vec<(KeyId, Option<std::rc::Rc<[u8]>>)>,
+        store: &Store,
+        model: &RefCell<Model>,
+    ) -> Outcome {
+        if store.is_lost(ops[0].0) {
+            return Outcome::Taken;
+        }
         let place = store.place(ops[0].0);
         let engine = &store.engines[place.shard];
         let keys: Vec<Vec<u8>> = ops.iter().map(|(key, _)| key_bytes(*key)).collect();
@@ -122,6 +176,13 @@ impl Worker {
 
     /// One random step: most are writes. `Err` is what a read or a write was refused with.
     pub async fn step(&mut self, store: &Store, model: &RefCell<Model>) -> Result<(), EngineError> {
+        if self.transfers && self.rng.u8(..40) == 0 {
+            match self.transfer(store, model).await {
+                Ok(()) | Err(TransferError::NotHere(_)) => {}
+                Err(TransferError::Failed(error)) => return Err(error),
+                Err(TransferError::Undecided(error)) => return Err(error.into()),
+            }
+        }
         match self.rng.u8(..100) {
             0..70 => match self.write(store, model).await {
                 // Without a pause, writes would share few blocks.

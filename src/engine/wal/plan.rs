@@ -81,17 +81,20 @@ pub struct ReplayPlan {
 
 impl ReplayPlan {
     /// Merges what was found in each log; `scans` in the order of log ids. `flushed` tells what tables
-    /// hold already: from there on no entry may be missing.
+    /// hold already: from there on no entry may be missing. `needs` tells which logs a tablet needs: what others
+    /// hold of it is older, whatever their ids, since it had been flushed when it moved from one to the next.
     pub fn merge<'a>(
         scans: impl IntoIterator<Item = &'a RunBuilder>,
         flushed: impl Fn(TabletId) -> EntryIndex,
+        needs: impl Fn(TabletId, LogId) -> bool,
     ) -> Result<ReplayPlan, WalError> {
         let mut runs = RunBuilder::default();
         for scan in scans {
             for (tablet, found) in &scan.tablets {
                 // Not `add`: two runs that meet in their indexes may stand at places with others between.
                 let merged = runs.tablets.entry(*tablet).or_default();
-                found.iter().for_each(|run| RunBuilder::replace(merged, *run));
+                let counting = found.iter().filter(|run| needs(*tablet, run.start.log));
+                counting.for_each(|run| RunBuilder::replace(merged, *run));
             }
         }
         for (&tablet, runs) in &runs.tablets {
@@ -141,7 +144,7 @@ mod tests {
         (1..=9).for_each(|i| add(&mut old, 1, i, i));
         add(&mut new, 2, 1, 6);
         add(&mut new, 2, 2, 7);
-        let plan = ReplayPlan::merge([&old, &new], |_| EntryIndex::ZERO).unwrap();
+        let plan = ReplayPlan::merge([&old, &new], |_| EntryIndex::ZERO, |_, _| true).unwrap();
         for index in 1..=9 {
             assert_eq!(
                 plan.is_live(T, place(1, index), EntryIndex(index)),
@@ -160,7 +163,7 @@ mod tests {
         (1..=5).for_each(|i| add(&mut log, 1, i, i));
         add(&mut log, 1, 6, 3);
         add(&mut log, 1, 7, 4);
-        let plan = ReplayPlan::merge([&log], |_| EntryIndex::ZERO).unwrap();
+        let plan = ReplayPlan::merge([&log], |_| EntryIndex::ZERO, |_, _| true).unwrap();
         let live: Vec<_> = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 3), (7, 4)]
             .into_iter()
             .filter(|&(block, index)| plan.is_live(T, place(1, block), EntryIndex(index)))
@@ -168,12 +171,25 @@ mod tests {
         assert_eq!(live, [(1, 1), (2, 2), (6, 3), (7, 4)]);
     }
 
+    /// A tablet moved from log 1 to log 2 and back. What log 2 holds of it would drop what log 1 has since.
+    #[test]
+    fn a_log_that_the_tablet_does_not_need_takes_nothing_away() {
+        let (mut one, mut two) = (RunBuilder::default(), RunBuilder::default());
+        (1..=3).for_each(|i| add(&mut one, 1, i, i));
+        (4..=6).for_each(|i| add(&mut two, 2, i, i));
+        (7..=9).for_each(|i| add(&mut one, 1, i, i));
+        let needs = |_, log| log == LogId(1);
+        let plan = ReplayPlan::merge([&one, &two], |_| EntryIndex(6), needs).unwrap();
+        assert_eq!(plan.last(T), Some((EntryIndex(9), 1)));
+        assert!((7..=9).all(|i| plan.is_live(T, place(1, i), EntryIndex(i))));
+    }
+
     #[test]
     fn a_missing_entry_is_an_error_unless_it_was_flushed() {
         let mut log = RunBuilder::default();
         add(&mut log, 1, 1, 4);
-        assert!(matches!(ReplayPlan::merge([&log], |_| EntryIndex(2)), Err(WalError::Gap { .. })));
-        assert!(ReplayPlan::merge([&log], |_| EntryIndex(3)).is_ok());
-        assert!(ReplayPlan::merge([&log], |_| EntryIndex(9)).is_ok());
+        assert!(matches!(ReplayPlan::merge([&log], |_| EntryIndex(2), |_, _| true), Err(WalError::Gap { .. })));
+        assert!(ReplayPlan::merge([&log], |_| EntryIndex(3), |_, _| true).is_ok());
+        assert!(ReplayPlan::merge([&log], |_| EntryIndex(9), |_, _| true).is_ok());
     }
 }

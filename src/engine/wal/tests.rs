@@ -33,7 +33,7 @@ async fn replay(env: &SimEnv, ends: &BTreeMap<u64, u64>) -> Result<(Entries, Vec
         let end = ends.get(&log.0).map(|&end| BlockSeq(end));
         scans.push(scan_log(env, log, segments, end, &|_| EntryIndex::ZERO).await?);
     }
-    let plan = ReplayPlan::merge(scans.iter().map(|scan| &scan.runs), |_| EntryIndex::ZERO)?;
+    let plan = ReplayPlan::merge(scans.iter().map(|scan| &scan.runs), |_| EntryIndex::ZERO, |_, _| true)?;
     let mut entries = Entries::new();
     for scan in &scans {
         let mut reader = LogReader::new(env, Rc::new(scan.clone()));

@@ -198,10 +198,20 @@ impl<E: Env> Wal<E> {
         self.log
     }
 
-    /// Registers a tablet whose last entry, all durable elsewhere, is `last`, flushed up to `flushed`.
+    /// Registers a tablet whose last entry, all durable elsewhere, is `last`, flushed up to `flushed`. One that
+    /// was here before, and had all its entries flushed when it left, has its old handle again: so there are
+    /// never more handles than tablets in the store.
     pub fn add_tablet(&self, id: TabletId, term: u64, last: EntryIndex, flushed: EntryIndex) -> WalTablet {
         assert!(flushed <= last, "what was flushed was logged");
         let mut state = self.state.borrow_mut();
+        if let Some(known) = state.tablets.iter().position(|tablet| tablet.id == id) {
+            let log = &mut state.tablets[known];
+            assert!(log.open.is_none() && log.in_flight.is_empty(), "it left when all was durable");
+            assert!(log.flushed == log.last, "it left when all was flushed");
+            assert!(last >= log.last, "its entries go on");
+            (log.term, log.last, log.durable, log.flushed) = (term, last, last, flushed);
+            return WalTablet(known);
+        }
         state.tablets.push(TabletLog {
             id,
             term,

@@ -157,9 +157,11 @@ impl<W: Write> Check<'_, W> {
         }
         let flushed: BTreeMap<_, _> =
             state.tablets.iter().map(|(id, tablet)| (*id, tablet.flushed)).collect();
-        let plan = ReplayPlan::merge(scans.iter().map(|scan| &scan.runs), |tablet| {
-            flushed.get(&tablet).copied().unwrap_or(atlaskv::base::EntryIndex(u64::MAX))
-        });
+        let plan = ReplayPlan::merge(
+            scans.iter().map(|scan| &scan.runs),
+            |tablet| flushed.get(&tablet).copied().unwrap_or(atlaskv::base::EntryIndex(u64::MAX)),
+            |tablet, log| state.tablets.get(&tablet).is_some_and(|tablet| tablet.logs.contains(&log)),
+        );
         match plan {
             Ok(plan) => scans.into_iter().try_for_each(|scan| self.entries(state, &plan, scan)),
             Err(error) => self.bad(&error.to_string()),
