@@ -166,6 +166,16 @@ counters! {
     scan_bytes,
     /// Bytes that scans hold, read ahead.
     scan_ahead_bytes,
+    /// Tablets that moved to another shard; counted by the shard that coordinates.
+    tablet_moves,
+    /// Tablets that split.
+    tablet_splits,
+    /// Moves and splits that failed.
+    move_failures,
+    /// Microseconds for which requests were held back by moves and splits.
+    move_pause_micros,
+    /// The longest of those pauses.
+    move_pause_micros_max,
     /// Bytes replayed from old logs at start.
     replay_bytes,
     /// Microseconds that took.

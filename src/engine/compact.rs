@@ -79,12 +79,9 @@ impl<E: Env> Engine<E> {
     /// Tablets whose tables may be merged now.
     fn compactable(&self) -> impl Iterator<Item = (usize, Rc<Tablet<E>>)> {
         let now = self.env.now();
-        self.all_tablets()
-            .into_iter()
-            .enumerate()
-            .filter(move |(_, tablet)| {
-                tablet.presence.get() == Presence::Here && tablet.no_merge_until.get() <= now
-            })
+        self.all_tablets().into_iter().enumerate().filter(move |(_, tablet)| {
+            tablet.presence.get() == Presence::Here && tablet.no_merge_until.get() <= now
+        })
     }
 
     /// The tablet with the most tables to merge, and which.

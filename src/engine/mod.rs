@@ -20,6 +20,7 @@ mod compact;
 pub mod compaction;
 pub mod expiry;
 mod flush;
+mod load;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
@@ -44,6 +45,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+pub use self::load::TabletReport;
 pub use self::options::{EngineError, EngineOptions};
 pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
 pub use self::transfer::TransferError;
@@ -51,6 +53,7 @@ pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
 
 use self::cache::BlockCache;
 use self::expiry::Clock;
+use self::load::Load;
 use self::manifest::ShardManifest;
 use self::memtable::Memtable;
 use self::recovery::OldLog;
@@ -87,6 +90,7 @@ struct Tablet<E: Env> {
     /// Memtables before this one don't count for it: tables hold all that they hold of its keys, and perhaps
     /// newer versions. It was elsewhere since, or a part of another tablet.
     memtables_from: Cell<u64>,
+    load: Load,
     /// Entered by whoever merges its tables; it ends soon once the tablet is leaving.
     merging: Gate,
 }

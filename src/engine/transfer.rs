@@ -27,6 +27,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::load::Load;
 use super::manifest::{Change, Clip, Edit, ManifestError, TableRef, TabletState};
 use super::recovery::OldLog;
 use super::sstable::Table;
@@ -126,6 +127,7 @@ impl<E: Env> Tablet<E> {
             merge_delay: Default::default(),
             presence: Presence::Here.into(),
             memtables_from: Default::default(),
+            load: Load::default(),
             merging: Gate::new(),
         }
     }
@@ -140,21 +142,30 @@ impl<E: Env> Engine<E> {
         if self.leaving.borrow().is_some() {
             return Err(TransferError::NotHere(id));
         }
-        self.leaving.replace(Some(Leaving { tablet: id, turn: None, files: Vec::new(), flushed: Vec::new() }));
+        self.leaving.replace(Some(Leaving {
+            tablet: id,
+            turn: None,
+            files: Vec::new(),
+            flushed: Vec::new(),
+        }));
         let tablet = self.tablet(local);
         tablet.presence.set(Presence::Leaving);
         self.changed.notify();
         tablet.merging.empty().await;
         let prepared = self.flush_ahead(local).await;
-        match (prepared, self.leaving.borrow_mut().as_mut()) {
-            (Ok(turn), Some(leaving)) => leaving.turn = Some(turn),
-            (Err(error), _) => {
+        let mut leaving = self.leaving.borrow_mut();
+        match prepared {
+            Ok(turn) => match leaving.as_mut() {
+                Some(leaving) => leaving.turn = Some(turn),
+                None => return Err(TransferError::NotHere(id)), // the engine closes
+            },
+            Err(error) => {
                 tablet.presence.set(Presence::Here);
-                self.leaving.replace(None);
+                *leaving = None;
+                drop(leaving);
                 self.changed.notify();
                 return Err(error.into());
             }
-            (Ok(_), None) => return Err(TransferError::NotHere(id)), // the engine closes
         }
         Ok(())
     }
@@ -299,7 +310,8 @@ impl<E: Env> Engine<E> {
         let tablet = self.tablet(local);
         tablet.presence.set(Presence::Lost);
         let changes = self.leaving.borrow_mut().as_mut().map(|leaving| std::mem::take(&mut leaving.flushed));
-        let committed = self.manifest.commit(Edit { changes: changes.unwrap_or_default() }).await;
+        let changes = changes.unwrap_or_default();
+        let committed = self.manifest.commit(Edit { changes }).await;
         if committed.is_ok() {
             let last = self.last.borrow()[local];
             tablet.flushed.set(last);
@@ -431,9 +443,8 @@ impl<E: Env> Engine<E> {
     }
 
     /// Gives the slots of a prepared tablet from `at` on to a new tablet `into`, an id that no tablet has ever
-    /// had. Its requests are held back, and none is under way. Returns the new one's local number, and the epoch
-    /// of both.
-    pub async fn split(&self, id: TabletId, at: u16, into: TabletId) -> Result<(usize, u64), TransferError> {
+    /// had. Its requests are held back, and none is under way. Returns the new one's local number.
+    pub async fn split(&self, id: TabletId, at: u16, into: TabletId) -> Result<usize, TransferError> {
         let local = self.prepared(id)?;
         let tablet = self.tablet(local);
         let upper = SlotRange::new(at, tablet.slots.get().last());
@@ -462,7 +473,8 @@ impl<E: Env> Engine<E> {
         self.release_old_logs();
         let opened = self.take_arriving(id);
         tablet.install(|version| {
-            let open = |name: &TableName| opened.get(&name.file).expect("it was opened before the edit").clone();
+            let open =
+                |name: &TableName| opened.get(&name.file).expect("it was opened before the edit").clone();
             let members = part.tables.iter().map(open);
             let grown = members.fold(version.clone(), |v, table| v.with_newest(Member::whole(table)));
             grown.map(|member| Member {
@@ -475,7 +487,7 @@ impl<E: Env> Engine<E> {
         tablet.presence.set(Presence::Here);
         self.leaving.replace(None);
         self.changed.notify();
-        Ok((other, state.epoch))
+        Ok(other)
     }
 
     /// Closes tables of other shards that nobody here reads any more.

@@ -45,10 +45,21 @@ pub(super) struct Current {
 impl<E: Env> Shard<E> {
     /// Computes once what all lookups of a key need.
     #[inline]
-    pub(super) fn key<'a>(&self, bytes: &'a [u8]) -> Key<'a> {
+    pub(super) fn key<'a>(&self, bytes: &'a [u8]) -> Result<Key<'a>, Refusal> {
         let slot = Slot::of_key(bytes);
-        debug_assert_eq!(self.slots.shard(slot), self.id, "requests are routed to the owner");
-        Key { bytes, hash: self.engine.hash(bytes), tablet: self.slots.local(slot) }
+        let Some(tablet) = self.slots.local_on(self.id, slot) else { return Err(self.not_here(slot)) };
+        self.engine.note_use(tablet);
+        Ok(Key { bytes, hash: self.engine.hash(bytes), tablet })
+    }
+
+    /// Requests are routed to the owner. But one that waited for its client to take replies may find that the
+    /// tablet has moved, and after a move that failed half-way nobody serves it.
+    #[cold]
+    fn not_here(&self, slot: Slot) -> Refusal {
+        match self.loss_of(slot) {
+            Some(why) => Refusal::new(Code::ShardFailed, why),
+            None => Refusal::new(Code::SlotMoving, format!("slot {slot} has moved meanwhile; try again")),
+        }
     }
 
     /// Tries to execute a request. `loaded` holds the blocks that earlier attempts missed.
@@ -99,7 +110,7 @@ impl<E: Env> Shard<E> {
     }
 
     fn get(&self, meta: Meta, key: &[u8], loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
-        let lookup = self.engine.lookup(&self.key(key), loaded, |found| {
+        let lookup = self.engine.lookup(&self.key(key)?, loaded, |found| {
             let Found { entry, wait } = found;
             let reply = match &entry {
                 Some(entry) => Reply::Value { version: entry.lsn, value: entry.value },
@@ -133,7 +144,7 @@ impl<E: Env> Shard<E> {
         let limit = self.limits.frame_bytes_max as usize;
         let mut list = ValueListEncoder::begin(&mut bytes, meta.request_id, meta.epoch);
         for key in keys {
-            let lookup = self.engine.lookup(&self.key(key), loaded, |found| {
+            let lookup = self.engine.lookup(&self.key(key)?, loaded, |found| {
                 wait = wait.max(self.observed(found.wait, Durability::Default));
                 match found.entry {
                     Some(entry) if list.frame_bytes_with(entry.value.len()) > limit => return false,
@@ -204,7 +215,7 @@ impl<E: Env> Shard<E> {
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
-        let key = self.key(key);
+        let key = self.key(key)?;
         if self.room(true, key.bytes.len() + value.len() + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
@@ -238,7 +249,7 @@ impl<E: Env> Shard<E> {
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
-        let key = self.key(key);
+        let key = self.key(key)?;
         if self.room(false, key.bytes.len() + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
@@ -270,7 +281,7 @@ impl<E: Env> Shard<E> {
     ) -> Result<Attempt<E>, Refusal> {
         /// Digits of the longest 64-bit number, with its sign.
         const NUMBER_BYTES_MAX: usize = 20;
-        let key = self.key(key);
+        let key = self.key(key)?;
         if self.room(true, key.bytes.len() + NUMBER_BYTES_MAX + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
@@ -320,7 +331,7 @@ impl<E: Env> Shard<E> {
         Metrics::add(&self.metrics.batches, 1);
         let list: Vec<Op<'_>> = ops.collect();
         let hashes: Vec<u64> = list.iter().map(|op| self.engine.hash(op.key)).collect();
-        let tablet = self.key(list[0].key).tablet;
+        let tablet = self.key(list[0].key)?.tablet;
         let appended = self.engine.write(tablet, &list, &hashes).map_err(refusal)?;
         self.written(meta, appended.block, durability, &Reply::Written { version: appended.lsn }, out);
         Ok(Attempt::Done)

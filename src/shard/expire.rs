@@ -52,7 +52,7 @@ impl<E: Env> Shard<E> {
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
-        let key = self.key(key);
+        let key = self.key(key)?;
         let lookup = self.engine.lookup(&key, loaded, |found| {
             let copied = found.entry.map(|entry| {
                 let is_changed = expiry_ms != 0 || entry.expiry_ms != 0;
@@ -115,7 +115,7 @@ impl<E: Env> Shard<E> {
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
         let now_ms = self.engine.now_ms();
-        let current = match self.current(&self.key(key), Durability::Default, loaded)? {
+        let current = match self.current(&self.key(key)?, Durability::Default, loaded)? {
             Err(missing) => return Ok(Attempt::Missing(smallvec![missing])),
             Ok(current) => current,
         };

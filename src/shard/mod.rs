@@ -17,11 +17,13 @@ mod expire;
 mod gather;
 pub mod held;
 pub mod mesh;
+mod moves;
 mod outputs;
 mod route;
 mod stall;
 #[cfg(test)]
 mod tests;
+pub mod topology;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
 
+pub use self::moves::{Answer, Ask, Assigned, Trouble};
 pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
@@ -58,6 +61,8 @@ pub enum Stall {
     Disk,
     /// Memory is full.
     Room,
+    /// A tablet that they are about is moving.
+    Move,
     /// They wait no more.
     Over,
 }
@@ -121,6 +126,25 @@ pub enum Message {
     },
     /// A connection to take over, with bytes that were read from it already.
     Connection(TcpStream, Vec<u8>),
+    /// The receiver is to do something for a change of the topology.
+    Ask {
+        /// The sender's number for it.
+        id: u64,
+        /// What.
+        ask: Ask,
+    },
+    /// What came of something that the receiver asked.
+    Answer {
+        /// The receiver's number for it.
+        id: u64,
+        /// What came of it.
+        answer: Result<Answer, Trouble>,
+    },
+    /// None of the sender's requests for the slots of a change is behind this.
+    Quiet {
+        /// Number of the change.
+        change: u64,
+    },
     /// Stop taking in requests; finish what is in flight.
     Drain,
     /// Disconnect everyone at once.
@@ -171,6 +195,7 @@ pub struct Shard<E: Env> {
     gathered: Cell<usize>,
     waiting: RefCell<HashMap<Origin, stall::Waiting>>,
     turns: stall::Turns,
+    moves: moves::Moves,
     is_closing: Cell<bool>,
     /// Notified when the mesh is no longer congested.
     pub relieved: Notify,
@@ -209,6 +234,7 @@ impl<E: Env> Shard<E> {
             gathered: Cell::new(0),
             waiting: RefCell::default(),
             turns: stall::Turns::default(),
+            moves: moves::Moves::default(),
             is_closing: Cell::new(false),
             relieved: Notify::new(),
             pending: Gate::new(),
@@ -367,7 +393,15 @@ impl<E: Env> Shard<E> {
                     Message::Stall { token, why } => self.take_stall(source, token, why),
                     Message::Resume { token } => self.resume_output(Origin { peer: source, token }),
                     Message::Forget { token } => self.forget(Origin { peer: source, token }),
-                    Message::Close => return,
+                    Message::Ask { id, ask } => self.take_ask(source, id, ask),
+                    Message::Answer { id, answer } => self.take_answer(id, answer),
+                    Message::Quiet { change } => self.take_quiet(change),
+                    Message::Close => {
+                        // Whoever waits for another shard's answer would keep this one from ending.
+                        self.moves.is_over.set(true);
+                        self.moves.came.notify();
+                        return;
+                    }
                     other => control(other),
                 }
             }

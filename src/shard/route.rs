@@ -98,7 +98,8 @@ impl<E: Env> Shard<E> {
             };
             let len = header.frame_bytes();
             let Some(frame) = bytes.get(used..used + len) else { break Dispatched::NeedMore { used } };
-            let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
+            let meta =
+                Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
             let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
                 Ok(request) => request,
                 Err(refusal) => {
@@ -114,6 +115,9 @@ impl<E: Env> Shard<E> {
                     None => used += len,
                 }
                 continue;
+            }
+            if self.holds_back(token, outlet, &request) {
+                break Dispatched::Pause { used };
             }
             outlet.accept(len);
             self.send_to_owner(origin, frame, meta, &request, &mut outbound, &mut out);

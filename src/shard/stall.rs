@@ -37,6 +37,18 @@ pub(super) struct Waiting {
     for_room: bool,
 }
 
+impl Waiting {
+    /// Whether they wait for replies to be taken, which may be for ever.
+    pub fn waits_for_output(&self) -> bool {
+        self.for_output
+    }
+
+    /// What was not executed.
+    pub fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        self.frames.iter().map(|(_, frames)| &frames[..])
+    }
+}
+
 /// Who waits for whom among requests for the same key (by hash).
 #[derive(Default)]
 pub(super) struct Turns {
@@ -220,6 +232,7 @@ impl<E: Env> Shard<E> {
         let reply_bytes = (hashes.len() * turn.block_bytes).min(self.limits.frame_bytes_max as usize);
         let bytes = frame.len() + turn.block_bytes.max(reply_bytes);
         self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
+        let slots = self.begins(request);
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
             for other in before {
@@ -228,6 +241,7 @@ impl<E: Env> Shard<E> {
             let mut out = Outputs::default();
             shard.attempt_until_done(meta, &frame, missing, &mut out).await;
             shard.turns.leave(&hashes, &turn);
+            shard.has_ended(&slots);
             shard.settle(origin, out);
             shard.loaded(line, bytes);
             shard.end_turn();

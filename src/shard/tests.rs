@@ -2,6 +2,7 @@
 
 mod expiry;
 mod expiry_model;
+mod moves;
 mod store;
 
 use std::cell::{Cell, RefCell};

@@ -238,7 +238,7 @@ impl Store {
             engine.split(id, at, into).await
         };
         match divided.await {
-            Ok((local, _)) => {
+            Ok(local) => {
                 self.acknowledge(model);
                 model.borrow_mut().split(id, at, into);
                 let upper = SlotRange::new(at, slots.last()).unwrap();

@@ -188,7 +188,10 @@ mod tests {
     fn a_missing_entry_is_an_error_unless_it_was_flushed() {
         let mut log = RunBuilder::default();
         add(&mut log, 1, 1, 4);
-        assert!(matches!(ReplayPlan::merge([&log], |_| EntryIndex(2), |_, _| true), Err(WalError::Gap { .. })));
+        assert!(matches!(
+            ReplayPlan::merge([&log], |_| EntryIndex(2), |_, _| true),
+            Err(WalError::Gap { .. })
+        ));
         assert!(ReplayPlan::merge([&log], |_| EntryIndex(3), |_, _| true).is_ok());
         assert!(ReplayPlan::merge([&log], |_| EntryIndex(9), |_, _| true).is_ok());
     }

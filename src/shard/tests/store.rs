@@ -60,7 +60,47 @@ impl Answer {
 struct Recorder {
     replies: RefCell<BTreeMap<u64, Answer>>,
     in_flight: Cell<u32>,
+    /// Owners where frames of it wait.
+    stalls: RefCell<Vec<usize>>,
     came: Notify,
+}
+
+/// One more client, at some shard.
+pub struct Connection {
+    shard: usize,
+    token: u64,
+    recorder: Rc<Recorder>,
+    last_id: Cell<u64>,
+}
+
+impl Connection {
+    /// Sends a request, as soon as the shard takes it in. Returns its number.
+    pub async fn send(&self, store: &Store, request: &Request<'_>) -> u64 {
+        let id = self.last_id.get() + 1;
+        self.last_id.set(id);
+        let mut frame = Vec::new();
+        encode_request(&mut frame, id, request);
+        let shard = &store.shards[self.shard];
+        loop {
+            let came = self.recorder.came.notified();
+            let dispatched = shard.dispatch(self.token, &*self.recorder, &frame);
+            shard.end_turn();
+            match dispatched {
+                Dispatched::NeedMore { used } if used == frame.len() => return id,
+                Dispatched::Pause { used: 0 } => {
+                    futures_lite::future::or(came, shard.relieved.notified()).await;
+                }
+                other => panic!("one frame was sent: {other:?}"),
+            }
+        }
+    }
+
+    /// What request `id` was answered.
+    pub async fn answer(&self, id: u64) -> Answer {
+        let replies = &self.recorder.replies;
+        self.recorder.came.until(|| replies.borrow().contains_key(&id)).await;
+        replies.borrow_mut().remove(&id).unwrap()
+    }
 }
 
 impl Outlet for Recorder {
@@ -78,7 +118,15 @@ impl Outlet for Recorder {
         self.came.notify();
     }
 
-    fn stall(&self, _owner: usize, _why: Stall) {}
+    fn stall(&self, owner: usize, why: Stall) {
+        let mut stalls = self.stalls.borrow_mut();
+        stalls.retain(|known| *known != owner);
+        if why != Stall::Over {
+            stalls.push(owner);
+        }
+        drop(stalls);
+        self.came.notify();
+    }
 
     fn flush(&self) {}
 
@@ -99,7 +147,7 @@ impl Outlet for Recorder {
     }
 
     fn is_stalled(&self) -> bool {
-        false
+        !self.stalls.borrow().is_empty()
     }
 }
 
@@ -135,7 +183,6 @@ impl Store {
         let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
         let start = recovery::plan(found.state, scans, count as u32).unwrap();
         recovery::install(env, &start).await.unwrap();
-        let slots = Rc::new(SlotTable::new(&start.state));
         let mut ports = mesh(count + 1, 64);
         let control = ports.pop().unwrap();
         let ended = Gate::new();
@@ -144,7 +191,8 @@ impl Store {
             let metrics = Rc::new(Metrics::default());
             let engine = Engine::open(env, OPTIONS, &start, id as u32, metrics.clone()).await.unwrap();
             let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
-            let shard = Shard::new(id, env, engine, slots.clone(), limits, settings, metrics, port);
+            let slots = Rc::new(SlotTable::new(&start.state));
+            let shard = Shard::new(id, env, engine, slots, limits, settings, metrics, port);
             let (served, guard) = (shard.clone(), ended.enter());
             env.spawn(Queue::Foreground, async move {
                 served.serve_mesh(|_| unreachable!("only requests, replies and the end")).await;
@@ -168,6 +216,13 @@ impl Store {
         let recorder = Rc::new(Recorder::default());
         let token = shards[0].register(recorder.clone());
         Store { env: env.clone(), shards, control, ended, recorder, token, last_id: Cell::new(0) }
+    }
+
+    /// One more client, at this shard.
+    pub fn connect(&self, shard: usize) -> Connection {
+        let recorder = Rc::new(Recorder::default());
+        let token = self.shards[shard].register(recorder.clone());
+        Connection { shard, token, recorder, last_id: Cell::new(0) }
     }
 
     /// Stops it as the server does: memtables stay in the log.
