@@ -75,6 +75,9 @@ pub struct Flags {
     /// Close a connection that leaves its replies unread for this long [default: 30s]
     #[arg(long, value_name = "TIME", env = "ATLASKV_STALL_TIMEOUT")]
     pub stall_timeout: Option<String>,
+    /// Move tablets from cores that are busier than others, and split those that are too busy to move
+    #[arg(long, env = "ATLASKV_AUTO_BALANCE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub auto_balance: bool,
     /// What to log: error, warn, info, debug, trace, or filters such as info,atlaskv::engine=debug
     /// [default: RUST_LOG, else info]
     #[arg(long, value_name = "LEVEL", env = "ATLASKV_LOG")]
@@ -131,6 +134,8 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// A connection that takes none of its replies for this long is closed.
     pub stall_timeout: Duration,
+    /// Whether tablets are moved and split by load.
+    pub auto_balance: bool,
     /// Filter of the log, in `tracing` syntax.
     pub log_filter: String,
     /// Look of the log.
@@ -259,6 +264,7 @@ impl Config {
             idle_timeout: given(&flags.idle_timeout)
                 .map_or(Ok(Duration::ZERO), |text| read_duration("idle-timeout", &text, Duration::ZERO))
                 .map(|time| (!time.is_zero()).then_some(time))?,
+            auto_balance: flags.auto_balance,
             stall_timeout: given(&flags.stall_timeout).map_or(Ok(Duration::from_secs(30)), |text| {
                 read_duration("stall-timeout", &text, Duration::from_millis(100))
             })?,

@@ -104,6 +104,8 @@ codes! {
     TooManyConnections = 67, "too-many-connections";
     /// The slot is moving or has no owner at this moment; ask for the slot table again.
     SlotMoving = 68, "slot-moving";
+    /// A tablet could not be moved or split, and is what it was.
+    TransferFailed = 72, "transfer-failed";
 
     /// The shard stopped taking writes after a failed write to its log. This request was not applied.
     ShardFailed = 128, "shard-failed";

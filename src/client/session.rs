@@ -242,6 +242,15 @@ impl Client {
         }
     }
 
+    /// Moves, splits or spreads tablets, as the command says in words (see [`crate::protocol::binary`]); what
+    /// came of it as lines of `key=value`. May take as long as writing what is in memory to disk.
+    pub fn tablets(&mut self, command: &str) -> Result<String, Error> {
+        match self.call(&Request::Tablets { command })? {
+            Response::Stats(text) => Ok(text),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Requests that are sent together.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline::new(self)
@@ -428,6 +437,9 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
         }
         Request::Stats { section } => {
             too_large(section.len(), limits.key_bytes_max, Code::UnknownSection, "a section name")
+        }
+        Request::Tablets { command } => {
+            too_large(command.len(), limits.key_bytes_max, Code::InvalidOption, "a command")
         }
         Request::Mget { keys } => {
             too_many(keys.len())?;

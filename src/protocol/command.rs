@@ -33,11 +33,24 @@ pub enum OpCode {
     Persist = 11,
     /// How long a key still lives.
     Ttl = 12,
+    /// Move, split or spread tablets.
+    Tablets = 20,
 }
+
+/// Operations by number.
+const BY_NUMBER: [Option<OpCode>; 256] = {
+    let mut table = [None; 256];
+    let mut at = 0;
+    while at < OpCode::ALL.len() {
+        table[OpCode::ALL[at] as usize] = Some(OpCode::ALL[at]);
+        at += 1;
+    }
+    table
+};
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 12] = [
+    pub const ALL: [OpCode; 13] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -50,12 +63,13 @@ impl OpCode {
         OpCode::Expire,
         OpCode::Persist,
         OpCode::Ttl,
+        OpCode::Tablets,
     ];
 
     /// The operation with this number, if there is one.
     #[inline]
     pub fn from_u8(number: u8) -> Option<OpCode> {
-        OpCode::ALL.get(usize::from(number).checked_sub(1)?).copied()
+        BY_NUMBER[usize::from(number)]
     }
 
     /// Whether it may change a key.
@@ -64,6 +78,7 @@ impl OpCode {
         match self {
             OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr => true,
             OpCode::Expire | OpCode::Persist => true,
+            OpCode::Tablets => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
         }
     }
@@ -83,6 +98,7 @@ impl OpCode {
             OpCode::Expire => "EXPIRE",
             OpCode::Persist => "PERSIST",
             OpCode::Ttl => "TTL",
+            OpCode::Tablets => "TABLETS",
         }
     }
 }
@@ -248,6 +264,11 @@ pub enum Request<'a> {
         /// 1..=65535 bytes.
         key: &'a [u8],
     },
+    /// See [`OpCode::Tablets`].
+    Tablets {
+        /// In words: see [`crate::protocol::binary`].
+        command: &'a str,
+    },
 }
 
 /// Which keys decide where a request is executed.
@@ -278,6 +299,7 @@ impl<'a> Request<'a> {
             Request::Expire { .. } => OpCode::Expire,
             Request::Persist { .. } => OpCode::Persist,
             Request::Ttl { .. } => OpCode::Ttl,
+            Request::Tablets { .. } => OpCode::Tablets,
         }
     }
 
@@ -292,6 +314,7 @@ impl<'a> Request<'a> {
     pub fn route(&self) -> Route<'a> {
         match *self {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => Route::Anywhere,
+            Request::Tablets { .. } => Route::Anywhere,
             Request::Get { key }
             | Request::Set { key, .. }
             | Request::Delete { key, .. }

@@ -91,7 +91,7 @@ pub enum Reply<'a> {
         /// `None`: it never expires.
         lifetime: Option<Lifetime>,
     },
-    /// To STATS: lines of `key=value`.
+    /// To STATS and TABLETS: lines of `key=value`.
     Stats(&'a str),
     /// To anything: nothing was done, with the exceptions that [`crate::error::Code::may_be_applied`]
     /// names.

@@ -85,6 +85,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
             connections: connections.clone(),
             idle_timeout: config.idle_timeout,
             stall_timeout: config.stall_timeout,
+            auto_balance: config.auto_balance,
             events: events.clone(),
         };
         let (name, cpu) = (format!("shard-{id}"), preflight.cpus[id]);

@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
 use crate::shard::mesh::{Inbox, Port};
+use crate::shard::topology::COORDINATOR;
 use crate::shard::{Message, Settings, Shard};
 
 /// How often idle and stalled connections are looked for.
@@ -96,6 +97,8 @@ pub struct ShardSeed {
     pub idle_timeout: Option<Duration>,
     /// After how long one that takes no replies is closed.
     pub stall_timeout: Duration,
+    /// Whether tablets are moved and split by load.
+    pub auto_balance: bool,
     /// Where to tell what happens.
     pub events: Sender<Event>,
 }
@@ -134,6 +137,13 @@ pub async fn serve(seed: ShardSeed) {
             drop(guard);
         });
     }
+    if seed.auto_balance && seed.id == COORDINATOR {
+        let (shard, guard) = (shard.clone(), running.enter());
+        env.spawn(Queue::Compaction, async move {
+            shard.balance_loop().await;
+            drop(guard);
+        });
+    }
     let open = Rc::new(OpenConnections::new());
     {
         // Detached: it holds nothing that the end of the shard waits for.
@@ -165,6 +175,7 @@ pub async fn serve(seed: ShardSeed) {
             }
             Message::Drain => {
                 is_draining = true;
+                shard.stop_changes();
                 open.drain();
                 let (open, tell) = (open.clone(), tell.clone());
                 env.spawn(Queue::Foreground, async move {

@@ -92,10 +92,12 @@ impl<E: Env> Shard<E> {
             }
             Request::Ttl { key } => self.ttl(meta, key, loaded, out),
             Request::Batch { ops, durability } => self.batch(meta, ops, durability, out),
-            Request::Stats { .. } => {
-                out.ready(meta, &Reply::Stats(&self.stats_text()));
+            Request::Stats { section } => {
+                let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
+                out.ready(meta, &Reply::Stats(&text));
                 Ok(Attempt::Done)
             }
+            Request::Tablets { .. } => Err(Refusal::new(Code::Internal, "TABLETS reached a shard's engine")),
             Request::Ping { payload } => {
                 out.ready(meta, &Reply::Pong(payload));
                 Ok(Attempt::Done)

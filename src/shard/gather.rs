@@ -28,6 +28,8 @@ enum Kind {
     Mget { values: Vec<PartialValue>, places: Vec<Vec<usize>> },
     /// Counters by shard.
     Stats { section: String, shards: Vec<MetricsSnapshot> },
+    /// Lines about tablets.
+    Tablets(String),
 }
 
 /// A request on its way to several shards. Its parts carry the shard's number as their request id.
@@ -67,10 +69,13 @@ impl<E: Env> Gather<E> {
     /// Asks every shard for its counters.
     pub fn stats(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, section: &str) {
         let shards = vec![MetricsSnapshot::default(); shard.slots.shards];
-        let kind = Kind::Stats { section: section.to_owned(), shards };
+        let (kind, part) = match section {
+            "tablets" => (Kind::Tablets(String::new()), section),
+            _ => (Kind::Stats { section: section.to_owned(), shards }, ""),
+        };
         let parts = (0..shard.slots.shards).map(|owner| {
             let mut frame = Vec::new();
-            encode_request(&mut frame, owner as u64 + 1, &Request::Stats { section: "" });
+            encode_request(&mut frame, owner as u64 + 1, &Request::Stats { section: part });
             (owner, frame)
         });
         Self::ask(shard, origin, meta, kind, parts.collect());
@@ -127,6 +132,14 @@ impl<E: Env> Gather<E> {
                     values[*place] = Some((value.version, value.value.to_vec()));
                 }
             }
+            (Reply::Stats(text), Kind::Tablets(all)) => {
+                self.keep(&shard, text.len());
+                all.push_str(text);
+                if all.len() > limit {
+                    let message = format!("the lines about tablets are more than a frame of {limit} bytes");
+                    self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
+                }
+            }
             (Reply::Stats(text), Kind::Stats { shards, .. }) => {
                 for line in text.lines() {
                     if let Some((name, value)) = line.split_once('=')
@@ -159,6 +172,7 @@ impl<E: Env> Gather<E> {
                 list.finish();
                 out.raw(None, &bytes);
             }
+            Kind::Tablets(text) => out.ready(self.meta, &Reply::Stats(text)),
             Kind::Stats { section, shards } => {
                 out.ready(self.meta, &Reply::Stats(&stats_text(section, shards)));
             }

@@ -11,6 +11,8 @@
 //! - No borrow of shard state is held while an outlet is called.
 //! - A token is answered exactly as many times as requests were dispatched under it.
 
+mod arrange;
+mod balance;
 mod commit;
 mod execute;
 mod expire;

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Message, Origin, Outlet, Shard, Stall};
+use super::{Message, Outlet, Shard, Stall};
 use crate::base::TabletId;
 use crate::engine::manifest::{TableRef, TabletState};
 use crate::engine::{TabletReport, TransferError};
@@ -164,6 +164,8 @@ pub(super) struct Moves {
     pub(super) next_tablet: Cell<u32>,
     /// The mesh is not served any more: no answers come.
     pub(super) is_over: Cell<bool>,
+    /// The server is stopping: no more changes begin.
+    pub(super) is_ending: Cell<bool>,
 }
 
 /// The slots that a request is about.
@@ -359,12 +361,5 @@ impl<E: Env> Shard<E> {
             frames = &frames[frame.len()..];
         }
         false
-    }
-
-    /// Sends an answer that was long in coming.
-    #[allow(dead_code)]
-    pub(super) fn answer_late(&self, origin: Origin, out: super::outputs::Outputs) {
-        self.settle(origin, out);
-        self.end_turn();
     }
 }

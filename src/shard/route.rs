@@ -6,6 +6,7 @@ use super::execute::REPLY_BYTES_MIN;
 use super::gather::Gather;
 use super::outputs::{Meta, Outputs};
 use super::stall::Step;
+use super::topology::COORDINATOR;
 use super::{Message, Origin, Outlet, Shard};
 use crate::engine::memtable::PREFETCH_MAX;
 use crate::env::Env;
@@ -167,7 +168,7 @@ impl<E: Env> Shard<E> {
                     self.gather_stats(origin, meta, section, out);
                     return;
                 }
-                self.id
+                if let Request::Tablets { .. } = request { COORDINATOR } else { self.id }
             }
             Route::Slot(slot) => self.slots.shard(slot),
             Route::Keys(keys) => {
@@ -204,8 +205,8 @@ impl<E: Env> Shard<E> {
     }
 
     fn gather_stats(self: &Rc<Self>, origin: Origin, meta: Meta, section: &str, out: &mut Outputs) {
-        if !matches!(section, "" | "total" | "shards") {
-            let message = format!("STATS has no section {section:?}; it has: total, shards");
+        if !matches!(section, "" | "total" | "shards" | "tablets") {
+            let message = format!("STATS has no section {section:?}; it has: total, shards, tablets");
             let refusal = Refusal::new(Code::UnknownSection, message);
             self.refuse(out, meta.opcode as u8, meta.request_id, &refusal);
             return;

@@ -184,6 +184,10 @@ impl<E: Env> Shard<E> {
             return Step::Stalled(Stall::Room);
         }
         Metrics::add(&self.metrics.requests, 1);
+        if let Request::Tablets { command } = request {
+            self.arrange(origin, meta, command);
+            return Step::Taken;
+        }
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
                 Attempt::Done => return Step::Taken,
@@ -210,7 +214,9 @@ impl<E: Env> Shard<E> {
             | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
-            Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => smallvec::SmallVec::new(),
+            Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
+                smallvec::SmallVec::new()
+            }
         }
     }
 

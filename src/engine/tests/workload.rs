@@ -179,6 +179,9 @@ impl Worker {
         if self.transfers && self.rng.u8(..40) == 0 {
             match self.transfer(store, model).await {
                 Ok(()) | Err(TransferError::NotHere(_)) => {}
+                Err(TransferError::Failed(error)) if error.is_full() => {
+                    return Err(EngineError::Full(error.to_string()));
+                }
                 Err(TransferError::Failed(error)) => return Err(error),
                 Err(TransferError::Undecided(error)) => return Err(error.into()),
             }

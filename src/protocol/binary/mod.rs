@@ -50,9 +50,26 @@
 //!  10 EXPIRE  key      -                           new       -
 //!  11 PERSIST key      -                           new       -           the old version if it never expires
 //!  12 TTL     key      -                           value's   lifetime, or nothing if it never expires
+//!  20 TABLETS command  -                           -         text, lines of key=value
 //! ```
-//! STATS without a key is about everything. INCR works on decimal text, as Redis does, an absent key
+//! STATS without a key is about everything; its sections are `total`, `shards`, and `tablets`, which is not part
+//! of everything. INCR works on decimal text, as Redis does, an absent key
 //! counting as 0.
+//!
+//! # Tablets
+//! The commands of TABLETS are words with one space between them. Each changes where keys are served, while they
+//! are, one change after the other; a client learns of it by the epoch of its replies.
+//!
+//! ```text
+//! move TABLET SHARD    its owner is that shard from now on     pause_micros: how long requests for it waited
+//! split TABLET [SLOT]  its slots from SLOT on, or the upper    tablet: the new one; pause_micros
+//!                      half, are a new tablet's
+//! rebalance            moves tablets until the shards are      moves, pause_micros: the longest
+//!                      equally loaded, as far as may be
+//! cores N              moves all tablets to the first N shards likewise
+//! ```
+//! One that can't be read is refused (code 20). A change that failed and left everything as it was is refused
+//! with code 72; one of which only a restart shows whether it was made, with code 129.
 //!
 //! # Expiry
 //! A key may have a time from which on it is absent: for reads, conditions and all else, as if it had been

@@ -125,6 +125,18 @@ pub enum Command {
         #[arg(default_value = "")]
         section: String,
     },
+    /// Move or split a tablet while it is served; without either, move tablets until the cores in use are equally
+    /// loaded.
+    Rebalance {
+        /// Move this tablet to this core (shard).
+        #[arg(long = "move", num_args = 2, value_names = ["TABLET", "SHARD"], conflicts_with = "split")]
+        to: Option<Vec<u32>>,
+        /// Give the slots of this tablet from SLOT on, or the upper half of them, to a new one.
+        #[arg(long, num_args = 1..=2, value_names = ["TABLET", "SLOT"])]
+        split: Option<Vec<u32>>,
+    },
+    /// Move all tablets to the first COUNT of the server's cores, while it serves.
+    Cores { count: u32 },
     /// Do several writes to keys of one slot, all or none: put KEY VALUE and del KEY, one after another.
     Batch {
         #[arg(required = true, allow_hyphen_values = true, value_name = "put KEY VALUE | del KEY")]
@@ -228,6 +240,16 @@ pub fn durability(sync: bool) -> Durability {
 }
 
 impl Command {
+    /// Seconds to wait for an answer, when `asked` are to be waited: changes of tablets wait for the disk to take
+    /// what is in memory, some of them many times.
+    pub fn patience(&self, asked: f64) -> f64 {
+        const ARRANGE_SECS: f64 = 600.0;
+        match self {
+            Command::Rebalance { .. } | Command::Cores { .. } => asked.max(ARRANGE_SECS),
+            _ => asked,
+        }
+    }
+
     /// Puts standard input where `-` stands for it.
     pub fn read_stdin(mut self) -> Result<Command, Failure> {
         if let Command::Set { value, .. } = &mut self

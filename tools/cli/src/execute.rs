@@ -150,6 +150,15 @@ impl Session {
                 self.print_bytes(&payload, out)
             }
             Command::Stats { section } => Ok(out.write_all(self.client.stats(section)?.as_bytes())?),
+            Command::Rebalance { to, split } => {
+                let words = match (to, split) {
+                    (Some(numbers), _) => ("move", numbers.as_slice()),
+                    (None, Some(numbers)) => ("split", numbers.as_slice()),
+                    (None, None) => ("rebalance", &[][..]),
+                };
+                self.arrange(words.0, words.1, out)
+            }
+            Command::Cores { count } => self.arrange("cores", &[*count], out),
             Command::Batch { words, sync } => {
                 let mut batch = parse_batch(words)?;
                 let version = self.client.batch(batch.durability(durability(*sync)))?;
@@ -157,6 +166,11 @@ impl Session {
                 Ok(writeln!(out, "ok")?)
             }
         }
+    }
+
+    fn arrange(&mut self, verb: &str, numbers: &[u32], out: &mut impl Write) -> Result<(), Failure> {
+        let command = numbers.iter().fold(verb.to_owned(), |text, number| format!("{text} {number}"));
+        Ok(out.write_all(self.client.tablets(&command)?.as_bytes())?)
     }
 
     fn mget(&mut self, keys: &[OsString], out: &mut impl Write) -> Result<(), Failure> {

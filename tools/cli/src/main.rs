@@ -49,7 +49,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         with_version: arguments.version_too,
     };
     let command = arguments.command.map(|command| command.read_stdin()).transpose()?;
-    let client = connect(&arguments.address, arguments.timeout)?;
+    let timeout = command.as_ref().map_or(arguments.timeout, |command| command.patience(arguments.timeout));
+    let client = connect(&arguments.address, timeout)?;
     let mut session = Session { client, output };
     let Some(command) = command else {
         return prompt::run(&mut session, io::stdin().is_terminal());

@@ -106,6 +106,7 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
         }
         Request::Incr { amount, .. } => reply(Reply::Counter { version: next, value: amount }),
         Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
+        Request::Tablets { command } => reply(Reply::Stats(&format!("command={command}\n"))),
         Request::Expire { key, .. } | Request::Persist { key, .. } => match store.contains_key(key) {
             true => reply(Reply::Written { version: next }),
             false => reply(Reply::Absent),
@@ -166,6 +167,11 @@ fn commands_print_what_they_should_and_exit_as_they_should() {
     expect(server, &["incr", "n"], b"1\n", 0);
     expect(server, &["incr", "n", "-8"], b"-8\n", 0);
     expect(server, &["stats"], b"shards=1\n", 0);
+    expect(server, &["rebalance"], b"command=rebalance\n", 0);
+    expect(server, &["rebalance", "--move", "3", "1"], b"command=move 3 1\n", 0);
+    expect(server, &["rebalance", "--split", "3"], b"command=split 3\n", 0);
+    expect(server, &["rebalance", "--split", "3", "4711"], b"command=split 3 4711\n", 0);
+    expect(server, &["cores", "2"], b"command=cores 2\n", 0);
     expect(server, &["batch", "put", "{t}a", "1", "del", "{t}b"], b"ok\n", 0);
     expect(server, &["get", "{t}a"], b"1\n", 0);
     expect(server, &["batch", "put", "a", "1", "put", "b", "1"], b"", 3);
