@@ -177,6 +177,11 @@ impl<E: Env> Engine<E> {
         self.clock.tick()
     }
 
+    /// Keys come that another shard may have hidden by its clock, at this time.
+    pub fn catch_up(&self, now_ms: u64) {
+        self.clock.catch_up(now_ms);
+    }
+
     /// The time by which lookups hide expired keys, in milliseconds since the epoch: that of the last
     /// [`Engine::tick`].
     #[inline]

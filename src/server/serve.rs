@@ -139,7 +139,7 @@ pub async fn serve(seed: ShardSeed) {
     }
     if seed.auto_balance && seed.id == COORDINATOR {
         let (shard, guard) = (shard.clone(), running.enter());
-        env.spawn(Queue::Compaction, async move {
+        env.spawn(Queue::Foreground, async move {
             shard.balance_loop().await;
             drop(guard);
         });

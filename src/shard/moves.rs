@@ -76,8 +76,15 @@ pub enum Ask {
         /// Number of the change.
         change: u64,
     },
-    /// Own a tablet, with this epoch of the slot table.
-    Take(Box<TabletState>, u64),
+    /// Own a tablet.
+    Take {
+        /// As its owner described it.
+        state: Box<TabletState>,
+        /// The time by which that hid expired keys.
+        now_ms: u64,
+        /// Of the slot table afterwards.
+        epoch: u64,
+    },
     /// Divide a tablet, once no request for it is under way.
     Split {
         /// Which.
@@ -114,8 +121,8 @@ pub enum Answer {
     Report(Vec<TabletReport>),
     /// The tables of a tablet that is ready to leave.
     Tables(Vec<TableRef>),
-    /// The tablet as its next owner will have it.
-    Packed(Box<TabletState>),
+    /// The tablet as its next owner will have it, and the time by which this one hid expired keys.
+    Packed(Box<TabletState>, u64),
     /// It is here, under this local number.
     Placed(usize),
 }
@@ -282,10 +289,12 @@ impl<E: Env> Shard<E> {
             Ask::PrepareToSplit(tablet, into) => engine.prepare_to_split(tablet, into).await?,
             Ask::Pack { tablet, slots, to, change } => {
                 self.quiesce(slots, change).await?;
-                return Ok(Answer::Packed(Box::new(engine.pack(tablet, to as u32).await?)));
+                let state = engine.pack(tablet, to as u32).await?;
+                return Ok(Answer::Packed(Box::new(state), engine.tick()));
             }
-            Ask::Take(state, epoch) => {
+            Ask::Take { state, now_ms, epoch } => {
                 let slots = state.slots;
+                engine.catch_up(now_ms);
                 let local = engine.take(*state).await?;
                 // Before anyone else: requests come as soon as others have released theirs.
                 self.slots.assign(slots, self.id, local, epoch);

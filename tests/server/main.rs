@@ -7,5 +7,6 @@ mod expiry;
 mod guards;
 mod harness;
 mod larger;
+mod moves;
 mod preflight;
 mod raw;

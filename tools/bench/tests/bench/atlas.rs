@@ -155,7 +155,8 @@ fn execute(
         | Request::Stats { .. }
         | Request::Expire { .. }
         | Request::Persist { .. }
-        | Request::Ttl { .. } => {
+        | Request::Ttl { .. }
+        | Request::Tablets { .. } => {
             encode_refusal(out, OpCode::Ping as u8, id, EPOCH, &Refusal::new(Code::Internal, "not here"));
         }
     }
