@@ -30,7 +30,7 @@ pub struct TabletReport {
     pub shard: usize,
     /// Its slots.
     pub slots: SlotRange,
-    /// Keys read or written since it came to this shard.
+    /// Keys read or written since the server started.
     pub uses: u64,
     /// The same a second, lately.
     pub rate: f64,
@@ -64,6 +64,21 @@ impl<E: Env> Engine<E> {
         let tablets = self.tablets.borrow();
         let uses = &tablets[local].load.uses;
         uses.set(uses.get() + 1);
+    }
+
+    /// How often a tablet was used, and how often a second lately.
+    pub fn load_of(&self, id: TabletId) -> (u64, f64) {
+        let now = self.env.now();
+        let tablets = self.tablets.borrow();
+        let tablet = tablets.iter().find(|tablet| tablet.id == id);
+        tablet.map_or((0, 0.0), |tablet| (tablet.load.uses.get(), tablet.load.rate(now)))
+    }
+
+    /// A tablet has come, or was split off, with a load that was measured before.
+    pub fn adopt_load(&self, local: usize, uses: u64, rate: f64) {
+        let tablet = self.tablet(local);
+        tablet.load.uses.set(uses);
+        tablet.load.looked_at.set((self.env.now(), uses, rate));
     }
 
     /// The tablets that are here; `shard` is this one.

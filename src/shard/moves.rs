@@ -82,6 +82,8 @@ pub enum Ask {
         state: Box<TabletState>,
         /// The time by which that hid expired keys.
         now_ms: u64,
+        /// How much it was used: [`Engine::load_of`](crate::engine::Engine::load_of).
+        load: (u64, f64),
         /// Of the slot table afterwards.
         epoch: u64,
     },
@@ -121,8 +123,9 @@ pub enum Answer {
     Report(Vec<TabletReport>),
     /// The tables of a tablet that is ready to leave.
     Tables(Vec<TableRef>),
-    /// The tablet as its next owner will have it, and the time by which this one hid expired keys.
-    Packed(Box<TabletState>, u64),
+    /// The tablet as its next owner will have it, the time by which this one hid expired keys, and how much the
+    /// tablet was used.
+    Packed(Box<TabletState>, u64, (u64, f64)),
     /// It is here, under this local number.
     Placed(usize),
 }
@@ -290,12 +293,13 @@ impl<E: Env> Shard<E> {
             Ask::Pack { tablet, slots, to, change } => {
                 self.quiesce(slots, change).await?;
                 let state = engine.pack(tablet, to as u32).await?;
-                return Ok(Answer::Packed(Box::new(state), engine.tick()));
+                return Ok(Answer::Packed(Box::new(state), engine.tick(), engine.load_of(tablet)));
             }
-            Ask::Take { state, now_ms, epoch } => {
+            Ask::Take { state, now_ms, load: (uses, rate), epoch } => {
                 let slots = state.slots;
                 engine.catch_up(now_ms);
                 let local = engine.take(*state).await?;
+                engine.adopt_load(local, uses, rate);
                 // Before anyone else: requests come as soon as others have released theirs.
                 self.slots.assign(slots, self.id, local, epoch);
                 return Ok(Answer::Placed(local));
@@ -306,6 +310,12 @@ impl<E: Env> Shard<E> {
                 let upper = SlotRange::new(at, slots.last());
                 let upper = upper.ok_or_else(|| Trouble::Failed(format!("slot {at} is not in {slots}")))?;
                 self.slots.assign(upper, self.id, local, epoch);
+                // Which half is used how much is not known yet.
+                let (uses, rate) = engine.load_of(tablet);
+                if let Some(lower) = engine.locate(tablet) {
+                    engine.adopt_load(lower, uses - uses / 2, rate / 2.0);
+                    engine.adopt_load(local, uses / 2, rate / 2.0);
+                }
                 return Ok(Answer::Placed(local));
             }
             Ask::Part(tablet) => {

@@ -128,7 +128,9 @@ impl<E: Env> Shard<E> {
         let (change, epoch) = (self.moves.last_ask.get(), self.slots.epoch() + 1);
         self.ask_all(|| Ask::Hold { slots, owner: from, change }).await;
         let taken = match self.ask(from, Ask::Pack { tablet, slots, to, change }).await {
-            Ok(Answer::Packed(state, now_ms)) => self.ask(to, Ask::Take { state, now_ms, epoch }).await,
+            Ok(Answer::Packed(state, now_ms, load)) => {
+                self.ask(to, Ask::Take { state, now_ms, load, epoch }).await
+            }
             // Whatever became of it, nobody else has the tablet.
             Ok(_) => unreachable!("what was packed is handed over"),
             Err(trouble) => Err(Trouble::Failed(trouble.to_string())),
