@@ -1,5 +1,6 @@
 //! Tablets that move and split while clients write: nothing is lost, nothing is done twice.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use atlaskv::client::Client;
 use atlaskv::error::Code;
 
-use crate::harness::{Server, connect, disk_dir};
+use crate::harness::{Server, connect, disk_dir, try_connect};
 
 const MOVES: u32 = 100;
 const SPLITS: u32 = 10;
@@ -103,9 +104,10 @@ fn moves_and_splits_under_load_lose_and_repeat_nothing() {
     assert_eq!(figure("tablet_splits"), u64::from(SPLITS));
     assert_eq!(figure("move_failures"), 0);
     let total: i64 = sums.iter().flatten().sum();
+    let pauses = figure("move_pause_micros") / u64::from(MOVES + SPLITS);
+    let longest_pause = figure("move_pause_micros_max");
     eprintln!(
-        "{total} counts, longest answer {longest:?}, longest pause {} us",
-        figure("move_pause_micros_max")
+        "{total} counts, longest answer {longest:?}; pauses: mean {pauses} us, longest {longest_pause} us"
     );
     assert!(total > 1000, "they counted meanwhile");
     check(&mut client, &sums);
@@ -128,5 +130,77 @@ fn moves_and_splits_under_load_lose_and_repeat_nothing() {
         check(&mut client, &sums);
         drop(client);
         server.stop();
+    }
+}
+
+/// Counts until the server is gone. What was acknowledged.
+fn count_until_gone(server: SocketAddr, writer: u32, first: &[i64]) -> Vec<i64> {
+    let mut sums = first.to_vec();
+    let Ok(mut client) = try_connect(server) else { return sums };
+    for turn in 0.. {
+        let which = turn % COUNTERS as usize;
+        match client.incr(key(writer, which as u32).as_bytes(), 1) {
+            Ok(counter) => sums[which] = counter.value,
+            Err(_) => break,
+        }
+    }
+    sums
+}
+
+/// Stopped or killed while tablets move and split, the server starts again, and has all that it acknowledged.
+#[test]
+fn a_server_that_ends_amid_moves_starts_with_everything() {
+    let dir = disk_dir();
+    let mut rng = fastrand::Rng::with_seed(11);
+    let mut sums = vec![vec![0i64; COUNTERS as usize]; WRITERS as usize];
+    for round in 0..6 {
+        let mut server = Server::start(dir.path(), &["--cores", "2", "--oversubscribe"]);
+        let mut client = connect(&server);
+        for (writer, sums) in (0..).zip(&mut sums) {
+            for (counter, sum) in (0..).zip(sums) {
+                let found = client.get(key(writer, counter).as_bytes()).expect("a read");
+                let text = found.map_or(b"0".to_vec(), |found| found.value);
+                let value: i64 = String::from_utf8_lossy(&text).parse().expect("a number");
+                // One more may have been on its way.
+                assert!((*sum..=*sum + 1).contains(&value), "round {round}: {value} after {sum}");
+                *sum = value;
+            }
+        }
+        let address = server.address;
+        let writers: Vec<_> = (0..WRITERS)
+            .zip(sums.clone())
+            .map(|(writer, first)| thread::spawn(move || count_until_gone(address, writer, &first)))
+            .collect();
+        let seed = rng.u64(..);
+        let mover = thread::spawn(move || {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let Ok(mut client) = try_connect(address) else { return 0 };
+            let mut done = 0;
+            loop {
+                let Ok(text) = client.stats("tablets") else { return done };
+                let all = text.lines().filter(|line| line.contains(".shard=")).count() as u32;
+                let tablet = rng.u32(..all);
+                let command = match rng.u8(..8) {
+                    0 if all < 40 => format!("split {tablet}"),
+                    _ => format!("move {tablet} {}", rng.u8(..2)),
+                };
+                if client.tablets(&command).is_err() {
+                    return done;
+                }
+                done += 1;
+            }
+        });
+        thread::sleep(Duration::from_millis(rng.u64(300..900)));
+        drop(client);
+        if round % 2 == 0 {
+            server.kill();
+        } else {
+            let (status, log) = server.stop();
+            assert!(status.success(), "round {round}: {log}");
+        }
+        for (writer, sums) in writers.into_iter().zip(&mut sums) {
+            *sums = writer.join().expect("a writer");
+        }
+        assert!(mover.join().expect("a mover") > 0, "round {round}: something moved meanwhile");
     }
 }

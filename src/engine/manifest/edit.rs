@@ -523,6 +523,18 @@ impl Edit {
 mod tests {
     use super::*;
 
+    /// Bytes as they must always be: kind, flags, zero, length, body.
+    #[test]
+    fn tablets_that_leave_and_split_are_written_as_they_were() {
+        let (tablet, into) = (TabletId(7), TabletId(0x1_0002));
+        let changes = vec![Change::RemoveTablet { tablet }, Change::SplitTablet { tablet, at: 0x0304, into }];
+        let payload = Edit { changes: changes.clone() }.encode();
+        let left = [13, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0];
+        let split = [14, 0, 0, 0, 10, 0, 0, 0, 7, 0, 0, 0, 4, 3, 2, 0, 1, 0];
+        assert_eq!(payload, [&left[..], &split[..]].concat());
+        assert_eq!(Edit::decode(&payload).unwrap().changes, changes);
+    }
+
     #[test]
     fn unknown_changes_are_skipped_only_if_they_may_be() {
         let mut payload = Edit { changes: vec![Change::Pin { file: FileId(1), holder: 2 }] }.encode();

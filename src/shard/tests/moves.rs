@@ -1,7 +1,7 @@
 //! Tablets that move and split under requests of several connections: their order stays, nothing is lost or
 //! done twice, nobody is refused.
 //!
-//! `ATLASKV_MOVES_SEED=17 cargo test --lib shard::tests::moves` repeats a seed.
+//! `ATLASKV_MOVES_SEED=17 cargo test --lib shard::tests::moves` repeats a seed; `100..900` looks further.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -22,8 +22,11 @@ use crate::slot::Slot;
 fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
     match std::env::var("ATLASKV_MOVES_SEED") {
         Ok(text) => {
-            let seed = text.parse().expect("ATLASKV_MOVES_SEED is a number");
-            seed..seed + 1
+            let number = |text: &str| text.parse().expect("ATLASKV_MOVES_SEED is a number, or two with ..");
+            match text.split_once("..") {
+                Some((first, end)) => number(first)..number(end),
+                None => number(&text)..number(&text) + 1,
+            }
         }
         Err(_) => usual,
     }
@@ -137,6 +140,50 @@ fn requests_keep_their_order_while_their_tablets_move_and_split() {
         assert!(moves.get() > 5 && splits.get() > 0, "seed {seed}: {moves:?} {splits:?}");
         world.kill();
     }
+}
+
+/// One shard has all the load. The balancer takes some of it away, and then leaves everything where it is.
+#[test]
+fn a_hot_shard_is_relieved_by_itself() {
+    let seed = 3;
+    let world = SimWorld::new(seed);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let store = Rc::new(Store::open(&env, 2).await);
+        let owner = |key: &[u8]| {
+            let slot = Slot::of_key(key);
+            (store.shards[0].slots.shard(slot), slot)
+        };
+        // Keys of several tablets, all on shard 0.
+        let all = (0..).map(|number| format!("key-{number}").into_bytes());
+        let keys: Rc<Vec<Vec<u8>>> = Rc::new(all.filter(|key| owner(key).0 == 0).take(40).collect());
+        let ended = Gate::new();
+        env.spawn(Queue::Foreground, store.shards[COORDINATOR].clone().balance_loop());
+        for number in 0..8 {
+            let connection = store.connect(number % 2);
+            let (store, keys, guard) = (store.clone(), keys.clone(), ended.enter());
+            env.spawn(Queue::Foreground, async move {
+                for round in 0..30_000usize {
+                    let key = &keys[(round * 7 + number) % keys.len()];
+                    let asked = connection.send(&store, &Request::Get { key }).await;
+                    assert_eq!(connection.answer(asked).await, Answer::Absent);
+                    store.sleep(Duration::from_millis(2)).await;
+                }
+                drop(guard);
+            });
+        }
+        ended.empty().await;
+        let tablets = store.shards[COORDINATOR].survey().await.unwrap();
+        let rate = |shard| tablets.iter().filter(|t| t.shard == shard).map(|t| t.rate).sum::<f64>();
+        assert!(rate(1) > rate(0) * 0.5 && rate(0) > rate(1) * 0.5, "{} and {}", rate(0), rate(1));
+        let metrics = store.metrics();
+        assert!((1..8).contains(&metrics.tablet_moves), "{} moves", metrics.tablet_moves);
+        assert_eq!(metrics.move_failures, 0);
+        store.shards[COORDINATOR].stop_changes();
+        store.sleep(Duration::from_millis(1)).await;
+        Rc::into_inner(store).expect("all have ended").close().await;
+    });
+    world.kill();
 }
 
 /// The shard of a key, the tablet, and another shard.
