@@ -106,6 +106,8 @@ codes! {
     SlotMoving = 68, "slot-moving";
     /// A tablet could not be moved or split, and is what it was.
     TransferFailed = 72, "transfer-failed";
+    /// A checkpoint was not made, and the directory is marked as incomplete or was left as it was.
+    CheckpointFailed = 73, "checkpoint-failed";
 
     /// The shard stopped taking writes after a failed write to its log. This request was not applied.
     ShardFailed = 128, "shard-failed";

@@ -166,6 +166,10 @@ counters! {
     scan_bytes,
     /// Bytes that scans hold, read ahead.
     scan_ahead_bytes,
+    /// Checkpoints made; counted by the shard that coordinates.
+    checkpoints,
+    /// Microseconds for which writes waited for these.
+    checkpoint_pause_micros,
     /// Tablets that moved to another shard; counted by the shard that coordinates.
     tablet_moves,
     /// Tablets that split.

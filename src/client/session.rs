@@ -251,6 +251,15 @@ impl Client {
         }
     }
 
+    /// Has the server make a checkpoint in `dir`, an absolute path on its machine; what came of it as lines of
+    /// `key=value`. Takes as long as writing what is in memory to disk.
+    pub fn checkpoint(&mut self, dir: &str) -> Result<String, Error> {
+        match self.call(&Request::Checkpoint { dir })? {
+            Response::Stats(text) => Ok(text),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Requests that are sent together.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline::new(self)
@@ -437,6 +446,9 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
         }
         Request::Stats { section } => {
             too_large(section.len(), limits.key_bytes_max, Code::UnknownSection, "a section name")
+        }
+        Request::Checkpoint { dir } => {
+            too_large(dir.len(), limits.key_bytes_max, Code::InvalidOption, "a path")
         }
         Request::Tablets { command } => {
             too_large(command.len(), limits.key_bytes_max, Code::InvalidOption, "a command")

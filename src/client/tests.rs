@@ -199,6 +199,7 @@ impl State {
         match *request {
             Request::Hello(_) => unreachable!("answered before"),
             Request::Ping { payload } => answer(Reply::Pong(payload)),
+            Request::Checkpoint { dir } => answer(Reply::Stats(&format!("dir={dir}\n"))),
             Request::Tablets { command } => answer(Reply::Stats(&format!("command={command}\n"))),
             Request::Get { key } => match store.values.get(key) {
                 Some((version, value)) => answer(Reply::Value { version: *version, value }),

@@ -13,6 +13,7 @@
 //! - Dropping the future of an operation leaves its effect unknown; callers run operations to their end.
 //! - Files are closed by [`File::close`], not by dropping.
 
+pub mod below;
 pub mod glommio;
 pub mod sim;
 

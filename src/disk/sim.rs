@@ -118,6 +118,17 @@ impl SimDisk {
         }
     }
 
+    /// A copy of the tree below `dir` as it is now, for use in `world`. Files with two names there stay one.
+    pub fn below(&self, dir: &str, world: &SimWorld) -> SimDisk {
+        let copy = self.crash(world, &mut fastrand::Rng::with_seed(0), 100);
+        let inner = |path: &str| Some(path.strip_prefix(dir)?.strip_prefix('/')?.to_owned());
+        let names = copy.state.names.borrow();
+        let names = names.iter().filter_map(|(path, inode)| Some((inner(path)?, inode.clone())));
+        let dirs = copy.state.dirs.borrow();
+        let dirs = dirs.iter().filter_map(|dir| inner(dir)).chain([String::new()]);
+        SimDisk::with(world, names.collect(), dirs.collect(), self.state.capacity.get())
+    }
+
     /// Operations begun so far.
     pub fn operations(&self) -> u64 {
         self.state.operations.get()

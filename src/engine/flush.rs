@@ -159,6 +159,7 @@ impl<E: Env> Engine<E> {
         }
         let front = self.sealed.borrow_mut().pop_front();
         assert!(front.is_some_and(|front| Rc::ptr_eq(&front, sealed)), "memtables are flushed in order");
+        self.capture_after(sealed);
         self.release_old_logs();
         Ok((bytes, tables.len()))
     }

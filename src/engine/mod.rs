@@ -16,6 +16,7 @@
 //! - Memtables are bounded: a full active one and `sealed_max` sealed ones stop writers, not memory.
 
 pub mod cache;
+pub mod checkpoint;
 mod compact;
 pub mod compaction;
 pub mod expiry;
@@ -125,6 +126,8 @@ pub struct Engine<E: Env> {
     finished_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
     /// Held by whoever writes memtables to tables.
     flushing: Lock,
+    /// The checkpoint that was begun.
+    checkpoint: RefCell<Option<checkpoint::Pending<E>>>,
     /// The tablet that is about to leave or to split.
     leaving: RefCell<Option<Leaving>>,
     /// Tables of the tablet that is about to come, or to be split off.

@@ -67,6 +67,9 @@ pub enum EngineError {
     /// Data on disk is damaged. Concerns the keys in it only.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// No checkpoint came of it, or a copy was never completed.
+    #[error("{0}")]
+    Checkpoint(String),
     /// The manifest can't be read or written.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

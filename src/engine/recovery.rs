@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cache::BlockCache;
+use super::checkpoint::refuse_incomplete;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
@@ -86,6 +87,7 @@ impl OldLog {
 
 /// Reads manifest and log directory. A new store gets `tablets` tablets.
 pub async fn load<E: Env>(env: &E, tablets: u16) -> Result<OnDisk, EngineError> {
+    refuse_incomplete(env).await?;
     let Some(state) = manifest::load(env).await? else {
         let cluster = u128::from(env.random()) << 64 | u128::from(env.random());
         let state = State::create(cluster, env.random(), tablets);
@@ -256,6 +258,7 @@ impl<E: Env> Engine<E> {
             obsolete: std::cell::RefCell::default(),
             finished_logs: std::cell::RefCell::default(),
             flushing: Lock::new(),
+            checkpoint: std::cell::RefCell::new(None),
             leaving: std::cell::RefCell::new(None),
             arriving: std::cell::RefCell::default(),
             departed: std::cell::RefCell::default(),

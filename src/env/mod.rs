@@ -4,6 +4,7 @@
 //!
 //! Everything here is single-threaded: one `Env` belongs to one executor and never leaves it.
 
+pub mod below;
 pub mod glommio;
 pub mod sim;
 mod sync;

@@ -35,6 +35,8 @@ pub enum OpCode {
     Ttl = 12,
     /// Move, split or spread tablets.
     Tablets = 20,
+    /// Make a consistent copy while serving.
+    Checkpoint = 21,
 }
 
 /// Operations by number.
@@ -50,7 +52,7 @@ const BY_NUMBER: [Option<OpCode>; 256] = {
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 13] = [
+    pub const ALL: [OpCode; 14] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -64,6 +66,7 @@ impl OpCode {
         OpCode::Persist,
         OpCode::Ttl,
         OpCode::Tablets,
+        OpCode::Checkpoint,
     ];
 
     /// The operation with this number, if there is one.
@@ -78,7 +81,7 @@ impl OpCode {
         match self {
             OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr => true,
             OpCode::Expire | OpCode::Persist => true,
-            OpCode::Tablets => false,
+            OpCode::Tablets | OpCode::Checkpoint => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
         }
     }
@@ -99,6 +102,7 @@ impl OpCode {
             OpCode::Persist => "PERSIST",
             OpCode::Ttl => "TTL",
             OpCode::Tablets => "TABLETS",
+            OpCode::Checkpoint => "CHECKPOINT",
         }
     }
 }
@@ -264,6 +268,11 @@ pub enum Request<'a> {
         /// 1..=65535 bytes.
         key: &'a [u8],
     },
+    /// See [`OpCode::Checkpoint`].
+    Checkpoint {
+        /// An absolute path on the server's machine.
+        dir: &'a str,
+    },
     /// See [`OpCode::Tablets`].
     Tablets {
         /// In words: see [`crate::protocol::binary`].
@@ -300,6 +309,7 @@ impl<'a> Request<'a> {
             Request::Persist { .. } => OpCode::Persist,
             Request::Ttl { .. } => OpCode::Ttl,
             Request::Tablets { .. } => OpCode::Tablets,
+            Request::Checkpoint { .. } => OpCode::Checkpoint,
         }
     }
 
@@ -314,7 +324,7 @@ impl<'a> Request<'a> {
     pub fn route(&self) -> Route<'a> {
         match *self {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => Route::Anywhere,
-            Request::Tablets { .. } => Route::Anywhere,
+            Request::Tablets { .. } | Request::Checkpoint { .. } => Route::Anywhere,
             Request::Get { key }
             | Request::Set { key, .. }
             | Request::Delete { key, .. }

@@ -70,6 +70,9 @@ impl<E: Env> Shard<E> {
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Attempt<E> {
+        if self.writes_held.get() && request.is_write() {
+            return Attempt::Wait;
+        }
         let result = match *request {
             Request::Get { key } => self.get(meta, key, loaded, out),
             Request::Mget { keys } => self.mget(meta, keys, loaded, out),
@@ -96,6 +99,9 @@ impl<E: Env> Shard<E> {
                 let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
                 out.ready(meta, &Reply::Stats(&text));
                 Ok(Attempt::Done)
+            }
+            Request::Checkpoint { .. } => {
+                Err(Refusal::new(Code::Internal, "CHECKPOINT reached a shard's engine"))
             }
             Request::Tablets { .. } => Err(Refusal::new(Code::Internal, "TABLETS reached a shard's engine")),
             Request::Ping { payload } => {
@@ -423,6 +429,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::Log(_) | EngineError::Manifest(ManifestError::Failed(_)) => Code::ShardFailed,
         EngineError::Flush(_) => Code::Io,
         EngineError::Stopping => Code::ShuttingDown,
+        EngineError::Checkpoint(_) => Code::CheckpointFailed,
         EngineError::Full(_) => Code::DiskFull,
         EngineError::SnapshotOver => Code::Overloaded,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,

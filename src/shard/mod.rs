@@ -13,6 +13,7 @@
 
 mod arrange;
 mod balance;
+mod checkpoint;
 mod commit;
 mod execute;
 mod expire;
@@ -198,6 +199,8 @@ pub struct Shard<E: Env> {
     waiting: RefCell<HashMap<Origin, stall::Waiting>>,
     turns: stall::Turns,
     moves: moves::Moves,
+    /// A checkpoint is about to be sealed: writes wait.
+    writes_held: Cell<bool>,
     is_closing: Cell<bool>,
     /// Notified when the mesh is no longer congested.
     pub relieved: Notify,
@@ -237,6 +240,7 @@ impl<E: Env> Shard<E> {
             waiting: RefCell::default(),
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),
+            writes_held: Cell::new(false),
             is_closing: Cell::new(false),
             relieved: Notify::new(),
             pending: Gate::new(),

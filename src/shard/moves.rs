@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use super::{Message, Outlet, Shard, Stall};
 use crate::base::TabletId;
-use crate::engine::manifest::{TableRef, TabletState};
+use crate::engine::checkpoint::Linked;
+use crate::engine::manifest::{State, TableRef, TabletState};
 use crate::engine::{TabletReport, TransferError};
 use crate::env::{Env, Lock, Notify, Queue};
 use crate::protocol::binary::{HEADER_BYTES, decode_header, decode_request};
@@ -110,6 +111,14 @@ pub enum Ask {
     Lose(TabletId, SlotRange, String),
     /// Nothing comes: close what was opened.
     ForgetArriving,
+    /// Let no write happen until the next of these. At once.
+    HoldWrites,
+    /// What was written belongs to the checkpoint. At once.
+    SealCheckpoint,
+    /// Link this shard's part of the checkpoint into a directory, when it is in tables.
+    Checkpoint(String),
+    /// Nothing comes of the checkpoint. At once.
+    ForgetCheckpoint,
     /// Let requests go on, and route them as is said here. At once.
     Release(Option<Assigned>),
 }
@@ -128,6 +137,8 @@ pub enum Answer {
     Packed(Box<TabletState>, u64, (u64, f64)),
     /// It is here, under this local number.
     Placed(usize),
+    /// A shard's part of a checkpoint.
+    Checkpoint(Box<State>, Linked),
 }
 
 /// Why a tablet did not move or split.
@@ -272,6 +283,9 @@ impl<E: Env> Shard<E> {
                 // Unless this is a turn already, whoever waited would not be told before the next.
                 self.end_turn();
             }
+            Ask::HoldWrites => self.hold_writes(),
+            Ask::SealCheckpoint => self.seal_checkpoint(),
+            Ask::ForgetCheckpoint => self.engine.forget_checkpoint(),
             other => return Err(other),
         }
         Ok(())
@@ -331,7 +345,12 @@ impl<E: Env> Shard<E> {
                 engine.lose(tablet).await.map_err(|error| Trouble::Failed(error.to_string()))?;
             }
             Ask::ForgetArriving => engine.forget_arriving().await,
-            Ask::Hold { .. } | Ask::Release(_) => unreachable!("these are done at once"),
+            Ask::Checkpoint(dir) => return self.link_checkpoint(&dir).await,
+            Ask::Hold { .. }
+            | Ask::Release(_)
+            | Ask::HoldWrites
+            | Ask::SealCheckpoint
+            | Ask::ForgetCheckpoint => unreachable!("these are done at once"),
         }
         Ok(Answer::Done)
     }

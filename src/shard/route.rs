@@ -168,7 +168,8 @@ impl<E: Env> Shard<E> {
                     self.gather_stats(origin, meta, section, out);
                     return;
                 }
-                if let Request::Tablets { .. } = request { COORDINATOR } else { self.id }
+                let is_coordinated = matches!(request, Request::Tablets { .. } | Request::Checkpoint { .. });
+                if is_coordinated { COORDINATOR } else { self.id }
             }
             Route::Slot(slot) => self.slots.shard(slot),
             Route::Keys(keys) => {

@@ -184,6 +184,10 @@ impl<E: Env> Shard<E> {
             return Step::Stalled(Stall::Room);
         }
         Metrics::add(&self.metrics.requests, 1);
+        if let Request::Checkpoint { dir } = request {
+            self.checkpoint(origin, meta, dir);
+            return Step::Taken;
+        }
         if let Request::Tablets { command } = request {
             self.arrange(origin, meta, command);
             return Step::Taken;
@@ -214,6 +218,7 @@ impl<E: Env> Shard<E> {
             | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
+            Request::Checkpoint { .. } => smallvec::SmallVec::new(),
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
                 smallvec::SmallVec::new()
             }

@@ -31,7 +31,7 @@ pub struct Changed {
 
 impl<E: Env> Shard<E> {
     /// Has `shard` do something, and waits until it has.
-    async fn ask(self: &Rc<Self>, shard: usize, ask: Ask) -> Result<Answer, Trouble> {
+    pub(super) async fn ask(self: &Rc<Self>, shard: usize, ask: Ask) -> Result<Answer, Trouble> {
         if shard == self.id {
             return match self.at_once(ask) {
                 Ok(()) => Ok(Answer::Done),
@@ -55,7 +55,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Has every shard do something at once.
-    async fn ask_all(self: &Rc<Self>, ask: impl Fn() -> Ask) {
+    pub(super) async fn ask_all(self: &Rc<Self>, ask: impl Fn() -> Ask) {
         let others: Vec<u64> =
             (0..self.slots.shards).filter(|s| *s != self.id).map(|s| self.tell(s, ask())).collect();
         let _ = self.at_once(ask());

@@ -202,6 +202,17 @@ async fn load_shard<E: Env>(env: &E, key: FileKey, shards: u32) -> Result<State,
     state_of(&path, key, shards, &contents)
 }
 
+/// The state of a store of which each shard's part is given. `Err`: they do not fit together.
+pub fn merge_shards(states: Vec<State>) -> Result<State, String> {
+    let mut states = states.into_iter();
+    let mut merged = states.next().ok_or("a store of no shards")?;
+    for state in states {
+        merge(&mut merged, state)?;
+    }
+    merged.check()?;
+    Ok(merged)
+}
+
 fn merge(into: &mut State, other: State) -> Result<(), String> {
     let known = Store { next_log: other.store.next_log, ..into.store };
     if known != other.store {

@@ -268,7 +268,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         OpCode::Hello => size_of::<WireHelloRequest>() as u32,
         OpCode::Incr => size_of::<I64>() as u32,
         OpCode::Get | OpCode::Delete | OpCode::Stats => 0,
-        OpCode::Expire | OpCode::Persist | OpCode::Ttl | OpCode::Tablets => 0,
+        OpCode::Expire | OpCode::Persist | OpCode::Ttl | OpCode::Tablets | OpCode::Checkpoint => 0,
         OpCode::Set | OpCode::Ping if value_len > limits.value_bytes_max => {
             return Err(value_too_large(opcode, u64::from(value_len), limits));
         }
@@ -333,6 +333,13 @@ pub fn decode_request<'a>(
             let section =
                 std::str::from_utf8(key).map_err(|_| malformed("STATS: the section is not UTF-8"))?;
             Request::Stats { section }
+        }
+        OpCode::Checkpoint => {
+            let dir = std::str::from_utf8(key).map_err(|_| malformed("CHECKPOINT: the path is not UTF-8"))?;
+            if !dir.starts_with('/') {
+                return Err(malformed("CHECKPOINT: the path is not absolute"));
+            }
+            Request::Checkpoint { dir }
         }
         OpCode::Tablets => {
             let command =
@@ -500,7 +507,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (opcode, Status::Done)
             if version == Lsn::ZERO
                 && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget)
-                && !matches!(opcode, OpCode::Stats | OpCode::Tablets) =>
+                && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
         }
@@ -527,7 +534,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (OpCode::Incr, Status::Done) => I64::ref_from_bytes(body)
             .map(|value| Reply::Counter { version, value: value.get() })
             .map_err(|_| ReplyError::Malformed("a sum has 8 bytes")),
-        (OpCode::Stats | OpCode::Tablets, Status::Done) => std::str::from_utf8(body)
+        (OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint, Status::Done) => std::str::from_utf8(body)
             .map(Reply::Stats)
             .map_err(|_| ReplyError::Malformed("the text of a reply is not UTF-8")),
     }

@@ -115,6 +115,7 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
             push_request(out, opcode, request_id, key, 0, options);
         }
         Request::Stats { section } => push_request(out, opcode, request_id, section.as_bytes(), 0, plain),
+        Request::Checkpoint { dir } => push_request(out, opcode, request_id, dir.as_bytes(), 0, plain),
         Request::Tablets { command } => push_request(out, opcode, request_id, command.as_bytes(), 0, plain),
     }
 }

@@ -51,10 +51,17 @@
 //!  11 PERSIST key      -                           new       -           the old version if it never expires
 //!  12 TTL     key      -                           value's   lifetime, or nothing if it never expires
 //!  20 TABLETS command  -                           -         text, lines of key=value
+//!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
 //! STATS without a key is about everything; its sections are `total`, `shards`, and `tablets`, which is not part
 //! of everything. INCR works on decimal text, as Redis does, an absent key
 //! counting as 0.
+//!
+//! # Checkpoint
+//! The path is absolute and of the server's machine, on the file system of its data; what is there must be an empty
+//! directory or nothing. All that was answered before the request was sent is in the checkpoint, and of what was
+//! sent later nothing that followed something that is not. The text says tables, bytes (both linked, not copied),
+//! and pause_micros: how long writes waited. One that failed is refused with code 73.
 //!
 //! # Tablets
 //! The commands of TABLETS are words with one space between them. Each changes where keys are served, while they

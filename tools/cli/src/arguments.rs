@@ -135,6 +135,11 @@ pub enum Command {
         #[arg(long, num_args = 1..=2, value_names = ["TABLET", "SLOT"])]
         split: Option<Vec<u32>>,
     },
+    /// Make a consistent copy of the data while serving, by hard links: a data directory of its own.
+    Checkpoint {
+        /// A new or empty directory on the server's machine, on the file system of its data; an absolute path.
+        dir: String,
+    },
     /// Move all tablets to the first COUNT of the server's cores, while it serves.
     Cores { count: u32 },
     /// Do several writes to keys of one slot, all or none: put KEY VALUE and del KEY, one after another.
@@ -245,7 +250,9 @@ impl Command {
     pub fn patience(&self, asked: f64) -> f64 {
         const ARRANGE_SECS: f64 = 600.0;
         match self {
-            Command::Rebalance { .. } | Command::Cores { .. } => asked.max(ARRANGE_SECS),
+            Command::Rebalance { .. } | Command::Cores { .. } | Command::Checkpoint { .. } => {
+                asked.max(ARRANGE_SECS)
+            }
             _ => asked,
         }
     }

@@ -158,6 +158,7 @@ impl Session {
                 };
                 self.arrange(words.0, words.1, out)
             }
+            Command::Checkpoint { dir } => Ok(out.write_all(self.client.checkpoint(dir)?.as_bytes())?),
             Command::Cores { count } => self.arrange("cores", &[*count], out),
             Command::Batch { words, sync } => {
                 let mut batch = parse_batch(words)?;

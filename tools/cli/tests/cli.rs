@@ -106,6 +106,7 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
         }
         Request::Incr { amount, .. } => reply(Reply::Counter { version: next, value: amount }),
         Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
+        Request::Checkpoint { dir } => reply(Reply::Stats(&format!("dir={dir}\n"))),
         Request::Tablets { command } => reply(Reply::Stats(&format!("command={command}\n"))),
         Request::Expire { key, .. } | Request::Persist { key, .. } => match store.contains_key(key) {
             true => reply(Reply::Written { version: next }),

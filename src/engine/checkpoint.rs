@@ -1,0 +1,217 @@
+//! A checkpoint: a directory that is a data directory of its own, made while the shards serve. Tables are hard
+//! links, so nothing is copied; what was in memory is flushed first, so it needs no log.
+//!
+//! Whoever coordinates it: [`prepare`] (a marked, empty directory); all shards hold their writes back, then each
+//! calls [`Engine::seal_checkpoint`] and lets them go on: that is the barrier, and what a checkpoint holds is what
+//! was written before it. Then each shard waits for [`Engine::captured`] and links its tables
+//! ([`Engine::link_checkpoint`]), and [`complete`] writes the manifest.
+//!
+//! Invariants:
+//! - What is captured is the manifest's state in the very step in which the sealed memtable's tables became live:
+//!   nothing that was written later is in it. Versions are captured with it, and keep the files.
+//! - No tablet moves or splits between barrier and capture: the caller sees to that.
+//! - A directory with the [`MARKER`] is not complete, and a start refuses it. The marker is there before anything
+//!   else, and goes last, when all else is durable.
+
+use std::rc::{Rc, Weak};
+
+use super::manifest::{self, State};
+use super::version::Version;
+use super::write::Sealed;
+use super::{Engine, EngineError};
+use crate::base::{EntryIndex, PAGE_SIZE, TableName, TabletId};
+use crate::disk::{Disk, File, OpenMode, OpenOptions};
+use crate::env::below::EnvBelow;
+use crate::env::{Env, Pacer};
+
+/// Name of the file that says that a data directory is not complete.
+pub const MARKER: &str = "INCOMPLETE";
+
+/// A shard's content at the barrier.
+pub struct Captured<E: Env> {
+    /// What its manifest says of it, without logs: it needs none.
+    pub state: State,
+    versions: Vec<(TabletId, Rc<Version<E>>)>,
+}
+
+/// A checkpoint that was begun.
+pub(super) struct Pending<E: Env> {
+    /// When this is flushed, tables hold all that belongs to it.
+    until: Weak<Sealed>,
+    /// Per tablet, its last entry at the barrier.
+    last: Vec<EntryIndex>,
+    captured: Option<Captured<E>>,
+}
+
+/// How much a shard linked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Linked {
+    /// Tables.
+    pub tables: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl<E: Env> Engine<E> {
+    /// Draws the line: what was written up to here belongs to the checkpoint. No write may be under way.
+    pub fn seal_checkpoint(&self) {
+        // One memtable more than may wait usually, for as long as its flush takes.
+        self.rotate();
+        let until = self.sealed.borrow().back().cloned();
+        let pending = Pending {
+            until: until.as_ref().map_or_else(Weak::new, Rc::downgrade),
+            last: self.last.borrow().clone(),
+            captured: None,
+        };
+        self.checkpoint.replace(Some(pending));
+        if until.is_none() {
+            self.capture();
+        }
+    }
+
+    /// Called in the step in which the tables of `flushed` became live.
+    pub(super) fn capture_after(&self, flushed: &Rc<Sealed>) {
+        let is_it = |pending: &Pending<E>| {
+            pending.captured.is_none() && std::ptr::eq(pending.until.as_ptr(), Rc::as_ptr(flushed))
+        };
+        if self.checkpoint.borrow().as_ref().is_some_and(is_it) {
+            self.capture();
+        }
+    }
+
+    fn capture(&self) {
+        let mut state = self.manifest.state().clone();
+        state.logs.clear();
+        state.pins.clear();
+        state.tablets.values_mut().for_each(|tablet| tablet.logs.clear());
+        let here = self.all_tablets().into_iter().enumerate().filter(|(_, tablet)| tablet.is_here());
+        let here: Vec<_> = here.collect();
+        let mut pending = self.checkpoint.borrow_mut();
+        let Some(pending) = pending.as_mut() else { return };
+        let mut versions = Vec::with_capacity(here.len());
+        for (local, tablet) in here {
+            let (flushed, last) = (state.flushed(tablet.id), pending.last.get(local).copied());
+            assert_eq!(Some(flushed), last, "tablet {}: flushed up to the barrier and no further", tablet.id);
+            versions.push((tablet.id, tablet.version()));
+        }
+        pending.captured = Some(Captured { state, versions });
+        self.changed.notify();
+    }
+
+    /// Waits until what belongs to the checkpoint is in tables. Suspends for as long as that takes.
+    pub async fn captured(&self) -> Result<Captured<E>, EngineError> {
+        let has_come = || self.checkpoint.borrow().as_ref().is_none_or(|pending| pending.captured.is_some());
+        let is_over = || {
+            has_come()
+                || self.flush_trouble.borrow().is_some()
+                || self.manifest.failed().is_some()
+                || self.wal.failed().is_some()
+                || self.is_stopping.get()
+        };
+        self.changed.until(is_over).await;
+        let captured = self.checkpoint.take().and_then(|pending| pending.captured);
+        captured.ok_or_else(|| match (self.wal.failed(), self.flush_trouble.borrow().as_ref()) {
+            (Some(cause), _) => EngineError::Log(cause),
+            (_, Some(cause)) => {
+                EngineError::Checkpoint(format!("what is in memory can't be flushed: {cause}"))
+            }
+            _ => EngineError::Stopping,
+        })
+    }
+
+    /// Nothing comes of the checkpoint.
+    pub fn forget_checkpoint(&self) {
+        self.checkpoint.take();
+    }
+
+    /// Links the tables of a captured state into `dir`.
+    pub async fn link_checkpoint(&self, captured: &Captured<E>, dir: &str) -> Result<Linked, EngineError> {
+        let mut pacer = Pacer::new(&self.env);
+        let mut linked = Linked::default();
+        for (tablet, version) in &captured.versions {
+            let mut tables = 0;
+            for member in version.members() {
+                let name = member.table.name();
+                let target = format!("{dir}/{}", name.path());
+                self.env.disk().link(&name.path(), &target).await.map_err(|error| elsewhere(error, dir))?;
+                tables += 1;
+                linked.bytes += member.meta().bytes;
+                pacer.breathe().await;
+            }
+            assert_eq!(tables, captured.state.tables(*tablet).len(), "the manifest names what is live");
+            linked.tables += tables as u64;
+        }
+        Ok(linked)
+    }
+}
+
+fn elsewhere(error: crate::disk::DiskError, dir: &str) -> EngineError {
+    if error.source.raw_os_error() == Some(libc::EXDEV) {
+        return EngineError::Checkpoint(format!(
+            "{dir} is on another file system than the data, where tables can't be linked; make the checkpoint beside the data and copy it with atlaskv-inspect backup"
+        ));
+    }
+    error.into()
+}
+
+/// The directory above, or that of the disk itself.
+fn parent(dir: &str) -> &str {
+    match dir.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((parent, _)) => parent,
+        None => "",
+    }
+}
+
+/// Makes `dir` an empty directory that is marked as not complete. Refuses one that holds anything.
+pub async fn prepare<E: Env>(env: &E, dir: &str) -> Result<(), EngineError> {
+    match env.disk().list(dir).await {
+        Ok(entries) if entries.is_empty() => {}
+        Ok(_) => return Err(EngineError::Checkpoint(format!("{dir} is not empty; name a new directory"))),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    let disk = env.disk();
+    disk.create_dir(dir).await?;
+    disk.sync_dir(parent(dir)).await?;
+    let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
+    let file = disk.open(&format!("{dir}/{MARKER}"), options).await?;
+    let mut page = disk.alloc(PAGE_SIZE);
+    page.fill(0);
+    let written = async {
+        file.write_at(0, page).await?;
+        file.sync().await
+    };
+    let result = written.await;
+    file.close().await?;
+    result?;
+    disk.sync_dir(dir).await?;
+    disk.create_dir(&format!("{dir}/{}", TableName::DIR)).await?;
+    Ok(disk.sync_dir(dir).await?)
+}
+
+/// Writes the manifest of a directory into which the tables of all `states` were linked, one state a shard.
+pub async fn complete<E: Env>(env: &E, dir: &str, states: Vec<State>) -> Result<(), EngineError> {
+    let state = manifest::merge_shards(states).map_err(EngineError::Checkpoint)?;
+    let below = EnvBelow::new(env, dir);
+    let disk = below.disk();
+    disk.sync_dir(TableName::DIR).await?;
+    manifest::install(&below, &state).await?;
+    disk.remove(MARKER).await?;
+    Ok(disk.sync_dir("").await?)
+}
+
+/// Refuses a directory that is not complete.
+pub(super) async fn refuse_incomplete<E: Env>(env: &E) -> Result<(), EngineError> {
+    let is_marked = match env.disk().list("").await {
+        Ok(entries) => entries.iter().any(|entry| entry.name == MARKER),
+        Err(error) if error.is_not_found() => false,
+        Err(error) => return Err(error.into()),
+    };
+    if is_marked {
+        return Err(EngineError::Checkpoint(format!(
+            "a file {MARKER} says that this copy was never completed; remove the directory and make the copy again"
+        )));
+    }
+    Ok(())
+}
