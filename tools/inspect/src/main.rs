@@ -1,5 +1,7 @@
-//! `atlaskv-inspect`: looks into a data directory without a server, and never writes to it.
+//! `atlaskv-inspect`: looks into a data directory without a server, and never writes to it; copies checkpoints
+//! into backups, and these into new data directories.
 
+mod backup;
 mod dump;
 mod readonly;
 mod verify;
@@ -14,7 +16,7 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 all is well, 1 there is damage, 2 it can't be read or the command is wrong.
 A file is read as a whole: there must be memory for the largest one.";
 
-/// Looks into an AtlasKV data directory without a server; never writes to it
+/// Looks into an AtlasKV data directory without a server; never writes to it. Makes and restores backups
 #[derive(Parser)]
 #[command(name = "atlaskv-inspect", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
@@ -28,6 +30,23 @@ enum Command {
     Verify {
         /// The data directory; no server may be using it
         dir: PathBuf,
+    },
+    /// Copy a checkpoint into a new directory below TARGET: of its tables, those that the last backup there lacks
+    Backup {
+        /// A checkpoint that no server uses
+        checkpoint: PathBuf,
+        /// Where backups are kept; on any file system
+        target: PathBuf,
+        /// Name of the backup; by default made of the time
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Check every byte of a backup, then copy it into a new data directory
+    Restore {
+        /// A backup, or a checkpoint that no server uses
+        backup: PathBuf,
+        /// A new or empty directory
+        target: PathBuf,
     },
     /// Show the blocks and records of a write-ahead log segment
     Wal {
@@ -102,6 +121,8 @@ fn refuse(what: &str) -> ExitCode {
 fn run(command: Command, out: &mut impl Write) -> Outcome {
     match command {
         Command::Verify { dir } => verify::verify(&dir, out),
+        Command::Backup { checkpoint, target, name } => backup::backup(&checkpoint, &target, name, out),
+        Command::Restore { backup, target } => backup::restore(&backup, &target, out),
         Command::Wal { file, detail } => dump::wal(&file, &read(&file)?, detail, out),
         Command::Sst { file, detail } => dump::sst(&file, &read(&file)?, detail, out),
         Command::Manifest { file } => dump::manifest(&file, &read(&file)?, out),
