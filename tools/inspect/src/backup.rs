@@ -80,9 +80,8 @@ fn complete(target: &Path) -> Result<(), Failure> {
 fn copy_file(from: &Path, to: &Path) -> Result<u64, Failure> {
     let mut source = at(from, File::open(from))?;
     let mut target = at(to, File::create_new(to))?;
-    let bytes = io::copy(&mut source, &mut target).map_err(|error| {
-        Failure::Refused(format!("{} to {}: {error}", from.display(), to.display()))
-    })?;
+    let bytes = io::copy(&mut source, &mut target)
+        .map_err(|error| Failure::Refused(format!("{} to {}: {error}", from.display(), to.display())))?;
     at(to, target.sync_all())?;
     Ok(bytes)
 }
