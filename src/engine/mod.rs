@@ -265,8 +265,8 @@ impl<E: Env> Engine<E> {
         for tablet in self.tablets.borrow().iter() {
             for member in tablet.version.borrow().members() {
                 snapshot.tables += 1;
-                snapshot.table_bytes += member.meta().bytes;
-                snapshot.table_entries += member.meta().entries;
+                snapshot.table_bytes += tablet.part(member.meta(), member.meta().bytes);
+                snapshot.table_entries += tablet.part(member.meta(), member.meta().entries);
             }
         }
         snapshot
