@@ -21,6 +21,7 @@ pub use memory::{COMMON_BYTES, MemoryBound, MemoryLimit, SHARD_BYTES_MIN, ShardM
 pub use size::{parse_millis, parse_size, rough_size, show_size};
 
 use crate::base::{Codec, Compression, VALUE_BYTES_DEFAULT_MAX, VALUE_BYTES_LIMIT};
+use crate::slot::SLOT_COUNT;
 
 /// Most shards a server may have. Tablets are numbered with 16 bits and a shard owns at least one; the
 /// mesh has a queue for each pair.
@@ -42,6 +43,10 @@ pub struct Flags {
     /// Shards, each on a CPU of its own [default: all CPUs this process may use]
     #[arg(long, value_name = "N", env = "ATLASKV_CORES")]
     pub cores: Option<String>,
+    /// Tablets of a new data directory, a power of two; one that exists keeps its own [default: 8 a core, at
+    /// least 16]
+    #[arg(long, value_name = "N", env = "ATLASKV_TABLETS")]
+    pub tablets: Option<String>,
     /// Directory that holds the data; made if it does not exist [default: ./atlaskv-data]
     #[arg(long, value_name = "DIR", env = "ATLASKV_DATA_DIR", value_parser = clap::value_parser!(OsString))]
     pub data_dir: Option<OsString>,
@@ -112,6 +117,8 @@ pub enum LogFormat {
 pub struct Config {
     /// Shards wanted; `None`: one for each CPU that may be used.
     pub cores: Option<usize>,
+    /// Tablets of a new store; `None`: by the number of shards.
+    pub tablets: Option<u16>,
     /// More shards than CPUs are fine.
     pub oversubscribe: bool,
     /// Where the data is.
@@ -245,6 +252,7 @@ impl Config {
         let memory = given(&flags.memory);
         Ok(Config {
             cores: given(&flags.cores).map(|text| read_count("cores", &text, CORES_MAX)).transpose()?,
+            tablets: given(&flags.tablets).map(|text| read_tablets(&text)).transpose()?,
             oversubscribe: flags.oversubscribe,
             data_dir: flags
                 .data_dir
@@ -312,6 +320,12 @@ fn read_count(flag: &'static str, text: &str, most: usize) -> Result<usize, Conf
         return Err(ConfigError::TooLarge { flag, given: text.to_string(), most: most.to_string() });
     }
     Ok(count)
+}
+
+fn read_tablets(text: &str) -> Result<u16, ConfigError> {
+    let count = read_count("tablets", text, usize::from(SLOT_COUNT))?;
+    let tablets = u16::try_from(count).ok().filter(|count| count.is_power_of_two());
+    tablets.ok_or_else(|| unreadable("tablets", text, "a power of two", "64"))
 }
 
 fn read_duration(flag: &'static str, text: &str, least: Duration) -> Result<Duration, ConfigError> {

@@ -158,6 +158,8 @@ counters! {
     snapshot_age_ms,
     /// Scans begun, of one shard's tablets.
     scans,
+    /// Pages of scans that were made beside the turns: they read from disk, or took long.
+    scan_tasks,
     /// Entries that scans gave.
     scan_entries,
     /// Entries that scans passed over: deleted, expired or older versions.

@@ -31,6 +31,23 @@ impl Slot {
         Slot(crc16(hash_tag(key)) & (SLOT_COUNT - 1))
     }
 
+    /// The slot of all keys from `start` up to but not including `end` (empty: without an end), if they share a
+    /// hash tag that their common beginning holds whole.
+    pub fn of_range(start: &[u8], end: &[u8]) -> Option<Slot> {
+        let (last, rest) = end.split_last()?;
+        // The greatest string below `end`, if it could be of any length: what every key in between begins with is
+        // what that and `start` have in common.
+        let greatest = rest.iter().copied().chain(last.checked_sub(1)).chain(
+            // Below a zero byte there is nothing but the string without it.
+            std::iter::repeat_n(u8::MAX, if *last == 0 { 0 } else { start.len() }),
+        );
+        let shared = start.iter().zip(greatest).take_while(|(a, b)| **a == *b).count();
+        let shared = &start[..shared];
+        let open = shared.iter().position(|&byte| byte == b'{')?;
+        let len = shared[open + 1..].iter().position(|&byte| byte == b'}')?;
+        (len > 0).then(|| Slot::of_key(shared))
+    }
+
     /// Its number.
     #[inline]
     pub fn number(self) -> u16 {
@@ -192,6 +209,44 @@ mod tests {
         assert_eq!(hash_tag(b"foo{{bar}}zap"), b"{bar");
         assert_eq!(hash_tag(b"foo{bar}{zap}"), b"bar");
         assert_eq!(hash_tag(b"foo{bar"), b"foo{bar");
+    }
+
+    #[test]
+    fn a_range_under_one_tag_has_one_slot() {
+        for (start, end, tag) in [
+            (&b"{tag}"[..], &b"{tag~"[..], Some("tag")),
+            (b"{tag}a", b"{tag}m", Some("tag")),
+            (b"{tag}a", b"{tag~", Some("tag")),
+            (b"a{tag}:", b"a{tag};", Some("tag")),
+            (b"{tag}a", b"{tag}a\0", Some("tag")),
+            (b"{tag}", b"{tag}", None),
+            (b"{tag}", b"", None),
+            (b"{tag", b"{tah", None),
+            (b"{tag}a", b"{tah", None),
+            (b"{}", b"{~", None),
+            (b"", b"{tag}", None),
+            (b"b", b"a", None),
+        ] {
+            let slot = tag.map(|tag: &str| Slot::of_key(tag.as_bytes()));
+            assert_eq!(Slot::of_range(start, end), slot, "{start:?} to {end:?}");
+        }
+        // Whatever it says is true of every key in the range.
+        let mut rng = fastrand::Rng::with_seed(9);
+        let mut key = || -> Vec<u8> { (0..rng.usize(1..7)).map(|_| b"{}az\0\xFF"[rng.usize(..6)]).collect() };
+        let mut told = 0;
+        for _ in 0..200_000 {
+            // Unrelated keys are hardly ever under one tag.
+            let shared = key();
+            let [start, end, between] = [key(), key(), key()].map(|rest| [&shared[..], &rest].concat());
+            if let Some(slot) = Slot::of_range(&start, &end)
+                && between >= start
+                && between < end
+            {
+                told += 1;
+                assert_eq!(Slot::of_key(&between), slot, "{between:?} from {start:?} to {end:?}");
+            }
+        }
+        assert!(told > 100, "{told}");
     }
 
     #[test]

@@ -16,7 +16,9 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use atlaskv::client::{Batch, Client, Condition, Config, Deadline, Expiry, Options, Outcome, SetOptions};
+//! use atlaskv::client::{
+//!     Batch, Client, Condition, Config, Deadline, Expiry, KeyRange, Options, Outcome, SetOptions,
+//! };
 //!
 //! # fn main() -> Result<(), atlaskv::client::Error> {
 //! let mut client = Client::connect(Config::new("127.0.0.1:7379"))?;
@@ -41,6 +43,12 @@
 //! batch.put(b"{ann}.balance", b"90")?.delete(b"{ann}.pending")?;
 //! client.batch(&batch)?;
 //!
+//! // Keys in order, as many as one likes: pages are fetched as they are needed.
+//! for entry in client.scan(KeyRange::prefix(b"user:")).limit(100) {
+//!     let entry = entry?;
+//!     println!("{:?} = {:?}", entry.key, entry.value);
+//! }
+//!
 //! // Many requests on the wire at once.
 //! let mut pipeline = client.pipeline();
 //! for i in 0..1000 {
@@ -59,6 +67,7 @@ mod connection;
 mod error;
 mod pipeline;
 mod response;
+mod scan;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -70,4 +79,5 @@ pub use connection::Connection;
 pub use error::Error;
 pub use pipeline::Pipeline;
 pub use response::{Counter, Outcome, Response, Ttl, Versioned};
+pub use scan::{Entry, KeyRange, Scan};
 pub use session::{Client, Options, SetOptions};

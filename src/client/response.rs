@@ -90,7 +90,7 @@ impl Response {
             Reply::Lifetime { version, lifetime } => Response::Ttl(Some(Ttl { lifetime, version })),
             Reply::Stats(text) => Response::Stats(text.to_owned()),
             Reply::Refused(refusal) => return Err(Error::Refused(refusal)),
-            Reply::Hello(_) => return Err(unexpected(address)),
+            Reply::Hello(_) | Reply::Page(_) => return Err(unexpected(address)),
         })
     }
 }

@@ -6,6 +6,7 @@ use super::connection::Connection;
 use super::error::Error;
 use super::pipeline::Pipeline;
 use super::response::{Counter, Outcome, Response, Ttl, Versioned, unexpected};
+use super::scan::{KeyRange, Scan};
 use crate::base::Lsn;
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{HEADER_BYTES, KeyList};
@@ -265,6 +266,11 @@ impl Client {
         Pipeline::new(self)
     }
 
+    /// The keys of a range in order, page by page. See [`Scan`].
+    pub fn scan(&mut self, range: KeyRange) -> Scan<'_> {
+        Scan::new(self, range)
+    }
+
     fn write(&mut self, request: &Request<'_>) -> Result<Outcome, Error> {
         match self.call(request)? {
             Response::Outcome(outcome) => Ok(outcome),
@@ -291,7 +297,7 @@ impl Client {
     fn call_once(&mut self, request: &Request<'_>, was_sent: &mut bool) -> Result<Response, Error> {
         let slot = match request.route() {
             Route::Slot(slot) => Some(slot),
-            Route::Anywhere | Route::Keys(_) => None,
+            Route::Anywhere | Route::Shard(_) | Route::Keys(_) => None,
         };
         let id = self.next_id();
         let mut connection = self.checkout(slot)?;
@@ -411,7 +417,7 @@ impl SetOptions {
     }
 }
 
-fn check_key(key: &[u8], limits: &Limits) -> Result<(), Refusal> {
+pub(super) fn check_key(key: &[u8], limits: &Limits) -> Result<(), Refusal> {
     if key.is_empty() || key.len() > limits.key_bytes_max as usize {
         let message = format!("a key has 1 to {} bytes, not {}", limits.key_bytes_max, key.len());
         return Err(Refusal::new(Code::InvalidKey, message));
@@ -464,6 +470,10 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
             }
             too_many(ops.len())?;
             too_large(ops.wire_bytes().len(), limits.batch_bytes_max, Code::BatchTooLarge, "a batch")
+        }
+        Request::Scan(scan) => {
+            let longest = scan.start.len().max(scan.end.len());
+            too_large(longest, limits.key_bytes_max, Code::InvalidKey, "a bound of a scan")
         }
         Request::Hello(_) => Ok(()),
     }

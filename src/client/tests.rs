@@ -9,9 +9,10 @@ use super::*;
 use crate::base::{Lsn, OpKind};
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{
-    HEADER_BYTES, VERSION, ValueListEncoder, decode_header, decode_request, encode_refusal, encode_reply,
+    Cursor, HEADER_BYTES, PageEncoder, VERSION, ValueListEncoder, decode_header, decode_request,
+    encode_refusal, encode_reply,
 };
-use crate::protocol::{Hello, Limits, Reply, Request, ShardRange};
+use crate::protocol::{Hello, Limits, Reply, Request, ScanEntry, ShardRange};
 use crate::slot::{Slot, SlotRange};
 
 /// What goes wrong at the next request that is not HELLO.
@@ -56,6 +57,8 @@ struct Store {
     /// Of keys that were given one.
     expiries: BTreeMap<Vec<u8>, u64>,
     last: u64,
+    /// Pages of the scan that is under way.
+    pages: u32,
 }
 
 impl Fake {
@@ -279,6 +282,24 @@ impl State {
                 }
             }
             Request::Stats { section } => answer(Reply::Stats(&format!("section={section}\n"))),
+            Request::Scan(scan) => {
+                // Three entries a page. A cursor of another page than this server gave last is of a session that
+                // is gone.
+                let after = scan.cursor.map_or(&[][..], |cursor| cursor.key);
+                let mut keys = store.values.range(scan.start.to_vec()..).filter(|(key, _)| &key[..] > after);
+                let mut page = PageEncoder::new(id, epoch);
+                let mut cursor = Vec::new();
+                for (key, (version, value)) in keys.by_ref().take(3) {
+                    page.push(&ScanEntry { key, version: *version, expiry_ms: 0, value });
+                    cursor.clear();
+                    let number = scan.cursor.map_or(0, |cursor| cursor.page) + 1;
+                    Cursor { shard: 0, page: number, session: 1, key }.encode(&mut cursor);
+                }
+                let is_new = scan.cursor.is_some_and(|cursor| cursor.page != store.pages);
+                let is_end = keys.next().is_none();
+                store.pages = scan.cursor.map_or(0, |cursor| cursor.page) + 1;
+                out.extend_from_slice(&page.finish(is_new, (!is_end).then_some(&cursor[..])));
+            }
         }
     }
 }
@@ -576,4 +597,35 @@ fn clients_may_move_between_threads_and_errors_be_shared() {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send::<Client>();
     is_send_and_sync::<Error>();
+}
+
+#[test]
+fn a_scan_gives_each_key_once_whatever_happens_to_its_connection() {
+    let fake = Fake::start(1);
+    let mut client = fake.client();
+    let keys: Vec<Vec<u8>> = (0..20u8).map(|n| vec![b'k', n]).collect();
+    for key in &keys {
+        client.set(key, key).unwrap();
+    }
+    for faults in [
+        vec![],
+        vec![Fault::CloseBefore],
+        vec![Fault::CloseAfter],
+        vec![Fault::CloseAfter, Fault::CloseBefore],
+    ] {
+        let is_repeated = faults.iter().any(|fault| matches!(fault, Fault::CloseAfter));
+        fake.state.faults.lock().unwrap().extend(faults);
+        let mut scan = client.scan(KeyRange::all());
+        let found: Vec<Vec<u8>> = (&mut scan).map(|entry| entry.unwrap().key).collect();
+        assert_eq!(found, keys);
+        // The server had given the first page, and knows nothing of it any more.
+        assert!(!scan.was_renewed() || is_repeated);
+    }
+    let some: Vec<_> =
+        client.scan(KeyRange::from(&keys[3])).limit(5).map(|entry| entry.unwrap().value).collect();
+    assert_eq!(some, keys[3..8]);
+    assert_eq!(client.scan(KeyRange::all()).limit(0).count(), 0);
+    fake.state.faults.lock().unwrap().push_back(Fault::Noise);
+    let mut scan = client.scan(KeyRange::all());
+    assert!(scan.next().unwrap().is_err() && scan.next().is_none());
 }

@@ -1,7 +1,8 @@
 //! What a client can ask for.
 
-use super::binary::{HEADER_BYTES, Keys, Ops};
+use super::binary::{HEADER_BYTES, Keys, Ops, PAGE_OVERHEAD};
 use super::expiry::{Deadline, Expiry};
+use super::scan::ScanRequest;
 use crate::base::{ENTRY_BYTES_MAX, ENTRY_OPS_MAX, KEY_BYTES_MAX, Lsn, VALUE_BYTES_LIMIT};
 use crate::slot::Slot;
 
@@ -33,6 +34,8 @@ pub enum OpCode {
     Persist = 11,
     /// How long a key still lives.
     Ttl = 12,
+    /// The keys of a range in order, page by page.
+    Scan = 13,
     /// Move, split or spread tablets.
     Tablets = 20,
     /// Make a consistent copy while serving.
@@ -52,7 +55,7 @@ const BY_NUMBER: [Option<OpCode>; 256] = {
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 14] = [
+    pub const ALL: [OpCode; 15] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -65,6 +68,7 @@ impl OpCode {
         OpCode::Expire,
         OpCode::Persist,
         OpCode::Ttl,
+        OpCode::Scan,
         OpCode::Tablets,
         OpCode::Checkpoint,
     ];
@@ -83,6 +87,7 @@ impl OpCode {
             OpCode::Expire | OpCode::Persist => true,
             OpCode::Tablets | OpCode::Checkpoint => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
+            OpCode::Scan => false,
         }
     }
 
@@ -101,6 +106,7 @@ impl OpCode {
             OpCode::Expire => "EXPIRE",
             OpCode::Persist => "PERSIST",
             OpCode::Ttl => "TTL",
+            OpCode::Scan => "SCAN",
             OpCode::Tablets => "TABLETS",
             OpCode::Checkpoint => "CHECKPOINT",
         }
@@ -268,6 +274,8 @@ pub enum Request<'a> {
         /// 1..=65535 bytes.
         key: &'a [u8],
     },
+    /// See [`OpCode::Scan`].
+    Scan(ScanRequest<'a>),
     /// See [`OpCode::Checkpoint`].
     Checkpoint {
         /// An absolute path on the server's machine.
@@ -285,6 +293,8 @@ pub enum Request<'a> {
 pub enum Route<'a> {
     /// None: any shard will do.
     Anywhere,
+    /// This shard has what an earlier request left; if there is none with this number, any will do.
+    Shard(usize),
     /// The owner of this slot executes all of it.
     Slot(Slot),
     /// Each key goes to the owner of its slot.
@@ -308,6 +318,7 @@ impl<'a> Request<'a> {
             Request::Expire { .. } => OpCode::Expire,
             Request::Persist { .. } => OpCode::Persist,
             Request::Ttl { .. } => OpCode::Ttl,
+            Request::Scan(_) => OpCode::Scan,
             Request::Tablets { .. } => OpCode::Tablets,
             Request::Checkpoint { .. } => OpCode::Checkpoint,
         }
@@ -334,6 +345,12 @@ impl<'a> Request<'a> {
             | Request::Ttl { key } => Route::Slot(Slot::of_key(key)),
             Request::Mget { keys } => Route::Keys(keys),
             Request::Batch { ops, .. } => Route::Slot(ops.slot()),
+            Request::Scan(scan) => match (scan.slot(), scan.cursor) {
+                _ if scan.is_local => Route::Anywhere,
+                (Some(slot), _) => Route::Slot(slot),
+                (None, Some(cursor)) if cursor.session != 0 => Route::Shard(usize::from(cursor.shard)),
+                (None, _) => Route::Anywhere,
+            },
         }
     }
 }
@@ -358,17 +375,19 @@ pub struct Limits {
 
 impl Limits {
     /// Frames longer than this are refused by every server, whatever its settings.
-    pub const FRAME_BYTES_LIMIT: u32 = (HEADER_BYTES + KEY_BYTES_MAX + VALUE_BYTES_LIMIT) as u32;
+    pub const FRAME_BYTES_LIMIT: u32 =
+        (HEADER_BYTES + PAGE_OVERHEAD + 2 * KEY_BYTES_MAX + VALUE_BYTES_LIMIT) as u32;
 
     /// The limits that follow from the largest value: a batch is one log entry, and a frame holds the
-    /// largest value or batch with the longest key. Several small frames or one large one may be on
+    /// largest value or batch with the longest key, and a cursor with another one, as a page of a scan may. Several small frames or one large one may be on
     /// their way at a time.
     ///
     /// # Panics
     /// If `value_bytes_max` is above [`VALUE_BYTES_LIMIT`], which the configuration refuses.
     pub fn for_values(value_bytes_max: usize) -> Limits {
         assert!(value_bytes_max <= VALUE_BYTES_LIMIT, "checked with the configuration");
-        let frame_bytes_max = HEADER_BYTES + KEY_BYTES_MAX + value_bytes_max.max(ENTRY_BYTES_MAX + 4);
+        let frame_bytes_max =
+            HEADER_BYTES + PAGE_OVERHEAD + 2 * KEY_BYTES_MAX + value_bytes_max.max(ENTRY_BYTES_MAX + 4);
         Limits {
             key_bytes_max: KEY_BYTES_MAX as u32,
             value_bytes_max: value_bytes_max as u32,

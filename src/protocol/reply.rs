@@ -2,6 +2,7 @@
 
 use super::binary::Values;
 use super::command::Limits;
+use super::scan::ScanPage;
 use crate::base::Lsn;
 use crate::error::Refusal;
 use crate::slot::{Slot, SlotRange};
@@ -93,6 +94,8 @@ pub enum Reply<'a> {
     },
     /// To STATS and TABLETS: lines of `key=value`.
     Stats(&'a str),
+    /// To SCAN.
+    Page(ScanPage<'a>),
     /// To anything: nothing was done, with the exceptions that [`crate::error::Code::may_be_applied`]
     /// names.
     Refused(Refusal),

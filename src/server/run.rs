@@ -60,7 +60,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
     watch_signals(events.clone())?;
     let shards = preflight.cpus.len();
     let root = config.data_dir.clone();
-    let tablets = placement::tablets_for(shards);
+    let tablets = config.tablets.unwrap_or_else(|| placement::tablets_for(shards));
     let OnDisk { state, logs } = on_executor(&root, async move |env| recovery::load(&env, tablets).await)?;
     let state = Arc::new(state);
     let start = Handout::new(shards);

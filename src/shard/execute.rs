@@ -108,7 +108,9 @@ impl<E: Env> Shard<E> {
                 out.ready(meta, &Reply::Pong(payload));
                 Ok(Attempt::Done)
             }
-            Request::Hello(_) => Err(Refusal::new(Code::Internal, "HELLO reached a shard's engine")),
+            Request::Hello(_) | Request::Scan(_) => {
+                Err(Refusal::new(Code::Internal, "HELLO or SCAN reached a shard's engine"))
+            }
         };
         result.unwrap_or_else(|refusal| {
             Metrics::add(&self.metrics.refusals, 1);
@@ -431,7 +433,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::Stopping => Code::ShuttingDown,
         EngineError::Checkpoint(_) => Code::CheckpointFailed,
         EngineError::Full(_) => Code::DiskFull,
-        EngineError::SnapshotOver => Code::Overloaded,
+        EngineError::SnapshotOver => Code::SlotMoving,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
         EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,

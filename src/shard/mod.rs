@@ -23,6 +23,7 @@ pub mod mesh;
 mod moves;
 mod outputs;
 mod route;
+mod scan;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -197,6 +198,7 @@ pub struct Shard<E: Env> {
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
     waiting: RefCell<HashMap<Origin, stall::Waiting>>,
+    scans: scan::Scans<E>,
     turns: stall::Turns,
     moves: moves::Moves,
     /// A checkpoint is about to be sealed: writes wait.
@@ -238,6 +240,7 @@ impl<E: Env> Shard<E> {
             held: RefCell::new(Held::default()),
             gathered: Cell::new(0),
             waiting: RefCell::default(),
+            scans: scan::Scans::default(),
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),
             writes_held: Cell::new(false),
@@ -359,6 +362,7 @@ impl<E: Env> Shard<E> {
     /// No more requests come: the tasks of this shard end when nothing is held any more.
     pub fn close(&self) {
         self.is_closing.set(true);
+        self.scans.clear();
         self.engine.changed().notify();
         self.engine.wal().durable_changed().notify();
     }

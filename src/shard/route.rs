@@ -172,6 +172,8 @@ impl<E: Env> Shard<E> {
                 if is_coordinated { COORDINATOR } else { self.id }
             }
             Route::Slot(slot) => self.slots.shard(slot),
+            Route::Shard(shard) if shard < self.slots.shards => shard,
+            Route::Shard(_) => self.id,
             Route::Keys(keys) => {
                 let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
                 let first = owners.next().unwrap_or(self.id);

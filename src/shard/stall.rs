@@ -32,7 +32,7 @@ pub(super) struct Waiting {
     /// Frames that were not executed, oldest first, and who takes their replies: the origin itself, or
     /// whoever gathers the answer to a request of it that concerns several shards.
     frames: VecDeque<(Origin, Vec<u8>)>,
-    loading_bytes: usize,
+    pub(super) loading_bytes: usize,
     for_output: bool,
     for_room: bool,
 }
@@ -184,6 +184,10 @@ impl<E: Env> Shard<E> {
             return Step::Stalled(Stall::Room);
         }
         Metrics::add(&self.metrics.requests, 1);
+        if let Request::Scan(scan) = request {
+            self.scan(line, origin, meta, scan, out);
+            return Step::Taken;
+        }
         if let Request::Checkpoint { dir } = request {
             self.checkpoint(origin, meta, dir);
             return Step::Taken;
@@ -218,7 +222,7 @@ impl<E: Env> Shard<E> {
             | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
-            Request::Checkpoint { .. } => smallvec::SmallVec::new(),
+            Request::Checkpoint { .. } | Request::Scan(_) => smallvec::SmallVec::new(),
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
                 smallvec::SmallVec::new()
             }
@@ -294,7 +298,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// A task of this origin has ended.
-    fn loaded(self: &Rc<Self>, origin: Origin, bytes: usize) {
+    pub(super) fn loaded(self: &Rc<Self>, origin: Origin, bytes: usize) {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin) {
             waiting.loading_bytes -= bytes;
         }

@@ -11,3 +11,4 @@ mod larger;
 mod moves;
 mod preflight;
 mod raw;
+mod scan;

@@ -7,6 +7,7 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::*;
 use super::items::{Keys, ListError, Ops, Values};
+use super::scan;
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
@@ -251,7 +252,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         {
             return Err(Refusal::new(Code::InvalidKey, format!("{}: the key is empty", opcode.name())));
         }
-        OpCode::Hello | OpCode::Ping | OpCode::Mget | OpCode::Batch if key_len != 0 => {
+        OpCode::Hello | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan if key_len != 0 => {
             return Err(Refusal::new(
                 Code::InvalidKey,
                 format!("{} takes no key in its header", opcode.name()),
@@ -277,7 +278,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
             let message = format!("a batch of {} bytes is more than the {limit} allowed", value_len - 4);
             return Err(Refusal::new(Code::BatchTooLarge, message));
         }
-        OpCode::Set | OpCode::Ping | OpCode::Mget | OpCode::Batch => value_len,
+        OpCode::Set | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan => value_len,
     };
     if value_len != wanted_len {
         let message = format!("{} has {wanted_len} bytes of value, not {value_len}", opcode.name());
@@ -329,6 +330,7 @@ pub fn decode_request<'a>(
         },
         OpCode::Persist => Request::Persist { key, condition, durability },
         OpCode::Ttl => Request::Ttl { key },
+        OpCode::Scan => Request::Scan(scan::decode_request(value, limits)?),
         OpCode::Stats => {
             let section =
                 std::str::from_utf8(key).map_err(|_| malformed("STATS: the section is not UTF-8"))?;
@@ -507,7 +509,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (opcode, Status::Done)
             if version == Lsn::ZERO
                 && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget)
-                && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint) =>
+                && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Scan) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
         }
@@ -534,6 +536,9 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (OpCode::Incr, Status::Done) => I64::ref_from_bytes(body)
             .map(|value| Reply::Counter { version, value: value.get() })
             .map_err(|_| ReplyError::Malformed("a sum has 8 bytes")),
+        (OpCode::Scan, Status::Done) => scan::decode_page(body)
+            .map(Reply::Page)
+            .ok_or(ReplyError::Malformed("the page of a scan is broken")),
         (OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint, Status::Done) => std::str::from_utf8(body)
             .map(Reply::Stats)
             .map_err(|_| ReplyError::Malformed("the text of a reply is not UTF-8")),

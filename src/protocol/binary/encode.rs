@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
 use super::items::{Keys, Ops, WireOp, WireValue};
+use super::scan;
 use crate::base::{KEY_BYTES_MAX, Lsn, OpKind};
 use crate::error::Refusal;
 use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
@@ -117,6 +118,10 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
         Request::Stats { section } => push_request(out, opcode, request_id, section.as_bytes(), 0, plain),
         Request::Checkpoint { dir } => push_request(out, opcode, request_id, dir.as_bytes(), 0, plain),
         Request::Tablets { command } => push_request(out, opcode, request_id, command.as_bytes(), 0, plain),
+        Request::Scan(ref request) => {
+            push_request(out, opcode, request_id, &[], scan::request_len(request), plain);
+            scan::encode_request(out, request);
+        }
     }
 }
 
@@ -135,7 +140,7 @@ fn push_list(out: &mut Vec<u8>, count: usize, items: &[u8]) {
 }
 
 #[inline]
-fn push_reply(
+pub(super) fn push_reply(
     out: &mut Vec<u8>,
     opcode: u8,
     request_id: u64,
@@ -196,6 +201,7 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
             push_list(out, values.len(), values.wire_bytes());
         }
         Reply::Hello(hello) => push_hello(out, request_id, epoch, hello),
+        Reply::Page(page) => scan::encode_page(out, request_id, epoch, page),
         Reply::Refused(refusal) => encode_refusal(out, opcode as u8, request_id, epoch, refusal),
     }
 }

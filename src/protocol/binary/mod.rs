@@ -50,6 +50,7 @@
 //!  10 EXPIRE  key      -                           new       -
 //!  11 PERSIST key      -                           new       -           the old version if it never expires
 //!  12 TTL     key      -                           value's   lifetime, or nothing if it never expires
+//!  13 SCAN    -        scan request                -         page
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
@@ -153,6 +154,43 @@
 //! Key and operation lists have at least one item. The keys of an operation list are all of one slot.
 //! An MGET whose values don't fit a frame is refused (code 29).
 //!
+//! # Scans
+//! SCAN gives the keys of a range in order, page by page: those of all shards in one order, of each shard as of
+//! one moment. A page that is not the last has a cursor, which the next request repeats together with the same
+//! range and flags. Nothing is sent that was not asked for, so the client sets the pace.
+//!
+//! ```text
+//! request                                            page
+//!  0  1  flags: 1 reverse, 2 keys only,               0  1  flags: 1 the last page, without a cursor;
+//!        4 local: keys of the shard that                    2 new snapshot
+//!        serves the connection                        1  3  reserved
+//!  1  3  reserved                                     4  4  number of entries n
+//!  4  4  most entries in the page, 0: any             8  4  bytes of entries
+//!  8  4  most bytes of entries, 0: any               12  4  cursor length
+//! 12  2  start length                                16  .. n entries, then the cursor
+//! 14  2  end length
+//! 16  4  cursor length                               entry
+//! 20  4  reserved                                     0  2  key length
+//! 24  8  entries wanted from here on, 0: all          2  1  flags: 1 an expiry follows the header
+//! 32  .. start (included), end (not included;         3  1  reserved
+//!        empty: none), cursor (empty: begin)          4  4  value length, 0 with keys only
+//!                                                     8  8  version
+//! cursor (a client need not look inside)             16  8  expiry, ms since 1970-01-01 UTC (only with flag 1)
+//!  0  1  version 1                                    .. .. key, then value
+//!  1  1  reserved
+//!  2  2  shard that keeps the session
+//!  4  4  number of the page that comes next
+//!  8  8  session, 0: none
+//! 16  .. last key given or passed over
+//! ```
+//! The keys with a prefix are those from it on up to the shortest string above all of them: the prefix without
+//! the FF bytes at its end, its last byte one more. If all keys of a range share one hash tag, only its shard is
+//! asked. A page holds at least one entry, unless it is the last or much that was deleted lay in between, and is
+//! never longer than a frame; an entry that does not fit one is refused (code 29), and keys only gets past it.
+//! The server keeps a session for a scan: its snapshot, and where it is. One that is not asked for some time,
+//! pushed out by others, or lost with a restart is replaced by a new snapshot, which goes on behind the
+//! cursor's key; flag 2 says so. The same cursor may be sent again.
+//!
 //! # When frames are wrong
 //! As long as the header has the right magic and version and the frame is not longer than the server's
 //! limit, the stream is in step: the frame gets a refusal and the connection goes on with the next.
@@ -163,6 +201,7 @@ mod decode;
 mod encode;
 mod header;
 mod items;
+mod scan;
 #[cfg(test)]
 mod tests;
 
@@ -172,3 +211,4 @@ pub use header::{
     FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
 };
 pub use items::{Keys, Ops, Value, Values};
+pub use scan::{CURSOR_BYTES_MAX, Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, entry_len};

@@ -80,7 +80,11 @@ enum Owned {
     Expire(Vec<u8>, Deadline, Condition, Durability),
     Persist(Vec<u8>, Condition, Durability),
     Ttl(Vec<u8>),
+    Scan(OwnedScan),
 }
+
+/// Bounds, flags, sizes, and what a cursor says.
+type OwnedScan = (Vec<u8>, Vec<u8>, [bool; 3], (u32, u32, u64), Option<(u16, u32, u64, Vec<u8>)>);
 
 impl Owned {
     fn request(&self) -> Request<'_> {
@@ -109,6 +113,22 @@ impl Owned {
                 Request::Incr { key, amount: *amount, durability: *durability }
             }
             Owned::Stats(section) => Request::Stats { section },
+            Owned::Scan((start, end, flags, sizes, cursor)) => Request::Scan(ScanRequest {
+                start,
+                end,
+                is_reverse: flags[0],
+                is_keys_only: flags[1],
+                is_local: flags[2],
+                entries_max: sizes.0,
+                bytes_max: sizes.1,
+                limit: sizes.2,
+                cursor: cursor.as_ref().map(|(shard, page, session, key)| Cursor {
+                    shard: *shard,
+                    page: *page,
+                    session: *session,
+                    key,
+                }),
+            }),
         }
     }
 }
@@ -148,6 +168,14 @@ fn request() -> impl Strategy<Value = Owned> {
         batch,
         (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
         "[a-z]{0,20}".prop_map(Owned::Stats),
+        (
+            bytes(40),
+            bytes(40),
+            any::<[bool; 3]>(),
+            any::<(u32, u32, u64)>(),
+            proptest::option::of((any::<u16>(), any::<u32>(), any::<u64>(), bytes(40)))
+        )
+            .prop_map(Owned::Scan),
     ]
 }
 
@@ -197,6 +225,22 @@ fn reply_bytes() -> impl Strategy<Value = Vec<u8>> {
             encoder.finish();
             out
         }),
+        (
+            proptest::collection::vec((key(), 1..=u64::MAX, any::<u64>(), bytes(50)), 0..10),
+            any::<bool>(),
+            proptest::option::of(bytes(40)),
+        )
+            .prop_map(|(entries, is_new, key)| {
+                let mut page = PageEncoder::new(77, 5 << 32 | 9);
+                for (key, version, expiry_ms, value) in &entries {
+                    page.push(&ScanEntry { key, version: Lsn(*version), expiry_ms: *expiry_ms, value });
+                }
+                let mut cursor = Vec::new();
+                if let Some(key) = &key {
+                    Cursor { shard: 1, page: 2, session: 3, key }.encode(&mut cursor);
+                }
+                page.finish(is_new, key.map(|_| &cursor[..]))
+            }),
         (1..50u16, 0..50u16, any::<u64>()).prop_map(move |(shards, shard, epoch)| {
             encode(OpCode::Hello, &Reply::Hello(hello(shards, shard % shards, epoch)))
         }),
@@ -353,7 +397,7 @@ fn wrong_fields_are_refused_with_the_stream_in_step() {
     let len = set_frame().len();
     for (at, byte, code) in [
         (3, 0, Code::UnknownOperation),
-        (3, 13, Code::UnknownOperation),
+        (3, 99, Code::UnknownOperation),
         (4, 4, Code::InvalidOption),
         (7, 1, Code::InvalidOption),
         (22, 2, Code::InvalidOption),
@@ -476,4 +520,72 @@ fn unknown_refusals_act_as_their_group() {
     let (header, reply) = decode_one_reply(&out).unwrap().unwrap();
     assert_eq!((header.opcode, header.body_bytes()), (None, Refusal::MESSAGE_BYTES_MAX));
     assert!(matches!(reply, Reply::Refused(refusal) if refusal.code == Code::Overloaded));
+}
+
+fn page(cursor: Option<&[u8]>) -> Vec<u8> {
+    let mut page = PageEncoder::new(2, 7);
+    page.push(&ScanEntry { key: b"k", version: Lsn(3), expiry_ms: 0, value: b"v" });
+    page.push(&ScanEntry { key: b"l", version: Lsn(4), expiry_ms: 9, value: b"" });
+    page.finish(true, cursor)
+}
+
+#[test]
+fn a_scan_and_its_page_look_as_drawn() {
+    let cursor = Cursor { shard: 2, page: 3, session: 4, key: b"k" };
+    let scan = ScanRequest {
+        start: b"a",
+        end: b"bc",
+        is_reverse: true,
+        is_local: true,
+        entries_max: 5,
+        bytes_max: 6,
+        limit: 7,
+        cursor: Some(cursor),
+        ..ScanRequest::default()
+    };
+    let mut out = Vec::new();
+    encode_request(&mut out, 1, &Request::Scan(scan));
+    let value = [
+        &[5, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0, 1, 0, 2, 0, 17, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0][..],
+        b"abc",
+        &[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0],
+        b"k",
+    ];
+    assert_eq!((out[3], &out[HEADER_BYTES..]), (13, &value.concat()[..]));
+    let entries = [
+        &[1, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..],
+        b"kv",
+        &[1, 0, 1, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0],
+        b"l",
+    ];
+    let head = [2, 0, 0, 0, 2, 0, 0, 0, 43, 0, 0, 0, 3, 0, 0, 0];
+    let value = [&head[..], &entries.concat(), b"cur"].concat();
+    assert_eq!(&page(Some(b"cur"))[HEADER_BYTES..], value);
+    assert_eq!(page(None)[HEADER_BYTES], 3);
+}
+
+#[test]
+fn a_scan_that_makes_no_sense_is_refused() {
+    let frame = |change: &dyn Fn(&mut Vec<u8>)| {
+        let cursor = Cursor { shard: 0, page: 1, session: 4, key: b"k" };
+        let scan = ScanRequest { start: b"a", end: b"b", cursor: Some(cursor), ..ScanRequest::default() };
+        let mut out = Vec::new();
+        encode_request(&mut out, 1, &Request::Scan(scan));
+        change(&mut out);
+        decode(&out, &limits()).map(|_| ()).map_err(|refusal| refusal.code)
+    };
+    let at = HEADER_BYTES;
+    assert_eq!(frame(&|_| {}), Ok(()));
+    assert_eq!(frame(&|out| out[at] = 8), Err(Code::InvalidOption));
+    assert_eq!(frame(&|out| out[at + 1] = 1), Err(Code::InvalidOption));
+    assert_eq!(frame(&|out| out[at + 20] = 1), Err(Code::InvalidOption));
+    assert_eq!(frame(&|out| out[at + 12] = 2), Err(Code::Malformed), "start is longer than it is");
+    assert_eq!(frame(&|out| out[at + 16] = 0), Err(Code::Malformed), "something follows");
+    assert_eq!(frame(&|out| out[at + 34] = 9), Err(Code::Malformed), "a cursor of another version");
+    let mut out = page(None);
+    out[HEADER_BYTES + 4] = 3;
+    assert!(decode_one_reply(&out).is_err(), "fewer entries than it says");
+    let mut out = page(Some(b"cur"));
+    out[HEADER_BYTES] = 1;
+    assert!(decode_one_reply(&out).is_err(), "the last page has no cursor");
 }

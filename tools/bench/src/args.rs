@@ -76,13 +76,17 @@ pub struct Args {
     #[arg(long, default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
 
-    /// Weights of get, set, del, incr and mget
+    /// Weights of get, set, del, incr, mget and scan
     #[arg(long, default_value = "get=90,set=10")]
     pub mix: Mix,
 
     /// Keys in one MGET
     #[arg(long, default_value_t = 10)]
     pub mget_keys: usize,
+
+    /// Entries in one scan, which begins at a key as drawn; with --tag-keys it ends with its hash tag
+    #[arg(long, default_value_t = 100)]
+    pub scan_limit: u32,
 
     /// How keys are drawn
     #[arg(long, value_enum, default_value_t = Distribution::Zipfian)]
@@ -234,6 +238,11 @@ impl Args {
             self.value_size
         );
         ensure!((1..=65_535).contains(&self.mget_keys), "--mget-keys must be between 1 and 65535");
+        ensure!(self.scan_limit > 0, "--scan-limit must be at least 1");
+        ensure!(
+            !self.mix.has(OpKind::Scan) || self.target.protocol == Protocol::AtlasKv,
+            "--mix with scan: Redis' protocol has no scan in the order of keys; use atlaskv://"
+        );
         ensure!(self.rate != Some(0), "--rate must be at least 1");
         ensure!(self.requests != Some(0), "--requests must be at least 1");
         ensure!(
@@ -383,6 +392,8 @@ mod tests {
             ("--pipeline 0", "--pipeline"),
             ("--value-size 1GiB", "--value-size"),
             ("--rate 0", "--rate"),
+            ("--scan-limit 0", "--scan-limit"),
+            ("--mix scan --target redis://127.0.0.1", "--mix"),
             ("--tag-keys 12", "--tag-keys"),
             ("--tag-keys 0", "--tag-keys"),
             ("--tag-keys 10 --key-prefix {a}", "--tag-keys"),

@@ -45,6 +45,7 @@ pub struct Workload {
     pub values: Values,
     pub value_size: usize,
     pub mget_keys: usize,
+    pub scan_limit: u32,
     pub verify: bool,
     /// Which keys reads ask for: those that writes set, or such as never were.
     pub read_family: Family,
@@ -208,6 +209,10 @@ impl<W: Wire> Client<W> {
             OpKind::Del => Op::Del { key },
             OpKind::Incr => Op::Incr { key, by: 1 },
             OpKind::MGet => Op::MGet { keys: key, key_size },
+            OpKind::Scan => {
+                workload.space.tag_end(key, value);
+                Op::Scan { start: key, end: value, limit: workload.scan_limit }
+            }
         };
         let lane = &mut self.lanes[lane_number];
         let id = lane.in_flight.insert(Flight { kind, intended, sent: now, key: number }, numbers);
@@ -245,7 +250,7 @@ impl<W: Wire> Client<W> {
 fn family(kind: OpKind, workload: &Workload) -> Family {
     match kind {
         OpKind::Incr => Family::Counters,
-        OpKind::Get | OpKind::MGet => workload.read_family,
+        OpKind::Get | OpKind::MGet | OpKind::Scan => workload.read_family,
         OpKind::Set | OpKind::Del => Family::Values,
     }
 }
@@ -277,6 +282,7 @@ fn judge(flight: Flight, keys: &[u64], body: Body<'_>, now: u64, shared: &mut Sh
                 check_value(key, value, shared);
             }
         }
+        (OpKind::Scan, Body::Entries(count)) => answer.keys = count,
         (_, Body::Refused(reason)) => {
             answer.refused = true;
             shared.recorder.refusals.note(|| reason.into_owned());

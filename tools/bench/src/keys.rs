@@ -72,6 +72,17 @@ impl KeySpace {
         Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size, untagged_digits })
     }
 
+    /// The end of the range of all keys with the hash tag of `key`; nothing, if there are no tags.
+    pub fn tag_end(&self, key: &[u8], end: &mut Vec<u8>) {
+        end.clear();
+        if self.untagged_digits.is_some()
+            && let Some(closing) = key.iter().rposition(|&byte| byte == b'}')
+        {
+            end.extend_from_slice(&key[..closing]);
+            end.push(b'}' + 1);
+        }
+    }
+
     /// Appends the key with this number.
     #[inline]
     pub fn append(&self, family: Family, number: u64, out: &mut Vec<u8>) {
@@ -133,6 +144,9 @@ mod tests {
         assert_eq!(key(&space, Family::Values, 4200), "before k:{00004}200");
         assert_eq!(key(&space, Family::Values, 999_999), "before k:{00999}999");
         assert_eq!(key(&space, Family::Counters, 7), "before k:{n0000}007");
+        let mut end = Vec::new();
+        space.tag_end(b"k:{00004}200", &mut end);
+        assert_eq!(end, b"k:{00004~");
         assert_eq!(key(&space, Family::Absent, 4200), "before k:{00004}20a");
         assert_eq!(KeySpace::new("k:", 9, 1_000_000, false, Some(1000)).unwrap_err(), 10);
         assert_eq!(KeySpace::new("", 5, 10, false, Some(1000)).unwrap_err(), 6, "a tag is not empty");

@@ -12,10 +12,15 @@ pub enum OpKind {
     Del,
     Incr,
     MGet,
+    Scan,
 }
 
 impl OpKind {
-    pub const ALL: [OpKind; 5] = [OpKind::Get, OpKind::Set, OpKind::Del, OpKind::Incr, OpKind::MGet];
+    /// Every one there is.
+    pub const ALL: [OpKind; OpKind::COUNT] =
+        [OpKind::Get, OpKind::Set, OpKind::Del, OpKind::Incr, OpKind::MGet, OpKind::Scan];
+    /// How many there are.
+    pub const COUNT: usize = 6;
 
     pub fn name(self) -> &'static str {
         match self {
@@ -24,6 +29,7 @@ impl OpKind {
             OpKind::Del => "del",
             OpKind::Incr => "incr",
             OpKind::MGet => "mget",
+            OpKind::Scan => "scan",
         }
     }
 }
@@ -31,7 +37,7 @@ impl OpKind {
 /// Weights of the operations, as in `get=90,set=10`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mix {
-    weights: [u32; 5],
+    weights: [u32; OpKind::COUNT],
     total: u32,
 }
 
@@ -62,7 +68,7 @@ impl FromStr for Mix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Mix, String> {
-        let mut weights = [0u32; 5];
+        let mut weights = [0u32; OpKind::COUNT];
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             // A name alone counts once: `get` is all reads, `get,set` half and half.
             let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
@@ -70,7 +76,7 @@ impl FromStr for Mix {
                 .into_iter()
                 .find(|kind| kind.name().eq_ignore_ascii_case(name.trim()))
                 .ok_or_else(|| {
-                    format!("no operation is called {name:?}; there are get, set, del, incr, mget")
+                    format!("no operation is called {name:?}; there are get, set, del, incr, mget, scan")
                 })?;
             let weight: u32 =
                 weight.trim().parse().ok().filter(|&weight| weight <= 1_000_000).ok_or_else(|| {
@@ -111,6 +117,7 @@ mod tests {
             ("get", "get=1"),
             (" set , get = 3 ,", "get=3,set=1"),
             ("mget=5,incr=2,del=1", "del=1,incr=2,mget=5"),
+            ("scan=1,get=2", "get=2,scan=1"),
         ] {
             assert_eq!(text.parse::<Mix>().unwrap().to_string(), printed);
         }
@@ -135,7 +142,7 @@ mod tests {
     fn draws_follow_the_weights() {
         let mix: Mix = "get=90,set=9,del=1".parse().unwrap();
         let mut rng = fastrand::Rng::with_seed(3);
-        let mut seen = [0u32; 5];
+        let mut seen = [0u32; OpKind::COUNT];
         for _ in 0..100_000 {
             seen[mix.pick(&mut rng) as usize] += 1;
         }

@@ -139,8 +139,8 @@ pub struct Recorder {
     /// cut short.
     pub from: u64,
     pub until: u64,
-    total: [Option<OpRecord>; 5],
-    current: [Option<OpRecord>; 5],
+    total: [Option<OpRecord>; OpKind::COUNT],
+    current: [Option<OpRecord>; OpKind::COUNT],
     second_end: u64,
     /// Refusals by the server.
     pub refusals: Faults,
@@ -258,7 +258,7 @@ impl Recorder {
 
 /// Totals per kind of operation.
 pub struct Totals {
-    pub ops: [Option<OpRecord>; 5],
+    pub ops: [Option<OpRecord>; OpKind::COUNT],
 }
 
 impl Totals {

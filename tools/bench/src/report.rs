@@ -153,7 +153,7 @@ impl Report {
             shards: topology.shards,
             lanes_each: if aware { topology.shards } else { 1 },
             load: None,
-            totals: Totals { ops: [const { None }; 5] },
+            totals: Totals { ops: [const { None }; OpKind::COUNT] },
             seconds: 0.0,
             scheduled: 0,
             late: 0,
@@ -323,12 +323,11 @@ impl Report {
             self.write_row(out, "service", sum, service)?;
         }
         writeln!(out)?;
-        if let Some(record) = &self.totals.ops[OpKind::MGet as usize] {
-            writeln!(
-                out,
-                "mget: {} keys a second",
-                grouped((record.keys as f64 / self.seconds.max(1e-9)) as u64)
-            )?;
+        for (kind, what) in [(OpKind::MGet, "keys"), (OpKind::Scan, "entries")] {
+            if let Some(record) = &self.totals.ops[kind as usize] {
+                let a_second = (record.keys as f64 / self.seconds.max(1e-9)) as u64;
+                writeln!(out, "{}: {} {what} a second", kind.name(), grouped(a_second))?;
+            }
         }
         if let Some(rate) = args.rate {
             writeln!(

@@ -42,6 +42,7 @@ pub fn run<W: Connect>(plan: &Plan, stop: &Arc<AtomicBool>) -> Result<Report> {
         values: Values::new(args.compression_ratio),
         value_size: args.value_size,
         mget_keys: args.mget_keys,
+        scan_limit: args.scan_limit,
         verify: args.verify,
         read_family: if args.absent { Family::Absent } else { Family::Values },
         all_present: loads && !args.absent && !args.mix.has(OpKind::Del),
@@ -126,7 +127,7 @@ fn load<W: Connect>(
     let after = server_time()?;
     let timeline = progress.finish();
     let (mut keys, mut seconds, mut unanswered) = (0, 0f64, 0);
-    let mut totals = Totals { ops: [const { None }; 5] };
+    let mut totals = Totals { ops: [const { None }; OpKind::COUNT] };
     for mut outcome in outcomes {
         if let Some(error) = outcome.error.take() {
             return Err(error.context("while loading the keys"));
@@ -258,7 +259,7 @@ fn run_phase_with_quota<W: Connect>(
 }
 
 fn sum_up(outcomes: Vec<Outcome>, from: u64, report: &mut Report) {
-    let mut totals = Totals { ops: [const { None }; 5] };
+    let mut totals = Totals { ops: [const { None }; OpKind::COUNT] };
     let mut mismatches = Faults::default();
     let mut refusals = Faults::default();
     for outcome in outcomes {

@@ -114,6 +114,31 @@ pub enum Command {
         #[arg(required = true)]
         keys: Vec<OsString>,
     },
+    /// Print the keys of a range in order, each with a tab and its value, one a line. With --raw nothing in them is
+    /// escaped, not even tabs and newlines.
+    Scan {
+        /// Keys that begin with this.
+        #[arg(long, conflicts_with_all = ["start", "end"])]
+        prefix: Option<OsString>,
+        /// Keys from this one on.
+        #[arg(long)]
+        start: Option<OsString>,
+        /// Keys below this one.
+        #[arg(long)]
+        end: Option<OsString>,
+        /// From the last to the first.
+        #[arg(long)]
+        reverse: bool,
+        /// So many at most.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+        /// Keys without values.
+        #[arg(long)]
+        keys: bool,
+        /// Print only how many they are.
+        #[arg(long)]
+        count_only: bool,
+    },
     /// Ask for a sign of life.
     Ping {
         /// Comes back as it is.

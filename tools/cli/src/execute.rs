@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use atlaskv::base::Lsn;
-use atlaskv::client::{Batch, Client, Error, Outcome, Versioned};
+use atlaskv::client::{Batch, Client, Error, KeyRange, Outcome, Scan, Versioned};
 
 use crate::Command;
 use crate::arguments::{durability, options};
@@ -141,6 +141,25 @@ impl Session {
                 Ok(writeln!(out, "{}", counter.value)?)
             }
             Command::Mget { keys } => self.mget(keys, out),
+            Command::Scan { prefix, start, end, reverse, limit, keys, count_only } => {
+                let bytes =
+                    |word: &Option<OsString>| word.as_ref().map_or(Vec::new(), |w| w.as_bytes().to_vec());
+                let range = match prefix {
+                    Some(prefix) => KeyRange::prefix(prefix.as_bytes()),
+                    None => KeyRange::between(&bytes(start), &bytes(end)),
+                };
+                let mut scan = self.client.scan(range);
+                if *reverse {
+                    scan = scan.reverse();
+                }
+                if *keys || *count_only {
+                    scan = scan.keys_only();
+                }
+                if let Some(limit) = limit {
+                    scan = scan.limit(*limit);
+                }
+                print_scan(scan, self.output, *keys, *count_only, out)
+            }
             Command::Ping { payload: None } => {
                 self.client.ping(b"")?;
                 Ok(writeln!(out, "pong")?)
@@ -227,6 +246,45 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Prints entries as they come; that a part of them is of a later moment, to standard error.
+fn print_scan(
+    mut scan: Scan<'_>,
+    output: Output,
+    keys: bool,
+    count_only: bool,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    // A system call for each line would cost more than all else.
+    let mut out = io::BufWriter::with_capacity(64 << 10, out);
+    let mut count = 0u64;
+    for entry in &mut scan {
+        let entry = entry?;
+        count += 1;
+        if count_only {
+            continue;
+        }
+        if output.with_version {
+            write!(out, "{} ", entry.version)?;
+        }
+        write_bytes(&entry.key, !output.is_exact, &mut out)?;
+        if !keys {
+            out.write_all(b"\t")?;
+            write_bytes(&entry.value, !output.is_exact, &mut out)?;
+        }
+        out.write_all(b"\n")?;
+    }
+    if count_only {
+        writeln!(out, "{count}")?;
+    }
+    out.flush()?;
+    if scan.was_renewed() {
+        // There is no other place to say so.
+        let _ =
+            writeln!(io::stderr(), "atlaskv-cli: a part of these keys is as of a later moment than others");
+    }
+    Ok(())
 }
 
 fn write_bytes(bytes: &[u8], is_escaped: bool, out: &mut impl Write) -> io::Result<()> {

@@ -8,9 +8,9 @@ use std::process::{Command, Output, Stdio};
 use atlaskv::base::{Lsn, OpKind};
 use atlaskv::error::{Code, Refusal};
 use atlaskv::protocol::binary::{
-    HEADER_BYTES, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
+    Cursor, HEADER_BYTES, PageEncoder, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
 };
-use atlaskv::protocol::{Hello, Lifetime, Limits, Reply, Request, ShardRange};
+use atlaskv::protocol::{Hello, Lifetime, Limits, Reply, Request, ScanEntry, ShardRange};
 use atlaskv::slot::SlotRange;
 
 type Store = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
@@ -108,6 +108,31 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
         Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
         Request::Checkpoint { dir } => reply(Reply::Stats(&format!("dir={dir}\n"))),
         Request::Tablets { command } => reply(Reply::Stats(&format!("command={command}\n"))),
+        Request::Scan(scan) => {
+            // Two entries a page, so that cursors are needed.
+            let after = scan.cursor.map_or(&[][..], |cursor| cursor.key);
+            let is_wanted = |key: &[u8]| {
+                let is_after = after.is_empty() || if scan.is_reverse { key < after } else { key > after };
+                is_after && key >= scan.start && (scan.end.is_empty() || key < scan.end)
+            };
+            let mut keys: Vec<_> = store.keys().filter(|key| is_wanted(key)).cloned().collect();
+            if scan.is_reverse {
+                keys.reverse();
+            }
+            let limit = if scan.limit == 0 { usize::MAX } else { scan.limit as usize };
+            let is_end = keys.len() <= 2 || limit <= 2;
+            let mut page = PageEncoder::new(id, 1);
+            for key in keys.iter().take(limit.min(2)) {
+                let (version, value) = &store[key];
+                let value = if scan.is_keys_only { &[][..] } else { value };
+                page.push(&ScanEntry { key, version: *version, expiry_ms: 0, value });
+            }
+            let mut cursor = Vec::new();
+            if !is_end {
+                Cursor { shard: 0, page: 1, session: 1, key: &keys[1] }.encode(&mut cursor);
+            }
+            out.extend_from_slice(&page.finish(false, (!is_end).then_some(&cursor[..])));
+        }
         Request::Expire { key, .. } | Request::Persist { key, .. } => match store.contains_key(key) {
             true => reply(Reply::Written { version: next }),
             false => reply(Reply::Absent),
@@ -197,6 +222,25 @@ fn keys_are_given_times_to_live() {
     expect(server, &["persist", "k"], b"ok\n", 0);
     expect(server, &["expire", "k"], b"", 2);
     expect(server, &["set", "k", "v", "--ttl", "soon"], b"", 2);
+}
+
+#[test]
+fn keys_are_scanned_in_order_page_by_page() {
+    let server = start();
+    for key in ["b:2", "a", "b:1", "c", "b:3", "tab\there"] {
+        expect(server, &["set", key, key], b"ok\n", 0);
+    }
+    let all = b"a\ta\nb:1\tb:1\nb:2\tb:2\nb:3\tb:3\nc\tc\ntab\\there\ttab\\there\n";
+    expect(server, &["scan"], all, 0);
+    expect(server, &["scan", "--keys", "--prefix", "b:"], b"b:1\nb:2\nb:3\n", 0);
+    expect(server, &["scan", "--keys", "--prefix", "b:", "--reverse"], b"b:3\nb:2\nb:1\n", 0);
+    expect(server, &["scan", "--keys", "--start", "b:2", "--end", "c"], b"b:2\nb:3\n", 0);
+    expect(server, &["scan", "--keys", "--limit", "3"], b"a\nb:1\nb:2\n", 0);
+    expect(server, &["scan", "--limit", "0"], b"", 0);
+    expect(server, &["scan", "--count-only"], b"6\n", 0);
+    expect(server, &["--raw", "scan", "--start", "t"], b"tab\there\ttab\there\n", 0);
+    expect(server, &["--version-too", "scan", "--prefix", "a"], b"1.2 a\ta\n", 0);
+    expect(server, &["scan", "--prefix", "a", "--start", "b"], b"", 2);
 }
 
 #[test]

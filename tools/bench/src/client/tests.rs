@@ -23,6 +23,7 @@ impl Wire for TestWire {
             Op::Del { key } => (OpKind::Del, key, &[][..]),
             Op::Incr { key, .. } => (OpKind::Incr, key, &[][..]),
             Op::MGet { keys, .. } => (OpKind::MGet, keys, &[][..]),
+            Op::Scan { start, end, .. } => (OpKind::Scan, start, end),
         };
         out.push(0);
         self.requests.push_back((id, kind, key.to_vec(), value.to_vec()));
@@ -75,6 +76,7 @@ impl Bench {
             read_family: Family::Values,
             value_size: 64,
             mget_keys: 4,
+            scan_limit: 100,
             verify: true,
             all_present: false,
         };

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use anyhow::{bail, ensure};
 use atlaskv::protocol::binary::{self, KeyList};
 use atlaskv::protocol::{
-    Condition, Durability, Expiry, Hello, HelloRequest, Limits, Reply as AtlasReply, Request,
+    Condition, Durability, Expiry, Hello, HelloRequest, Limits, Reply as AtlasReply, Request, ScanRequest,
 };
 use atlaskv::slot::{SLOT_COUNT, Slot};
 
@@ -46,6 +46,9 @@ impl Wire for Atlas {
                 keys.chunks_exact(key_size).for_each(|key| self.keys.push(key));
                 Request::Mget { keys: self.keys.keys() }
             }
+            Op::Scan { start, end, limit } => {
+                Request::Scan(ScanRequest { start, end, limit: u64::from(limit), ..ScanRequest::default() })
+            }
         };
         binary::encode_request(out, request_id(id), &request);
     }
@@ -63,6 +66,7 @@ impl Wire for Atlas {
             AtlasReply::Absent => Body::Missing,
             AtlasReply::Written { .. } => Body::Done,
             AtlasReply::Counter { value, .. } => Body::Number(value),
+            AtlasReply::Page(page) => Body::Entries(page.entries.len() as u32),
             AtlasReply::Values(values) => Body::Many(Values::Atlas(values)),
             AtlasReply::Refused(refusal) if header.request_id == 0 => {
                 return Err(WireError(format!("the server gave up the connection: {refusal}")));

@@ -37,6 +37,12 @@ pub enum Op<'a> {
         keys: &'a [u8],
         key_size: usize,
     },
+    /// Keys from `start` on and below `end`, if that is not empty.
+    Scan {
+        start: &'a [u8],
+        end: &'a [u8],
+        limit: u32,
+    },
 }
 
 /// One reply, borrowed from the bytes that it was read from.
@@ -59,6 +65,8 @@ pub enum Body<'a> {
     Value(&'a [u8]),
     Number(i64),
     Many(Values<'a>),
+    /// So many entries of a scan.
+    Entries(u32),
     /// The server refused, and why.
     Refused(Cow<'a, str>),
 }

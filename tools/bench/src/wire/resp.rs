@@ -35,6 +35,7 @@ impl Wire for Resp {
                 bulk(key, out);
                 bulk(by.to_string().as_bytes(), out);
             }
+            Op::Scan { .. } => unreachable!("refused with the arguments: there is no such command"),
             Op::MGet { keys, key_size } => {
                 prefixed(b'*', keys.len() / key_size + 1, out);
                 out.extend_from_slice(b"$4\r\nMGET\r\n");

@@ -1,15 +1,16 @@
 //! Against a server that speaks AtlasKV's own protocol, and answers out of order.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use atlaskv::base::Lsn;
 use atlaskv::error::{Code, Refusal};
 use atlaskv::protocol::binary::{
-    FrameError, HEADER_BYTES, ValueListEncoder, decode_header, decode_request, encode_refusal, encode_reply,
+    FrameError, HEADER_BYTES, PageEncoder, ValueListEncoder, decode_header, decode_request, encode_refusal,
+    encode_reply,
 };
-use atlaskv::protocol::{Hello, Limits, OpCode, Reply, Request, ShardRange};
+use atlaskv::protocol::{Hello, Limits, OpCode, Reply, Request, ScanEntry, ShardRange};
 use atlaskv::slot::{Slot, SlotRange};
 
 use crate::support::{bench, serve};
@@ -20,7 +21,7 @@ const EPOCH: u64 = 7;
 /// What the server has seen and keeps.
 #[derive(Default)]
 struct State {
-    data: HashMap<Vec<u8>, Vec<u8>>,
+    data: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Requests for a key that came over its owner's connection, and over another.
     at_home: u64,
     away: u64,
@@ -150,6 +151,14 @@ fn execute(
             }
             list.finish();
         }
+        Request::Scan(scan) => {
+            let entries = state.data.range(scan.start.to_vec()..).take(scan.limit as usize);
+            let mut page = PageEncoder::new(id, EPOCH);
+            for (key, value) in entries {
+                page.push(&ScanEntry { key, version, expiry_ms: 0, value });
+            }
+            out.extend_from_slice(&page.finish(false, None));
+        }
         Request::Ping { .. }
         | Request::Batch { .. }
         | Request::Stats { .. }
@@ -169,12 +178,13 @@ fn every_operation_is_matched_to_its_reply_and_verified() {
     let run = bench(
         &format!("atlaskv://{address}"),
         "--preload --verify --keys 500 --clients 5 --threads 2 --pipeline 8 --requests 20000 \
-         --mix get=50,set=20,incr=10,mget=20 --mget-keys 4 --distribution uniform",
+         --mix get=50,set=20,incr=10,mget=15,scan=5 --mget-keys 4 --scan-limit 10 --distribution uniform",
     );
     assert_eq!(run.code(), 0, "{}", run.errors());
     let json = run.json();
     assert_eq!(json["total"]["ops"], 20_000);
     assert_eq!(json["mismatches"]["count"], 0, "{}", json["mismatches"]);
+    assert!(json["per_op"]["scan"]["keys"].as_u64() > json["per_op"]["scan"]["ops"].as_u64());
     assert_eq!(json["server"]["shards"], SHARDS);
     assert_eq!(json["server"]["connections"], 5 * SHARDS);
     let state = state.lock().unwrap();
