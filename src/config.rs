@@ -68,6 +68,10 @@ pub struct Flags {
     /// level, upper=none,last=lz4 [default: lz4]
     #[arg(long, value_name = "CODEC", env = "ATLASKV_COMPRESSION")]
     pub compression: Option<String>,
+    /// How much of the tables each shard reads again in a second, to find damage before someone needs what is
+    /// damaged; 0 for none [default: 2MiB]
+    #[arg(long, value_name = "SIZE", env = "ATLASKV_SCRUB_RATE")]
+    pub scrub_rate: Option<String>,
     /// Allow more shards than CPUs; they then share them
     #[arg(long, env = "ATLASKV_OVERSUBSCRIBE", value_parser = clap::builder::FalseyValueParser::new())]
     pub oversubscribe: bool,
@@ -112,6 +116,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// A gigabyte takes nine minutes, and a few per cent of what any disk gives.
+const SCRUB_RATE_DEFAULT: u64 = 2 << 20;
+
 /// What the server was told, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -135,6 +142,8 @@ pub struct Config {
     pub value_bytes_max: u64,
     /// Codecs of tables.
     pub compression: Compression,
+    /// Bytes of tables a second and shard that are read again to see whether they are whole; 0: none.
+    pub scrub_bytes_per_s: u64,
     /// Connections at a time.
     pub connections_max: usize,
     /// A connection that sends nothing for this long is closed.
@@ -265,6 +274,8 @@ impl Config {
             memory_given: memory.is_some(),
             value_bytes_max: given(&flags.max_value_size)
                 .map_or(Ok(VALUE_BYTES_DEFAULT_MAX as u64), |text| read_value_size(&text))?,
+            scrub_bytes_per_s: given(&flags.scrub_rate)
+                .map_or(Ok(SCRUB_RATE_DEFAULT), |text| read_rate("scrub-rate", &text))?,
             compression: given(&flags.compression)
                 .map_or(Ok(Compression::default()), |text| read_compression(&text))?,
             connections_max: given(&flags.max_connections)
@@ -403,6 +414,11 @@ fn read_value_size(text: &str) -> Result<u64, ConfigError> {
 }
 
 /// A codec for the last level, or for each level that is named; the other stays at its default.
+fn read_rate(flag: &'static str, text: &str) -> Result<u64, ConfigError> {
+    parse_size(text)
+        .ok_or_else(|| unreadable(flag, text, "a size, read so many bytes a second; or 0", "2MiB"))
+}
+
 fn read_compression(text: &str) -> Result<Compression, ConfigError> {
     let wanted = "none, lz4 or zstd, or those by level (upper, last), each at most once";
     let wrong = || unreadable("compression", text, wanted, "upper=none,last=zstd");

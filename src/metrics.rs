@@ -182,6 +182,14 @@ counters! {
     move_pause_micros,
     /// The longest of those pauses.
     move_pause_micros_max,
+    /// Rounds through all tables that the scrub has ended.
+    scrub_rounds,
+    /// Bytes that it has read.
+    scrub_bytes,
+    /// Damaged places that it has found, each once a round.
+    scrub_damage,
+    /// Reads that met damage and were refused.
+    read_damage,
     /// Bytes replayed from old logs at start.
     replay_bytes,
     /// Microseconds that took.

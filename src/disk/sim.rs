@@ -183,6 +183,17 @@ impl SimDisk {
         self.state.durable_names.borrow_mut().insert(path.to_owned(), inode);
     }
 
+    /// Replaces the contents of a file at rest under those who have it open, as damage does.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn damage(&self, path: &str, bytes: Vec<u8>) {
+        let names = self.state.names.borrow();
+        let mut inode = names[path].borrow_mut();
+        inode.durable.clone_from(&bytes);
+        inode.current = bytes;
+    }
+
     /// Paths of all files.
     pub fn paths(&self) -> Vec<String> {
         self.state.names.borrow().keys().cloned().collect()

@@ -263,6 +263,11 @@ impl<E: Env> Engine<E> {
             engine.space_loop().await;
             drop(guard);
         });
+        let (engine, guard) = (self.clone(), self.background.enter());
+        self.env.spawn(Queue::Compaction, async move {
+            engine.scrub_loop().await;
+            drop(guard);
+        });
     }
 }
 
@@ -293,6 +298,7 @@ mod tests {
             lazy: None,
             compaction_fan: 4,
             snapshot_life: std::time::Duration::from_secs(60),
+            scrub_bytes_per_s: 0,
             reserve_bytes: 0,
         };
         let engine = Engine::open(env, options, &start, 0, Rc::new(Metrics::default())).await?;

@@ -29,6 +29,7 @@ mod options;
 mod read;
 pub mod recovery;
 pub mod scan;
+mod scrub;
 pub mod snapshot;
 pub mod sstable;
 mod transfer;
@@ -126,6 +127,8 @@ pub struct Engine<E: Env> {
     finished_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
     /// Held by whoever writes memtables to tables.
     flushing: Lock,
+    /// When damage that a read met was told last.
+    damage_told: Cell<Option<Duration>>,
     /// The checkpoint that was begun.
     checkpoint: RefCell<Option<checkpoint::Pending<E>>>,
     /// The tablet that is about to leave or to split.

@@ -32,6 +32,8 @@ pub struct EngineOptions {
     pub compaction_fan: usize,
     /// How long a snapshot that nobody uses keeps its files.
     pub snapshot_life: Duration,
+    /// Bytes of tables a second that are read again to see whether they are whole; 0: none are.
+    pub scrub_bytes_per_s: u64,
     /// Free space of the file system below which puts are refused, so that what was accepted can always
     /// be flushed.
     pub reserve_bytes: u64,

@@ -180,6 +180,11 @@ impl<E: Env> Engine<E> {
     /// Reads a missing part into `loaded` and the cache. Suspends; afterwards anything may have changed,
     /// so the caller looks up again.
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
+        let result = self.load_part(missing, loaded).await;
+        result.inspect_err(|error| self.note_damage(error))
+    }
+
+    async fn load_part(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
         let table = &missing.table;
         match missing.place {
             Place::Block(handle) => {

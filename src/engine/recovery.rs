@@ -258,6 +258,7 @@ impl<E: Env> Engine<E> {
             obsolete: std::cell::RefCell::default(),
             finished_logs: std::cell::RefCell::default(),
             flushing: Lock::new(),
+            damage_told: std::cell::Cell::new(None),
             checkpoint: std::cell::RefCell::new(None),
             leaving: std::cell::RefCell::new(None),
             arriving: std::cell::RefCell::default(),

@@ -12,6 +12,7 @@ mod faults;
 mod long;
 mod model;
 mod restart;
+mod scrub;
 mod store;
 mod transfer;
 mod workload;

@@ -131,6 +131,7 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         },
         compaction_fan: COMPACTION_FAN,
         snapshot_life: SNAPSHOT_LIFE,
+        scrub_bytes_per_s: config.scrub_bytes_per_s,
         // The tables of all memtables, the merge that they cause, and the next segments of the log.
         reserve_bytes: 2 * memory.memtables + 2 * segment_bytes,
     }

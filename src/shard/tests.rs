@@ -93,6 +93,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: std::time::Duration::from_secs(60),
+        scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     };
     let metrics = Rc::new(Metrics::default());

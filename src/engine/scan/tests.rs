@@ -39,6 +39,7 @@ fn options(rng: &mut fastrand::Rng) -> EngineOptions {
         lazy: None,
         compaction_fan: rng.usize(2..=4),
         snapshot_life: Duration::from_secs(60),
+        scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     }
 }

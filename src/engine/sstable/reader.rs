@@ -12,7 +12,7 @@ use super::top::Top;
 use super::{BlockHandle, Expiries, TableError, TableMeta, TableShape};
 use crate::base::{Codec, FileId, Lsn, PAGE_SIZE, TableName, TabletId, crc32c};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
-use crate::env::Env;
+use crate::env::{Env, Pacer};
 use crate::slot::SlotRange;
 
 /// Bytes of partitions read at once.
@@ -272,6 +272,34 @@ impl<E: Env> Table<E> {
     pub async fn read_block(&self, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
         let bytes = self.disk_file.read_at(handle.offset, handle.len).await?;
         self.parse(handle.offset, &bytes).map(Rc::new)
+    }
+
+    /// Reads blocks of a partition from `first` on, one at least and about [`READ_BYTES`] at most, past the cache,
+    /// and verifies each; `damaged` is told of those that are not whole. Returns how many these are, and their
+    /// bytes. Suspends.
+    pub async fn check_blocks(
+        &self,
+        partition: &Partition,
+        first: usize,
+        pacer: &mut Pacer<E>,
+        mut damaged: impl FnMut(TableError),
+    ) -> Result<(usize, usize), TableError> {
+        let start = partition.handle(first);
+        let (mut count, mut len) = (1, start.len);
+        while first + count < partition.len() && len + partition.handle(first + count).len <= READ_BYTES {
+            len += partition.handle(first + count).len;
+            count += 1;
+        }
+        let bytes = self.disk_file.read_at(start.offset, len).await?;
+        for number in first..first + count {
+            let BlockHandle { offset, len } = partition.handle(number);
+            let at = (offset - start.offset) as usize;
+            if let Err(error) = self.parse(offset, &bytes[at..at + len]) {
+                damaged(error);
+            }
+            pacer.breathe().await;
+        }
+        Ok((count, len))
     }
 
     /// Reads consecutive bytes of blocks, unverified: for walks that read ahead.

@@ -64,6 +64,7 @@ impl Shape {
             lazy: None,
             compaction_fan: 3,
             snapshot_life: std::time::Duration::from_secs(60),
+            scrub_bytes_per_s: 0,
             reserve_bytes: 0,
         };
         Shape { shards, options }

@@ -174,6 +174,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     lazy: None,
     compaction_fan: 4,
     snapshot_life: std::time::Duration::from_secs(60),
+    scrub_bytes_per_s: 0,
     reserve_bytes: 0,
 };
 

@@ -148,6 +148,7 @@ fn options() -> EngineOptions {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: Duration::from_secs(60),
+        scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     }
 }

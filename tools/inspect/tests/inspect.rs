@@ -46,6 +46,7 @@ async fn fill(env: SimEnv) {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: std::time::Duration::from_secs(60),
+        scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     };
     let engine = Engine::open(&env, options, &start, 0, Rc::new(Metrics::default())).await.unwrap();
