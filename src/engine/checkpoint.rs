@@ -40,7 +40,7 @@ pub(super) struct Pending<E: Env> {
     until: Weak<Sealed>,
     /// Per tablet, its last entry at the barrier.
     last: Vec<EntryIndex>,
-    captured: Option<Captured<E>>,
+    captured: Option<Result<Captured<E>, EngineError>>,
 }
 
 /// How much a shard linked.
@@ -84,17 +84,28 @@ impl<E: Env> Engine<E> {
         state.logs.clear();
         state.pins.clear();
         state.tablets.values_mut().for_each(|tablet| tablet.logs.clear());
-        let here = self.all_tablets().into_iter().enumerate().filter(|(_, tablet)| tablet.is_here());
-        let here: Vec<_> = here.collect();
+        let mut here: Vec<_> = self.all_tablets().into_iter().enumerate().collect();
+        here.retain(|(_, tablet)| tablet.is_here());
         let mut pending = self.checkpoint.borrow_mut();
         let Some(pending) = pending.as_mut() else { return };
         let mut versions = Vec::with_capacity(here.len());
+        let mut refused = None;
         for (local, tablet) in here {
             let (flushed, last) = (state.flushed(tablet.id), pending.last.get(local).copied());
-            assert_eq!(Some(flushed), last, "tablet {}: flushed up to the barrier and no further", tablet.id);
+            if Some(flushed) != last {
+                refused = Some(format!("tablet {} was flushed to {flushed}, not to the barrier", tablet.id));
+            }
             versions.push((tablet.id, tablet.version()));
         }
-        pending.captured = Some(Captured { state, versions });
+        // What only the next start knows, a copy can't tell either.
+        let is_here = |id: &TabletId| versions.iter().any(|(here, _)| here == id);
+        if let Some(lost) = state.tablets.keys().find(|id| !is_here(id)) {
+            refused = Some(format!("only a restart shows whose tablet {lost} is; restart first"));
+        }
+        pending.captured = Some(match refused {
+            None => Ok(Captured { state, versions }),
+            Some(why) => Err(EngineError::Checkpoint(why)),
+        });
         self.changed.notify();
     }
 
@@ -108,14 +119,24 @@ impl<E: Env> Engine<E> {
                 || self.wal.failed().is_some()
                 || self.is_stopping.get()
         };
-        self.changed.until(is_over).await;
-        let captured = self.checkpoint.take().and_then(|pending| pending.captured);
-        captured.ok_or_else(|| match (self.wal.failed(), self.flush_trouble.borrow().as_ref()) {
-            (Some(cause), _) => EngineError::Log(cause),
-            (_, Some(cause)) => {
-                EngineError::Checkpoint(format!("what is in memory can't be flushed: {cause}"))
+        loop {
+            // A log that fails tells of it where it tells of commits.
+            let (changed, durable) = (self.changed.notified(), self.wal.durable_changed().notified());
+            if is_over() {
+                break;
             }
-            _ => EngineError::Stopping,
+            futures_lite::future::or(changed, durable).await;
+        }
+        let captured = self.checkpoint.take().and_then(|pending| pending.captured);
+        captured.unwrap_or_else(|| {
+            Err(match (self.wal.failed(), self.manifest.failed(), self.flush_trouble.borrow().as_ref()) {
+                (Some(cause), ..) => EngineError::Log(cause),
+                (_, Some(cause), _) => manifest::ManifestError::Failed(cause).into(),
+                (.., Some(cause)) => {
+                    EngineError::Checkpoint(format!("what is in memory can't be flushed: {cause}"))
+                }
+                _ => EngineError::Stopping,
+            })
         })
     }
 

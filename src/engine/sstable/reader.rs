@@ -205,7 +205,15 @@ impl<E: Env> Table<E> {
         let Some(reserved) = reserved else { return Ok((parts, charge, None)) };
         let mut partitions = Vec::with_capacity(parts.top.len());
         while partitions.len() < parts.top.len() {
-            partitions.extend(read_run(disk_file, name, &parts.top, partitions.len()).await?);
+            match read_run(disk_file, name, &parts.top, partitions.len()).await {
+                Ok(run) => partitions.extend(run),
+                // Of a start it would be the end; so it is of the reads that need it.
+                Err(error @ TableError::Corrupt { .. }) => {
+                    tracing::error!("{error}; reads of keys in it are refused, all else is served");
+                    return Ok((parts, charge, None));
+                }
+                Err(error) => return Err(error),
+            }
         }
         let pins = budget.pin(partitions, reserved, shape.is_last);
         Ok((parts, charge, Some(pins)))
@@ -286,9 +294,13 @@ impl<E: Env> Table<E> {
     ) -> Result<(usize, usize), TableError> {
         let start = partition.handle(first);
         let (mut count, mut len) = (1, start.len);
-        while first + count < partition.len() && len + partition.handle(first + count).len <= READ_BYTES {
-            len += partition.handle(first + count).len;
-            count += 1;
+        while first + count < partition.len() {
+            let next = partition.handle(first + count);
+            // Partitions of those before may stand between two blocks.
+            if next.offset != start.offset + len as u64 || len + next.len > READ_BYTES {
+                break;
+            }
+            (count, len) = (count + 1, len + next.len);
         }
         let bytes = self.disk_file.read_at(start.offset, len).await?;
         for number in first..first + count {

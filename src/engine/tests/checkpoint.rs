@@ -7,6 +7,7 @@ use super::model::Model;
 use super::store::{Shape, Store, join_all, same_disk, unless_down};
 use super::workload::Worker;
 use super::{Told, seeds};
+use crate::base::{Op, OpKind};
 use crate::disk::sim::SimDisk;
 use crate::engine::{EngineError, checkpoint};
 use crate::env::Env;
@@ -154,6 +155,27 @@ fn a_directory_that_holds_something_is_refused_and_a_trouble_of_the_disk_is_told
         let refused = Store::open(&half, &Shape::small(1), &model).await.err().unwrap();
         assert!(refused.to_string().contains(checkpoint::MARKER), "{refused}");
         store.close().await.unwrap();
+    });
+    world.kill();
+}
+
+/// Nothing that is in memory can become a table once the log has failed. Whoever waited for it waited for ever,
+/// and kept the server from stopping.
+#[test]
+fn a_checkpoint_ends_with_the_log() {
+    let (world, env) = SimEnv::fresh(2);
+    world.run(async {
+        let model = RefCell::new(Model::default());
+        let store = Store::open(&env, &Shape::small(1), &model).await.unwrap();
+        checkpoint::prepare(&store.env, DIR).await.unwrap();
+        env.disk().fail("dsync", "wal/", 0, libc::EIO, false);
+        let key = b"key".as_slice();
+        let op = Op { kind: OpKind::Put, key, value: b"value", expiry_ms: 0 };
+        let engine = &store.engines[0];
+        engine.write(0, &[op], &[engine.hash(key)]).unwrap();
+        engine.seal_checkpoint();
+        let error = engine.captured().await.err().unwrap();
+        assert!(matches!(error, EngineError::Log(_)), "{error}");
     });
     world.kill();
 }

@@ -214,6 +214,12 @@ fn a_tablet_whose_owner_nobody_knows_is_refused_until_the_next_start() {
             let moved = coordinator.move_tablet(tablet, target).await;
             assert!(matches!(moved, Err(Trouble::Undecided(_))), "seed {seed}: {moved:?}");
             assert_eq!(store.get(key).await, Answer::Refused(Code::ShardFailed), "seed {seed}");
+            // Nor can a copy tell.
+            let refused = coordinator.take_checkpoint("copy").await.unwrap_err();
+            assert!(refused.message.contains("restart"), "seed {seed}: {refused}");
+            assert!(
+                env.disk().peek("copy/INCOMPLETE").is_some() && env.disk().peek("copy/CURRENT").is_none()
+            );
             assert_eq!(store.shards[owner].metrics.tablet_moves.get(), 0);
         });
         world.kill();
