@@ -118,6 +118,20 @@ counters! {
     compaction_failures,
     /// Entries whose time was past when a flush or merge came by.
     expired_entries,
+    /// Tables that moved to the last level as they are.
+    table_moves,
+    /// Live tables above the last level.
+    upper_tables,
+    /// Bytes of their files that count.
+    upper_bytes,
+    /// Entries in them that count.
+    upper_entries,
+    /// Live tables of the last level.
+    last_tables,
+    /// Bytes of their files that count.
+    last_bytes,
+    /// Entries in them that count.
+    last_entries,
     /// Live tables.
     tables,
     /// Bytes of live tables.

@@ -1,26 +1,25 @@
-//! Drives compaction: asks the picker about each tablet, runs the job, installs the result. Removes files
-//! that nothing refers to any more, and watches free space.
+//! Drives compaction: asks the picker about each tablet, runs the job, installs the result.
+//!
+//! One task does it all, so at any time a shard reads for at most one merge, and writes for it, one request of
+//! 256 KiB at a time each. Merges above the last level come first, then steps of descents ([`super::descend`]),
+//! each of which is short: so what keeps reads short never waits for long.
 
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::compaction::{self, Merged};
+use super::compaction::{self, AgedChoice, Choice, Merge, Merged, Policy, Run, Shape};
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
-use super::sstable::Table;
-use super::transfer::Presence;
-use super::version::{Member, Version};
-use super::wal::remove_log;
+use super::run::RunIter;
+use super::sstable::{Table, TableMeta};
+use super::version::{Member, Totals, Version};
 use super::{Engine, EngineError, Tablet};
 use crate::base::TableName;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::metrics::Metrics;
 
-/// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
-/// reserve is larger than those.
-const SPACE_CHECK: Duration = Duration::from_millis(500);
 /// A merge that found no space is tried again after this, and meanwhile no other is.
 const RETRY: Duration = Duration::from_secs(1);
 /// A merge that the disk failed is tried again after [`RETRY`], and after twice as long each time up to this.
@@ -29,10 +28,32 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often tables are looked over for what has expired. Expiry is invisible to readers at once; this is
 /// about space, of which a minute's worth is little.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
+/// Without a write for so long a shard is idle, and puts in order what it would leave alone otherwise.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// What is to be done with a tablet.
+pub(super) struct Work<E: Env> {
+    pub tablet: Rc<Tablet<E>>,
+    pub task: Task,
+}
+
+/// See [`Work`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Its oldest table above the last level shares keys with none of that, and joins it as it is.
+    Move,
+    /// Make these tables above the last level, newest first, one.
+    Merge(Range<usize>),
+    /// A step of the descent of the tables above the last level from this one on.
+    Descend(usize),
+    /// Write this table of the last level anew.
+    Rewrite(usize),
+}
 
 impl<E: Env> Engine<E> {
-    /// Merges tables of tablets that have too many, one tablet at a time, until the engine stops.
+    /// Merges tables until the engine stops.
     pub(super) async fn compaction_loop(self: Rc<Self>) {
+        let mut written = (0, self.env.now());
         loop {
             let next = self.changed.notified();
             self.end_idle_snapshots();
@@ -40,31 +61,42 @@ impl<E: Env> Engine<E> {
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
             }
-            let Some((local, range)) = self.pick().or_else(|| self.pick_expired()) else {
+            let is_idle = self.is_idle(&mut written);
+            let Some(work) = self.pick(is_idle).or_else(|| self.pick_expired()) else {
                 // Nobody notifies when time passes.
-                futures_lite::future::or(next, self.env.sleep(self.until_retry().min(EXPIRY_CHECK))).await;
+                let look_again = if is_idle { EXPIRY_CHECK } else { IDLE };
+                futures_lite::future::or(next, self.env.sleep(self.until_retry().min(look_again))).await;
                 continue;
             };
-            let tablet = self.tablet(local);
-            let Err(error) = self.compact(local, range).await else {
-                tablet.merge_delay.set(Duration::ZERO);
-                continue;
-            };
-            tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}");
-            Metrics::add(&self.metrics.compaction_failures, 1);
-            if error.is_damage() {
-                tablet.no_merge_until.set(Duration::MAX);
-            } else if error.is_full() {
-                futures_lite::future::or(
-                    self.env.sleep(RETRY),
-                    self.changed.until(|| self.is_stopping.get()),
-                )
-                .await;
-            } else {
-                let delay = (tablet.merge_delay.get() * 2).clamp(RETRY, RETRY_MAX);
-                tablet.merge_delay.set(delay);
-                tablet.no_merge_until.set(self.env.now() + delay);
+            let tablet = work.tablet.clone();
+            match self.work(work).await {
+                Ok(()) => tablet.merge_delay.set(Duration::ZERO),
+                Err(error) => self.compaction_failed(&tablet, &error).await,
             }
+        }
+    }
+
+    /// Whether nothing was written for a while; `written` is what was known of that the last time.
+    fn is_idle(&self, written: &mut (u64, Duration)) -> bool {
+        let (ops, now) = (self.metrics.wal_ops.get(), self.env.now());
+        if written.0 != ops {
+            *written = (ops, now);
+        }
+        now - written.1 >= IDLE
+    }
+
+    async fn compaction_failed(&self, tablet: &Tablet<E>, error: &EngineError) {
+        tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}");
+        Metrics::add(&self.metrics.compaction_failures, 1);
+        if error.is_damage() {
+            tablet.no_merge_until.set(Duration::MAX);
+        } else if error.is_full() {
+            let stopped = self.changed.until(|| self.is_stopping.get());
+            futures_lite::future::or(self.env.sleep(RETRY), stopped).await;
+        } else {
+            let delay = (tablet.merge_delay.get() * 2).clamp(RETRY, RETRY_MAX);
+            tablet.merge_delay.set(delay);
+            tablet.no_merge_until.set(self.env.now() + delay);
         }
     }
 
@@ -77,178 +109,205 @@ impl<E: Env> Engine<E> {
     }
 
     /// Tablets whose tables may be merged now.
-    fn compactable(&self) -> impl Iterator<Item = (usize, Rc<Tablet<E>>)> {
+    fn compactable(&self) -> impl Iterator<Item = Rc<Tablet<E>>> {
         let now = self.env.now();
-        self.all_tablets().into_iter().enumerate().filter(move |(_, tablet)| {
-            tablet.presence.get() == Presence::Here && tablet.no_merge_until.get() <= now
-        })
+        self.all_tablets()
+            .into_iter()
+            .filter(move |tablet| tablet.stays() && tablet.no_merge_until.get() <= now)
     }
 
-    /// The tablet with the most tables to merge, and which.
-    pub(super) fn pick(&self) -> Option<(usize, Range<usize>)> {
-        self.compactable()
-            .filter_map(|(local, tablet)| {
-                let runs: Vec<_> =
-                    tablet.version().upper().iter().map(|m| compaction::Run::from(m.meta())).collect();
-                compaction::pick(&runs, self.options.compaction_fan).map(|range| (local, range))
-            })
-            .max_by_key(|(_, range)| range.len())
-    }
-
-    /// A tablet in which much has expired, and which of its tables to merge for that.
-    fn pick_expired(&self) -> Option<(usize, Range<usize>)> {
-        let now_ms = self.tick();
-        self.compactable().find_map(|(local, tablet)| {
-            let version = tablet.version();
-            let aged: Vec<_> =
-                version.upper().iter().map(|m| compaction::Aged::new(m.meta(), now_ms)).collect();
-            compaction::pick_expired(&aged).map(|range| (local, range))
-        })
-    }
-
-    async fn compact(&self, local: usize, range: Range<usize>) -> Result<(), EngineError> {
-        let started = self.env.now();
-        let tablet = self.tablet(local);
-        let _merging = tablet.merging.enter();
-        let version = tablet.version();
-        let is_last = range.end == version.upper().len();
-        let inputs: Vec<_> = version.upper()[range].iter().map(|member| member.table.clone()).collect();
-        let bytes_in: u64 = inputs.iter().map(|table| table.meta().bytes).sum();
-        let file = self.next_file();
-        let hash = |key: &[u8]| self.hash(key);
-        let cutoff = Cutoff::new(self.tick());
-        let stopping = || self.is_stopping.get() || tablet.presence.get() != Presence::Here;
-        let options = if is_last { self.options.last_tables() } else { self.options.upper_tables() };
-        let target = compaction::Target { tablet: tablet.id, slots: tablet.slots.get(), file };
-        let merged = compaction::merge(&self.env, &inputs, target, options, &cutoff, hash, stopping).await?;
-        let (output, bytes_out) = match merged {
-            Merged::Stopped => return Ok(()),
-            Merged::Nothing => (None, 0),
-            Merged::Table(meta) => {
-                let opened: Result<_, EngineError> = async {
-                    self.env.disk().sync_dir(TableName::DIR).await?;
-                    Ok(self.open_table(TableName::new(meta.tablet, meta.file)).await?)
-                }
-                .await;
-                match opened {
-                    Ok(table) => {
-                        self.count_written(&meta);
-                        (Some(table), meta.bytes)
-                    }
-                    Err(error) => {
-                        // Each try would leave one behind.
-                        let _ = self.env.disk().remove(&tablet.table_path(file)).await;
-                        return Err(error);
-                    }
-                }
-            }
-        };
-        if let Err(error) = self.install_merge(&tablet, &inputs, output).await {
-            // The next start may find an edit whose write failed: then it needs the table.
-            if !error.is_undecided() {
-                let _ = self.env.disk().remove(&tablet.table_path(file)).await;
-            }
-            return Err(error.into());
+    /// What is due because of what was written, or because nothing is.
+    pub(super) fn pick(&self, is_idle: bool) -> Option<Work<E>> {
+        if let Some(tablet) = self.compactable().find(|tablet| self.can_move(&tablet.version())) {
+            return Some(Work { tablet, task: Task::Move });
         }
+        let choices = self.compactable().filter_map(|tablet| {
+            let choice = self.pick_for(&tablet, is_idle)?;
+            Some((tablet, choice))
+        });
+        let (tablet, choice) = choices.max_by_key(|(_, choice)| choice.urgency())?;
+        let task = match choice {
+            Choice::Merge(range) => Task::Merge(range),
+            Choice::GoOn => Task::Descend(tablet.version().front()),
+            Choice::Descend(first) => Task::Descend(first),
+        };
+        Some(Work { tablet, task })
+    }
+
+    /// What is due in this tablet.
+    pub(super) fn pick_for(&self, tablet: &Tablet<E>, is_idle: bool) -> Option<Choice> {
+        let policy = Policy { fan: self.options.compaction_fan, ratio: self.options.level_ratio };
+        compaction::pick(&shape(&tablet.version(), is_idle), &policy)
+    }
+
+    /// A tablet with a table in which much has expired.
+    fn pick_expired(&self) -> Option<Work<E>> {
+        let now_ms = self.tick();
+        self.compactable().find_map(|tablet| {
+            let version = tablet.version();
+            let aged = |members: &[Rc<Member<E>>]| {
+                members.iter().map(|member| compaction::Aged::new(member.meta(), now_ms)).collect::<Vec<_>>()
+            };
+            let upper = &version.upper()[..version.front()];
+            let task = match compaction::pick_expired(aged(version.last()), aged(upper))? {
+                AgedChoice::Last(at) => Task::Rewrite(at),
+                AgedChoice::Upper(at) => Task::Merge(at..at + 1),
+            };
+            Some(Work { tablet, task })
+        })
+    }
+
+    async fn work(&self, work: Work<E>) -> Result<(), EngineError> {
+        let Work { tablet, task } = work;
+        let _merging = tablet.merging.enter();
+        match task {
+            Task::Move => self.move_down(&tablet).await,
+            Task::Merge(range) => self.merge_upper(&tablet, range).await,
+            Task::Descend(first) => self.descend(&tablet, first).await,
+            Task::Rewrite(at) => self.rewrite(&tablet, at).await,
+        }
+    }
+
+    /// Makes tables of the upper level one.
+    async fn merge_upper(&self, tablet: &Tablet<E>, range: Range<usize>) -> Result<(), EngineError> {
+        let version = tablet.version();
+        let is_oldest = range.end == version.upper().len();
+        let inputs = version.upper()[range].to_vec();
+        let what = Merge {
+            tablet: tablet.id,
+            slots: tablet.slots.get(),
+            options: self.options.upper_tables(),
+            drops_tombstones: is_oldest
+                && inputs.iter().all(|input| version.reached_by(&input.bounds()).is_empty()),
+            table_bytes: u64::MAX,
+            early: None,
+        };
+        let mut runs = Vec::with_capacity(inputs.len());
+        for input in &inputs {
+            runs.push(RunIter::seek(vec![input.clone()], b"", b"").await?);
+        }
+        let Some((_, outputs)) = self.merge(tablet, runs, &what, Totals::of(&inputs)).await? else {
+            return Ok(());
+        };
+        let output = outputs.into_iter().next();
+        let change = Change::ReplaceTables {
+            tablet: tablet.id,
+            files: inputs.iter().map(|input| input.table.file()).collect(),
+            // It names no position: a flush whose edit is on its way may come before it in the manifest.
+            table: output.as_ref().map(|output| TableRef::from(output.meta())),
+        };
+        self.commit_merge(tablet, change, output.as_slice()).await?;
+        self.install(tablet, |version| version.with_merged(&inputs, output.map(Member::whole)));
+        self.give_up(inputs.iter().map(|input| input.table.clone()));
+        Ok(())
+    }
+
+    /// Merges `runs` and opens what came of it. `None`: it was told to stop. No file stays then, nor after an
+    /// error.
+    pub(super) async fn merge(
+        &self,
+        tablet: &Tablet<E>,
+        runs: Vec<RunIter<E>>,
+        what: &Merge,
+        inputs: Totals,
+    ) -> Result<Option<(Merged, Vec<Rc<Table<E>>>)>, EngineError> {
+        let started = self.env.now();
+        let cutoff = Cutoff::new(self.tick());
+        let mut metas = Vec::new();
+        let result = self.merge_and_open(tablet, runs, what, &cutoff, &mut metas).await;
+        let Ok(Some((end, tables))) = result else {
+            // Each try would leave some behind.
+            for meta in &metas {
+                let _ = self.env.disk().remove(&tablet.table_path(meta.file)).await;
+            }
+            return result;
+        };
+        let bytes_out = metas.iter().map(|meta| meta.bytes).sum();
         let micros = (self.env.now() - started).as_micros() as u64;
         Metrics::add(&self.metrics.compactions, 1);
-        Metrics::add(&self.metrics.compaction_bytes_in, bytes_in);
+        Metrics::add(&self.metrics.compaction_bytes_in, inputs.bytes);
         Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);
         Metrics::add(&self.metrics.compaction_micros, micros);
         Metrics::add(&self.metrics.expired_entries, cutoff.expired());
-        tracing::info!(
-            tablet = tablet.id.0,
-            tables = inputs.len(),
-            bytes_in,
-            bytes_out,
-            micros,
-            "merged tables"
-        );
-        Ok(())
+        let (tablet, bytes_in, to_last) = (tablet.id.0, inputs.bytes, what.options.is_last);
+        tracing::info!(tablet, tables = inputs.tables, bytes_in, bytes_out, to_last, micros, "merged tables");
+        Ok(Some((end, tables)))
     }
 
-    /// Makes the output of a merge live in place of its inputs. Flushes may have put newer tables in front
-    /// of them meanwhile; nothing else moves them.
-    async fn install_merge(
+    async fn merge_and_open(
         &self,
         tablet: &Tablet<E>,
-        inputs: &[Rc<Table<E>>],
-        output: Option<Rc<Table<E>>>,
+        runs: Vec<RunIter<E>>,
+        what: &Merge,
+        cutoff: &Cutoff,
+        metas: &mut Vec<TableMeta>,
+    ) -> Result<Option<(Merged, Vec<Rc<Table<E>>>)>, EngineError> {
+        let hash = |key: &[u8]| self.hash(key);
+        let beat = async |_bytes| !self.is_stopping.get() && tablet.stays();
+        let next_file = || self.next_file();
+        let end = compaction::merge(&self.env, runs, what, cutoff, hash, next_file, beat, metas).await?;
+        if end == Merged::Stopped {
+            return Ok(None);
+        }
+        self.env.disk().sync_dir(TableName::DIR).await?;
+        let mut tables = Vec::with_capacity(metas.len());
+        for meta in metas.iter() {
+            match self.open_table(TableName::new(meta.tablet, meta.file)).await {
+                Ok(table) => tables.push(table),
+                Err(error) => {
+                    for table in tables.into_iter().filter_map(Rc::into_inner) {
+                        let _ = table.close().await; // the first error is the one to report
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        metas.iter().for_each(|meta| self.count_written(meta));
+        Ok(Some((end, tables)))
+    }
+
+    /// Makes the outcome of a merge durable. Without success its `outputs` go, unless the next start may find
+    /// the edit all the same: then it needs them.
+    pub(super) async fn commit_merge(
+        &self,
+        tablet: &Tablet<E>,
+        change: Change,
+        outputs: &[Rc<Table<E>>],
     ) -> Result<(), ManifestError> {
-        let files = inputs.iter().map(|table| table.file()).collect();
-        // It names no position: a flush whose edit is on its way may come before it in the manifest.
-        let merged = output.as_ref().map(|output| TableRef::from(output.meta()));
-        let change = Change::ReplaceTables { tablet: tablet.id, files, table: merged };
-        self.manifest.commit(Edit { changes: vec![change] }).await?;
-        tablet.install(|version| {
-            let mut upper = version.upper().to_vec();
-            let at = upper.iter().position(|member| Rc::ptr_eq(&member.table, &inputs[0]));
-            let at = at.expect("inputs stay live");
-            upper.splice(at..at + inputs.len(), output.map(Member::whole));
-            Version::new(upper, version.last().to_vec())
-        });
-        self.obsolete.borrow_mut().extend_from_slice(inputs);
+        let result = self.manifest.commit(Edit { changes: vec![change] }).await;
+        if result.as_ref().is_err_and(|error| !error.is_undecided()) {
+            for output in outputs {
+                let _ = self.env.disk().remove(&tablet.table_path(output.file())).await;
+            }
+        }
+        result
+    }
+
+    /// Tables that are live no more go as soon as nobody reads them.
+    pub(super) fn give_up(&self, tables: impl IntoIterator<Item = Rc<Table<E>>>) {
+        self.obsolete.borrow_mut().extend(tables);
         self.changed.notify();
-        Ok(())
     }
+}
 
-    /// Closes and removes tables without readers, and logs without need. One file at a time.
-    async fn remove_obsolete(&self) {
-        self.close_departed().await;
-        loop {
-            let table = {
-                let mut obsolete = self.obsolete.borrow_mut();
-                let free = obsolete.iter().position(|table| Rc::strong_count(table) == 1);
-                free.and_then(|at| Rc::try_unwrap(obsolete.swap_remove(at)).ok())
-            };
-            let Some(table) = table else { break };
-            let path = table.name().path();
-            let removed: Result<(), EngineError> = async {
-                table.close().await?;
-                Ok(self.env.disk().remove(&path).await?)
-            }
-            .await;
-            if let Err(error) = removed {
-                tracing::warn!("{path} is not needed any more, but stays until the next start: {error}");
-            }
-        }
-        let logs = self.finished_logs.take();
-        for log in logs {
-            match remove_log(&self.env, log.segments()).await {
-                Ok(()) => tracing::info!(log = log.id().0, "removed an old log: tables hold all of it"),
-                Err(error) => tracing::warn!("an old log stays until the next start: {error}"),
-            }
-        }
+/// What the picker is told of a tablet.
+fn shape<E: Env>(version: &Version<E>, is_idle: bool) -> Shape {
+    let (front, sinking) = version.upper().split_at(version.front());
+    let mut shape = Shape {
+        front: front.iter().map(|member| Run::from(member.totals())).collect(),
+        sinking: sinking.len(),
+        last: version.last_totals().into(),
+        reached: Run::default(),
+        is_idle,
+    };
+    if shape.has_many_tombstones() {
+        let mut reached = Totals::default();
+        let is_reached = |member: &&Rc<Member<E>>| {
+            let bounds = member.bounds();
+            front.iter().any(|upper| upper.bounds().overlaps(&bounds))
+        };
+        version.last().iter().filter(is_reached).for_each(|member| reached.add(member.totals()));
+        shape.reached = reached.into();
     }
-
-    /// Watches free space until the engine stops.
-    pub(super) async fn space_loop(self: Rc<Self>) {
-        let reserve = self.options.reserve_bytes;
-        while !self.is_stopping.get() {
-            match self.env.disk().space().await {
-                Ok(space) if space.free < reserve => {
-                    let shortage = format!(
-                        "{} MiB are free, {} MiB are kept in reserve",
-                        space.free >> 20,
-                        reserve >> 20
-                    );
-                    if self.shortage.replace(Some(shortage.clone())).is_none() {
-                        tracing::error!("puts are refused: {shortage}");
-                        self.changed.notify();
-                    }
-                }
-                // Some more than the reserve, so that it does not flap.
-                Ok(space) if space.free > reserve + reserve / 8 => {
-                    if self.shortage.replace(None).is_some() {
-                        tracing::info!("puts are taken again: {} MiB are free", space.free >> 20);
-                        self.changed.notify();
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!("free space is unknown: {error}"),
-            }
-            let stopped = self.changed.until(|| self.is_stopping.get());
-            futures_lite::future::or(self.env.sleep(SPACE_CHECK), stopped).await;
-        }
-    }
+    shape
 }

@@ -151,7 +151,7 @@ impl<E: Env> Engine<E> {
         // No await from here on: readers see the tables and the end of the memtable in one step.
         self.swap_in(sealed, &opened);
         for (local, member) in opened {
-            self.tablet(local).install(|version| version.with_newest(member));
+            self.install(&self.tablet(local), |version| version.with_newest(member));
         }
         for (tablet, last) in flushed {
             tablet.flushed.set(last);
@@ -297,6 +297,8 @@ mod tests {
             window: 2,
             lazy: None,
             compaction_fan: 4,
+            level_ratio: 4,
+            last_table_bytes: 32 << 20,
             snapshot_life: std::time::Duration::from_secs(60),
             scrub_bytes_per_s: 0,
             reserve_bytes: 0,

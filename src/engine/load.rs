@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::sstable::TableMeta;
-use super::{Engine, Tablet};
+use super::Engine;
+use super::version::Totals;
 use crate::base::TabletId;
 use crate::env::Env;
 use crate::slot::SlotRange;
@@ -58,18 +58,6 @@ impl Load {
     }
 }
 
-impl<E: Env> Tablet<E> {
-    /// How much of a table's bytes or entries are this tablet's: all, or, after a split, as much as it has of the
-    /// slots.
-    pub(super) fn part(&self, meta: &TableMeta, whole: u64) -> u64 {
-        let slots = self.slots.get();
-        match slots.includes(meta.slots) {
-            true => whole,
-            false => whole * u64::from(slots.count()) / u64::from(meta.slots.count()),
-        }
-    }
-}
-
 impl<E: Env> Engine<E> {
     /// A key of the tablet with this local number is read or written.
     #[inline]
@@ -101,13 +89,9 @@ impl<E: Env> Engine<E> {
         let here = tablets.iter().filter(|tablet| tablet.is_here());
         here.map(|tablet| {
             let slots = tablet.slots.get();
-            let (mut tables, mut bytes, mut entries) = (0, 0, 0);
-            for member in tablet.version.borrow().members() {
-                let meta = member.meta();
-                tables += 1;
-                bytes += tablet.part(meta, meta.bytes);
-                entries += tablet.part(meta, meta.entries);
-            }
+            let mut held = tablet.version.borrow().upper_totals();
+            held.add(tablet.version.borrow().last_totals());
+            let Totals { tables, bytes, entries, .. } = held;
             let (uses, rate) = (tablet.load.uses.get(), tablet.load.rate(now));
             TabletReport { id: tablet.id, shard, slots, uses, rate, tables, bytes, entries }
         })

@@ -6,7 +6,8 @@
 //! - A read looks at the memtables, newest first, then at the tables of the key's tablet, newest first
 //!   (`read`). It is synchronous unless a block must come from disk.
 //! - A key may expire: reads, flushes and merges see its entry as a tombstone from then on (`expiry`).
-//! - In the background full memtables become tables (`flush`) and tables become fewer (`compact`).
+//! - In the background full memtables become tables (`flush`), tables become fewer (`compact`) and come down to
+//!   the last level (`descend`), and those that nobody needs go (`obsolete`).
 //! - A start replays the logs of earlier starts (`recovery`).
 //! - Tablets come from other shards, go to them, and split (`transfer`).
 //!
@@ -19,15 +20,18 @@ pub mod cache;
 pub mod checkpoint;
 mod compact;
 pub mod compaction;
+mod descend;
 pub mod expiry;
 mod flush;
 mod load;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
+mod obsolete;
 mod options;
 mod read;
 pub mod recovery;
+pub mod run;
 pub mod scan;
 mod scrub;
 pub mod snapshot;
@@ -62,7 +66,7 @@ use self::recovery::OldLog;
 use self::snapshot::Snapshot;
 use self::sstable::{AheadBytes, IndexBudget, Table, TableError, TableMeta};
 use self::transfer::{Leaving, Presence};
-use self::version::Version;
+use self::version::{Totals, Version};
 use self::wal::{Wal, WalTablet};
 use crate::base::{EntryIndex, FileId, LogId, Lsn, TableName, TabletId};
 use crate::env::{Env, Gate, Lock, Notify};
@@ -153,10 +157,9 @@ impl<E: Env> Tablet<E> {
         self.version.borrow().clone()
     }
 
-    /// Replaces its tables.
-    fn install(&self, change: impl FnOnce(&Version<E>) -> Version<E>) {
-        let changed = change(&self.version.borrow());
-        self.version.replace(Rc::new(changed));
+    /// Whether it is here to stay: otherwise nobody merges its tables.
+    fn stays(&self) -> bool {
+        self.presence.get() == Presence::Here
     }
 
     /// Whether this shard serves it.
@@ -203,6 +206,28 @@ impl<E: Env> Engine<E> {
     /// Notified when a memtable was sealed or flushed, tables changed, or space came or went.
     pub fn changed(&self) -> &Notify {
         &self.changed
+    }
+
+    /// Replaces a tablet's tables.
+    fn install(&self, tablet: &Tablet<E>, change: impl FnOnce(&Version<E>) -> Version<E>) {
+        let changed = change(&tablet.version());
+        self.count_tables(&tablet.version.replace(Rc::new(changed)), &tablet.version());
+    }
+
+    /// Keeps the counters of live tables: `before` has become `after`.
+    fn count_tables(&self, before: &Version<E>, after: &Version<E>) {
+        let metrics = &self.metrics;
+        let count = |gone: Totals, new: Totals, counters: [&Cell<u64>; 3]| {
+            let changes = [(gone.tables, new.tables), (gone.bytes, new.bytes), (gone.entries, new.entries)];
+            for (counter, (gone, new)) in counters.into_iter().zip(changes) {
+                // Modulo 2^64: what was added before is subtracted.
+                Metrics::add(counter, new.wrapping_sub(gone));
+            }
+        };
+        let upper = [&metrics.upper_tables, &metrics.upper_bytes, &metrics.upper_entries];
+        let last = [&metrics.last_tables, &metrics.last_bytes, &metrics.last_entries];
+        count(before.upper_totals(), after.upper_totals(), upper);
+        count(before.last_totals(), after.last_totals(), last);
     }
 
     /// Local numbers in use: those of tablets that are here, or were.
@@ -265,13 +290,9 @@ impl<E: Env> Engine<E> {
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
         snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
         snapshot.index_bytes = self.index_budget.used() as u64;
-        for tablet in self.tablets.borrow().iter() {
-            for member in tablet.version.borrow().members() {
-                snapshot.tables += 1;
-                snapshot.table_bytes += tablet.part(member.meta(), member.meta().bytes);
-                snapshot.table_entries += tablet.part(member.meta(), member.meta().entries);
-            }
-        }
+        snapshot.tables = snapshot.upper_tables + snapshot.last_tables;
+        snapshot.table_bytes = snapshot.upper_bytes + snapshot.last_bytes;
+        snapshot.table_entries = snapshot.upper_entries + snapshot.last_entries;
         snapshot
     }
 

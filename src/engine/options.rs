@@ -28,12 +28,16 @@ pub struct EngineOptions {
     pub window: usize,
     /// How long an acknowledged write may stay in memory; `None`: it is durable before it is acknowledged.
     pub lazy: Option<Duration>,
-    /// Tables of like size that are merged into one.
+    /// Tables of like size that are merged into one, above the last level.
     pub compaction_fan: usize,
     /// How long a snapshot that nobody uses keeps its files.
     pub snapshot_life: Duration,
     /// Bytes of tables a second that are read again to see whether they are whole; 0: none are.
     pub scrub_bytes_per_s: u64,
+    /// How many times what is above it the last level may be before that is merged into it.
+    pub level_ratio: u64,
+    /// Size of a table of the last level, at most.
+    pub last_table_bytes: u64,
     /// Free space of the file system below which puts are refused, so that what was accepted can always
     /// be flushed.
     pub reserve_bytes: u64,

@@ -270,6 +270,9 @@ impl<E: Env> Engine<E> {
             background: Gate::new(),
             next_file: std::cell::Cell::new(0),
         });
+        for tablet in engine.all_tablets() {
+            engine.count_tables(&Version::default(), &tablet.version());
+        }
         engine.replay(start).await?;
         engine.wal.start();
         engine.spawn_background();

@@ -283,6 +283,7 @@ impl<E: Env> Engine<E> {
         self.wal.set_flushed(tablet.log, last);
         self.release_old_logs();
         let version = tablet.version.replace(Rc::new(Version::default()));
+        self.count_tables(&version, &Version::default());
         self.departed.borrow_mut().extend(version.members().map(|member| member.table.clone()));
         self.leaving.replace(None);
         self.changed.notify();
@@ -384,6 +385,7 @@ impl<E: Env> Engine<E> {
     /// Makes a tablet of which all is in tables one of this shard's.
     fn register(&self, state: &TabletState, version: Version<E>) -> usize {
         let log = self.wal.add_tablet(state.id, state.term, state.flushed, state.flushed);
+        self.count_tables(&Version::default(), &version);
         let tablet = Rc::new(Tablet::new(state, log, version, EntryIndex::ZERO, Vec::new()));
         tablet.memtables_from.set(self.active_number.get());
         let mut tablets = self.tablets.borrow_mut();
@@ -472,14 +474,13 @@ impl<E: Env> Engine<E> {
         self.wal.set_flushed(tablet.log, part.last);
         self.release_old_logs();
         let opened = self.take_arriving(id);
-        tablet.install(|version| {
+        self.install(&tablet, |version| {
             let open =
                 |name: &TableName| opened.get(&name.file).expect("it was opened before the edit").clone();
             let members = part.tables.iter().map(open);
             let grown = members.fold(version.clone(), |v, table| v.with_newest(Member::whole(table)));
-            grown.map(|member| Member {
-                table: member.table.clone(),
-                clip: Some(Clip::within(lower, member.clip.as_ref())),
+            grown.map(|member| {
+                Member::new(member.table.clone(), Some(Clip::within(lower, member.clip.as_ref())))
             })
         });
         let tables = self.take_arriving(into);

@@ -33,10 +33,14 @@ const RING_MESSAGES: usize = 256;
 const WINDOW: usize = 3;
 /// `--sync none`: what is in memory is written at least this often.
 const LAZIEST: Duration = Duration::from_secs(1);
-/// Tables of like size that are merged into one.
+/// Tables of like size that are merged into one, above the last level.
 const COMPACTION_FAN: usize = 4;
 /// A snapshot that nobody uses for so long, since a client went away in the middle of a scan, is given up.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(60);
+/// How many times what is above it the last level may be.
+const LEVEL_RATIO: u64 = 4;
+/// Size of a table of the last level: a step of a descent writes one or two.
+const LAST_TABLE_BYTES: u64 = 32 << 20;
 /// Registered I/O memory of the short-lived executors that read and write the manifest.
 const CONTROL_IO_BYTES: usize = 1 << 20;
 
@@ -132,6 +136,8 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         compaction_fan: COMPACTION_FAN,
         snapshot_life: SNAPSHOT_LIFE,
         scrub_bytes_per_s: config.scrub_bytes_per_s,
+        level_ratio: LEVEL_RATIO,
+        last_table_bytes: LAST_TABLE_BYTES,
         // The tables of all memtables, the merge that they cause, and the next segments of the log.
         reserve_bytes: 2 * memory.memtables + 2 * segment_bytes,
     }

@@ -38,6 +38,8 @@ fn options(rng: &mut fastrand::Rng) -> EngineOptions {
         window: 3,
         lazy: None,
         compaction_fan: rng.usize(2..=4),
+        level_ratio: 4,
+        last_table_bytes: 16 << 10,
         snapshot_life: Duration::from_secs(60),
         scrub_bytes_per_s: 0,
         reserve_bytes: 0,

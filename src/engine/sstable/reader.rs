@@ -251,6 +251,14 @@ impl<E: Env> Table<E> {
         self.top.find(key).filter(|_| key <= &self.meta.largest[..])
     }
 
+    /// About how many bytes of the file are of keys below `key`: partitions stand behind their blocks.
+    pub fn bytes_before(&self, key: &[u8]) -> u64 {
+        self.top.find(key).map_or(self.meta.bytes, |number| match number.checked_sub(1) {
+            None => 0,
+            Some(before) => self.top.handle(before).offset,
+        })
+    }
+
     /// A partition, if it is resident for good.
     #[inline]
     pub fn pinned(&self, number: usize) -> Option<Rc<Partition>> {

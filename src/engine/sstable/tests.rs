@@ -9,7 +9,7 @@ use super::*;
 use crate::base::{Codec, Entry, OpKind, PAGE_SIZE, TableName};
 use crate::disk::Disk;
 use crate::engine::cache::BlockCache;
-use crate::engine::compaction::{self, Merged};
+use crate::engine::compaction::{self, Merge, Merged};
 use crate::engine::expiry::Cutoff;
 use crate::env::Env;
 use crate::env::sim::SimEnv;
@@ -134,21 +134,34 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
             if is_last {
                 expected.retain(|_, (_, kind, _)| *kind == OpKind::Put);
             }
-            let target = compaction::Target { tablet: TabletId(3), slots: SlotRange::ALL, file: FileId(99) };
-            let merged =
-                compaction::merge(&env, &tables, target, options, &Cutoff::new(0), xxh3_64, || false)
-                    .await
-                    .unwrap();
-            let Merged::Table(meta) = merged else { panic!("{merged:?}") };
-            assert_eq!(meta.entries, expected.len() as u64);
-            let table = open(&env, 99).await.unwrap();
-            assert_eq!((table.meta().shape.is_last, table.meta().shape.codec), (is_last, options.codec));
-            let mut iter = TableIter::seek(&table, b"").await.unwrap();
-            for (key, (lsn, kind, value)) in &expected {
-                let (k, entry) = iter.current().unwrap();
-                assert_eq!((k, entry.lsn.0, entry.kind, entry.value), (&key[..], *lsn, *kind, &value[..]));
-                iter.advance().await.unwrap();
+            let mut sources = Vec::new();
+            for table in &tables {
+                sources.push(TableIter::seek(table, b"").await.unwrap());
             }
+            let (tablet, slots) = (TabletId(3), SlotRange::ALL);
+            let (drops_tombstones, table_bytes) = (is_last, 64 << 10);
+            let what = Merge { tablet, slots, options, drops_tombstones, table_bytes, early: None };
+            let (next, mut metas) = (std::cell::Cell::new(99), Vec::new());
+            let next_file = || FileId(next.replace(next.get() + 1));
+            let (cutoff, beat) = (Cutoff::new(0), async |_| true);
+            let merged =
+                compaction::merge(&env, sources, &what, &cutoff, xxh3_64, next_file, beat, &mut metas);
+            assert_eq!(merged.await.unwrap(), Merged::All);
+            assert!(metas.len() > 3, "it is cut into tables: {metas:?}");
+            assert_eq!(metas.iter().map(|meta| meta.entries).sum::<u64>(), expected.len() as u64);
+            let mut rest = expected.iter();
+            for meta in metas {
+                let table = open(&env, meta.file.0).await.unwrap();
+                assert_eq!((table.meta().shape.is_last, table.meta().shape.codec), (is_last, options.codec));
+                let mut iter = TableIter::seek(&table, b"").await.unwrap();
+                while let Some((k, entry)) = iter.current() {
+                    let (key, (lsn, kind, value)) = rest.next().unwrap();
+                    let found = (k, entry.lsn.0, entry.kind, entry.value);
+                    assert_eq!(found, (&key[..], *lsn, *kind, &value[..]));
+                    iter.advance().await.unwrap();
+                }
+            }
+            assert!(rest.next().is_none());
         });
     }
 }

@@ -10,7 +10,7 @@ use super::store::{Shape, Store};
 use super::workload::{Outcome, Worker};
 use super::{Told, seeds};
 use crate::disk::sim::SimDisk;
-use crate::engine::{EngineError, Tablet, compaction};
+use crate::engine::{EngineError, Tablet};
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 
@@ -223,11 +223,7 @@ fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
         world.run(async {
             let store = Store::open(&env, &Shape::small(1), &model).await.unwrap();
             let engine = &store.engines[0];
-            let needs_merge = |tablet: &Tablet<SimEnv>| {
-                let version = tablet.version();
-                let runs: Vec<_> = version.upper().iter().map(|m| compaction::Run::from(m.meta())).collect();
-                compaction::pick(&runs, engine.options.compaction_fan).is_some()
-            };
+            let needs_merge = |tablet: &Tablet<SimEnv>| engine.pick_for(tablet, false).is_some();
             let mut broken = None;
             for _ in 0..24 {
                 for _ in 0..20 {
@@ -238,7 +234,8 @@ fn a_table_that_cannot_be_read_holds_up_no_other_tablet() {
                 if broken.is_none() {
                     let found = engine.all_tablets().iter().position(|tablet| !tablet.version().is_empty());
                     let local = found.expect("something was flushed");
-                    let path = engine.tablet(local).version().upper()[0].table.name().path();
+                    let version = engine.tablet(local).version();
+                    let path = version.members().next().unwrap().table.name().path();
                     env.disk().fail("read", &path, 0, libc::EIO, false);
                     broken = Some(local);
                 }

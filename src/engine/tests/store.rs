@@ -65,6 +65,8 @@ impl Shape {
             compaction_fan: 3,
             snapshot_life: std::time::Duration::from_secs(60),
             scrub_bytes_per_s: 0,
+            level_ratio: 4,
+            last_table_bytes: 16 << 10,
             reserve_bytes: 0,
         };
         Shape { shards, options }
@@ -86,6 +88,8 @@ impl Shape {
         options.compression = Compression { upper: codec(), last: codec() };
         options.lazy = (rng.u8(..5) == 0).then_some(Duration::from_millis(3));
         options.compaction_fan = rng.usize(2..=4);
+        options.level_ratio = rng.u64(1..=4);
+        options.last_table_bytes = [1, 8 << 10, 16 << 10, 1 << 20][rng.usize(..4)];
         shape
     }
 }
@@ -330,7 +334,7 @@ impl Store {
             changed.until(|| engine.sealed.borrow().is_empty()).await;
         }
         let is_busy = |engine: &Rc<Engine<SimEnv>>| {
-            engine.pick().is_some()
+            engine.pick(false).is_some()
                 || !engine.obsolete.borrow().is_empty()
                 || !engine.finished_logs.borrow().is_empty()
         };

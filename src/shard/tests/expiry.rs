@@ -217,11 +217,15 @@ fn no_older_version_comes_back() {
     let (world, env) = SimEnv::fresh(13);
     world.run(async {
         let mut store = Store::open(&env, 1).await;
-        // Tables of living keys, so large that nothing makes them merge with what comes later.
+        // A last level of living keys, so large that what comes later stays above it.
+        let mut rng = fastrand::Rng::with_seed(13);
         for number in 0..400 {
-            store.set(&key(number), &[1; 2000], Expiry::Never).await.version();
+            // Nothing that compresses.
+            let value: Vec<u8> = (0..2000).map(|_| rng.u8(..)).collect();
+            store.set(&key(number), &value, Expiry::Never).await.version();
         }
         store.flush().await;
+        store.until("they come down", |metrics| metrics.last_tables > 0).await;
         for number in 0..40 {
             store.set(&key(number), &[2; 200], after(HOUR)).await.version();
         }

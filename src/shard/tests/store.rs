@@ -175,6 +175,8 @@ const OPTIONS: EngineOptions = EngineOptions {
     compaction_fan: 4,
     snapshot_life: std::time::Duration::from_secs(60),
     scrub_bytes_per_s: 0,
+    level_ratio: 4,
+    last_table_bytes: 32 << 20,
     reserve_bytes: 0,
 };
 

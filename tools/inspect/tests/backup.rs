@@ -147,6 +147,8 @@ fn options() -> EngineOptions {
         window: 2,
         lazy: None,
         compaction_fan: 4,
+        level_ratio: 4,
+        last_table_bytes: 32 << 20,
         snapshot_life: Duration::from_secs(60),
         scrub_bytes_per_s: 0,
         reserve_bytes: 0,
