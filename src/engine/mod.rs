@@ -96,6 +96,8 @@ struct Tablet<E: Env> {
     /// Memtables before this one don't count for it: tables hold all that they hold of its keys, and perhaps
     /// newer versions. It was elsewhere since, or a part of another tablet.
     memtables_from: Cell<u64>,
+    /// Its requests go to another shard, which has it. Here it is about to be forgotten.
+    is_handed_over: Cell<bool>,
     load: Load,
     /// Entered by whoever merges its tables; it ends soon once the tablet is leaving.
     merging: Gate,

@@ -115,7 +115,7 @@ impl<E: Env> Engine<E> {
         let tablets = self.all_tablets();
         let locals = local.map_or(0..tablets.len(), |local| local..local + 1);
         let views: Vec<View<E>> = locals
-            .filter(|local| tablets[*local].is_here())
+            .filter(|local| tablets[*local].is_here() && !tablets[*local].is_handed_over.get())
             .map(|local| {
                 let tablet = tablets[local].clone();
                 let (lsn, version) = (tablet.last_lsn.get(), tablet.version());

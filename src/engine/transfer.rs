@@ -127,6 +127,7 @@ impl<E: Env> Tablet<E> {
             merge_delay: Default::default(),
             presence: Presence::Here.into(),
             memtables_from: Default::default(),
+            is_handed_over: Default::default(),
             load: Load::default(),
             merging: Gate::new(),
         }
@@ -272,12 +273,24 @@ impl<E: Env> Engine<E> {
         Ok(part)
     }
 
+    /// From now on requests for these slots go to another shard: snapshots see the tablet no more. Whoever routes
+    /// does so in the same turn, so that it is never in the snapshots of two shards that know the same routes.
+    pub fn hand_over(&self, slots: SlotRange) {
+        let tablets = self.all_tablets();
+        let of_slots = |tablet: &Rc<Tablet<E>>| tablet.is_here() && tablet.slots.get() == slots;
+        if let Some(local) = tablets.iter().position(of_slots) {
+            tablets[local].is_handed_over.set(true);
+            self.end_snapshots_of(local);
+        }
+    }
+
     /// The tablet is another shard's: forgets it. Its files stay, they are the other's now. An error is of no
     /// consequence: what the manifest still says of the tablet has a lower epoch.
     pub async fn part(&self, id: TabletId) -> Result<(), ManifestError> {
         let Ok(local) = self.prepared(id) else { return Ok(()) };
         let tablet = self.tablet(local);
         tablet.presence.set(Presence::Gone);
+        self.end_snapshots_of(local);
         let last = self.last.borrow()[local];
         tablet.flushed.set(last);
         self.wal.set_flushed(tablet.log, last);
@@ -310,6 +323,7 @@ impl<E: Env> Engine<E> {
         let Ok(local) = self.prepared(id) else { return Ok(()) };
         let tablet = self.tablet(local);
         tablet.presence.set(Presence::Lost);
+        self.end_snapshots_of(local);
         let changes = self.leaving.borrow_mut().as_mut().map(|leaving| std::mem::take(&mut leaving.flushed));
         let changes = changes.unwrap_or_default();
         let committed = self.manifest.commit(Edit { changes }).await;
@@ -468,6 +482,7 @@ impl<E: Env> Engine<E> {
         }
         committed?;
         // No await from here on: both tablets are here, wholly.
+        self.end_snapshots_of(local);
         tablet.slots.set(lower);
         tablet.memtables_from.set(self.active_number.get());
         tablet.flushed.set(part.last);

@@ -55,7 +55,7 @@ impl<E: Env> Shard<E> {
     /// Requests are routed to the owner. But one that waited for its client to take replies may find that the
     /// tablet has moved, and after a move that failed half-way nobody serves it.
     #[cold]
-    fn not_here(&self, slot: Slot) -> Refusal {
+    pub(super) fn not_here(&self, slot: Slot) -> Refusal {
         match self.loss_of(slot) {
             Some(why) => Refusal::new(Code::ShardFailed, why),
             None => Refusal::new(Code::SlotMoving, format!("slot {slot} has moved meanwhile; try again")),

@@ -236,6 +236,11 @@ impl<E: Env> Shard<E> {
         lost.iter().find(|(slots, _)| slots.contains(slot)).map(|(_, why)| why.clone())
     }
 
+    /// Why some slots of this shard are not served, if there are any.
+    pub(super) fn any_loss(&self) -> Option<String> {
+        self.moves.lost.borrow().first().map(|(_, why)| why.clone())
+    }
+
     /// Another shard says that none of its requests for the slots of a change is on its way any more.
     pub(super) fn take_quiet(&self, change: u64) {
         *self.moves.quiet.borrow_mut().entry(change).or_default() += 1;
@@ -276,6 +281,9 @@ impl<E: Env> Shard<E> {
                     && self.slots.epoch() < epoch
                 {
                     self.slots.assign(slots, shard, local, epoch);
+                    if shard != self.id {
+                        self.engine.hand_over(slots);
+                    }
                 }
                 for token in self.moves.held_back.take() {
                     self.take_stall(HELD, token, Stall::Over);

@@ -3,6 +3,7 @@
 mod expiry;
 mod expiry_model;
 mod moves;
+mod scans;
 mod store;
 
 use std::cell::{Cell, RefCell};

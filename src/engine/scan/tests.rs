@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::base::{Codec, Compression, Lsn, Op};
+use crate::base::{Codec, Compression, Lsn, Op, TabletId};
 use crate::disk::sim::SimDisk;
 use crate::engine::recovery;
 use crate::engine::{EngineOptions, Room};
@@ -284,6 +284,61 @@ fn a_snapshot_that_nobody_uses_gives_up_its_files() {
         let error = scan.run(&engine, &mut 100, |_, _| true).await.unwrap_err();
         assert!(matches!(error, EngineError::SnapshotOver), "{error}");
         drop(scan);
+        engine.close().await.unwrap();
+    });
+}
+
+/// A snapshot that outlived a split lost what its memtables held: their other half had become tables of which it
+/// knew nothing. And while a tablet was handed over, both shards had it in new snapshots.
+#[test]
+fn a_tablet_that_splits_or_leaves_ends_its_snapshots() {
+    let (world, env) = SimEnv::fresh(9);
+    world.run(async {
+        let (engine, slots) = open(&env, options(&mut fastrand::Rng::with_seed(9))).await;
+        let mut keys: Vec<Vec<u8>> = (0..200u32).map(|n| format!("key-{n:03}").into_bytes()).collect();
+        for key in &keys {
+            let op = Op { kind: OpKind::Put, key, value: b"v", expiry_ms: 0 };
+            engine.write(slots.local(Slot::of_key(key)), &[op], &[engine.hash(key)]).unwrap();
+        }
+        let all = async |engine: &Engine<SimEnv>| {
+            let mut found = Vec::new();
+            let (mut scan, mut work) = (engine.scan(None, ScanRange::default()), 100_000);
+            let ended = scan.run(engine, &mut work, |key, _| {
+                found.push(key.to_vec());
+                true
+            });
+            assert_eq!(ended.await.unwrap(), Filled::End);
+            found
+        };
+        let begin = async |engine: &Engine<SimEnv>| {
+            let mut scan = engine.scan(None, ScanRange::default());
+            let mut left = 3;
+            let take_some = |_: &[u8], _: &Entry<'_>| {
+                left -= 1;
+                left >= 0
+            };
+            assert_eq!(scan.run(engine, &mut 100_000, take_some).await.unwrap(), Filled::Full);
+            scan
+        };
+        let is_over = async |engine: &Engine<SimEnv>, mut scan: Scan<SimEnv>| {
+            matches!(scan.run(engine, &mut 100_000, |_, _| true).await, Err(EngineError::SnapshotOver))
+        };
+        let tablet = engine.tablet(1);
+        let range = tablet.slots.get();
+        let scan = begin(&engine).await;
+        engine.prepare_to_leave(tablet.id).await.unwrap();
+        let middle = (range.first() + range.last()) / 2;
+        let during = begin(&engine).await;
+        engine.split(tablet.id, middle, TabletId(100)).await.unwrap();
+        assert!(is_over(&engine, scan).await && is_over(&engine, during).await);
+        assert_eq!(all(&engine).await, keys);
+        let lower = tablet.slots.get();
+        let scan = begin(&engine).await;
+        engine.hand_over(lower);
+        assert!(is_over(&engine, scan).await);
+        keys.retain(|key| !lower.contains(Slot::of_key(key)));
+        assert!(keys.len() < 190, "some keys were in the tablet");
+        assert_eq!(all(&engine).await, keys);
         engine.close().await.unwrap();
     });
 }

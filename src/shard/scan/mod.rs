@@ -198,8 +198,15 @@ impl<E: Env> Shard<E> {
         slot: Option<Slot>,
         out: &mut Outputs,
     ) {
+        let local = match self.scanned(slot) {
+            Ok(local) => local,
+            Err(refusal) => {
+                Metrics::add(&self.metrics.refusals, 1);
+                out.ready(meta, &Reply::Refused(refusal));
+                return;
+            }
+        };
         let shape = Shape::of(request);
-        let local = slot.map(|slot| self.slots.local(slot));
         let known = match self.scans.take(request.cursor, &shape) {
             Some(Session { what: What::Local(scan), .. }) => {
                 request.cursor.map(|cursor| (cursor.session, scan))
@@ -246,6 +253,22 @@ impl<E: Env> Shard<E> {
             shard.end_turn();
             drop(guard);
         });
+    }
+
+    /// The tablet of this slot, by its local number; without a slot all of this shard are meant. Refused if one of
+    /// them is not served: a scan must not leave out what nobody knows to be gone.
+    fn scanned(&self, slot: Option<Slot>) -> Result<Option<usize>, Refusal> {
+        match slot {
+            Some(slot) => {
+                let local = self.slots.local_on(self.id, slot).ok_or_else(|| self.not_here(slot))?;
+                self.engine.note_use(local);
+                Ok(Some(local))
+            }
+            None => match self.any_loss() {
+                Some(why) => Err(Refusal::new(Code::ShardFailed, why)),
+                None => Ok(None),
+            },
+        }
     }
 
     /// A page is made beside the turns: its bytes count as being loaded.
@@ -324,10 +347,8 @@ impl<E: Env> LocalPage<E> {
         });
         self.work -= given - slice;
         match filled {
-            // If the tablet is still here. Elsewhere, the client is to find it.
-            Err(EngineError::SnapshotOver)
-                if self.slot.is_none_or(|slot| shard.slots.shard(slot) == shard.id) =>
-            {
+            // If all is still here. Elsewhere, the client is to find it.
+            Err(EngineError::SnapshotOver) if shard.scanned(self.slot).is_ok() => {
                 // Another takes over from here.
                 let rest = self.shape.rest(self.scan.position().unwrap_or_default());
                 let rest = if self.scan.position().is_none() { self.scan.range().clone() } else { rest };

@@ -14,7 +14,7 @@ use crate::env::sim::{SimEnv, SimWorld};
 use crate::env::{Env, Gate, Queue};
 use crate::error::Code;
 use crate::protocol::binary::KeyList;
-use crate::protocol::{Condition, Durability, Expiry, Request};
+use crate::protocol::{Condition, Durability, Expiry, Request, ScanRequest};
 use crate::shard::topology::COORDINATOR;
 use crate::shard::{Shard, Trouble};
 use crate::slot::Slot;
@@ -220,6 +220,9 @@ fn a_tablet_whose_owner_nobody_knows_is_refused_until_the_next_start() {
             assert!(
                 env.disk().peek("copy/INCOMPLETE").is_some() && env.disk().peek("copy/CURRENT").is_none()
             );
+            // Nor does a scan leave it out as if it were not there.
+            let scan = store.ask(&Request::Scan(ScanRequest::default())).await;
+            assert_eq!(scan, Answer::Refused(Code::ShardFailed), "seed {seed}");
             assert_eq!(store.shards[owner].metrics.tablet_moves.get(), 0);
         });
         world.kill();

@@ -28,6 +28,8 @@ pub enum Answer {
     Unmet(Option<Lsn>),
     Sum(i64),
     Lifetime(Option<Lifetime>),
+    /// Keys and values, where to go on, and whether a part is of a later moment.
+    Page(Vec<(Vec<u8>, Vec<u8>)>, Option<Vec<u8>>, bool),
     Refused(Code),
 }
 
@@ -43,6 +45,11 @@ impl Answer {
             Reply::ConditionFailed { current } => Answer::Unmet(current),
             Reply::Counter { value, .. } => Answer::Sum(value),
             Reply::Lifetime { lifetime, .. } => Answer::Lifetime(lifetime),
+            Reply::Page(page) => Answer::Page(
+                page.entries.map(|entry| (entry.key.to_vec(), entry.value.to_vec())).collect(),
+                page.cursor.map(<[u8]>::to_vec),
+                page.is_new_snapshot,
+            ),
             Reply::Refused(refusal) => Answer::Refused(refusal.code),
             other => panic!("nobody asked for {other:?}"),
         }
