@@ -47,7 +47,9 @@ impl<E: Env> Shard<E> {
     #[inline]
     pub(super) fn key<'a>(&self, bytes: &'a [u8]) -> Result<Key<'a>, Refusal> {
         let slot = Slot::of_key(bytes);
-        let Some(tablet) = self.slots.local_on(self.id, slot) else { return Err(self.not_here(slot)) };
+        let Some(tablet) = self.slots.local_on(self.id, slot).filter(|_| !self.is_packed(slot)) else {
+            return Err(self.not_here(slot));
+        };
         self.engine.note_use(tablet);
         Ok(Key { bytes, hash: self.engine.hash(bytes), tablet })
     }

@@ -166,6 +166,9 @@ impl From<TransferError> for Trouble {
 pub(super) struct Moves {
     /// Slots whose requests wait here.
     holding: Cell<Option<SlotRange>>,
+    /// Slots of a tablet that is being handed over: what would be done to it now would not go along. Frames that
+    /// waited for their client to take replies may come that late.
+    packed: Cell<Option<SlotRange>>,
     /// Outlets that wait for them.
     held_back: RefCell<Vec<u64>>,
     /// By change, how many shards have said that nothing more comes.
@@ -230,6 +233,12 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// Whether a slot's tablet is being handed over: nobody may change it here any more.
+    #[inline]
+    pub(super) fn is_packed(&self, slot: Slot) -> bool {
+        self.moves.packed.get().is_some_and(|slots| slots.contains(slot))
+    }
+
     /// Why nobody serves a slot, if that is known.
     pub(super) fn loss_of(&self, slot: Slot) -> Option<String> {
         let lost = self.moves.lost.borrow();
@@ -277,6 +286,7 @@ impl<E: Env> Shard<E> {
             }
             Ask::Release(assigned) => {
                 self.moves.holding.set(None);
+                self.moves.packed.set(None);
                 if let Some(Assigned { slots, shard, local, epoch }) = assigned
                     && self.slots.epoch() < epoch
                 {
@@ -382,6 +392,8 @@ impl<E: Env> Shard<E> {
             }
             self.env.sleep(DRAIN_STEP).await;
         }
+        // In the step in which nothing was found to be under way.
+        self.moves.packed.set(Some(slots));
         Ok(())
     }
 
