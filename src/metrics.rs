@@ -132,6 +132,14 @@ counters! {
     last_bytes,
     /// Entries in them that count.
     last_entries,
+    /// Ranges deleted, of one tablet each.
+    range_deletes,
+    /// Ranges that deletes left, which may still hide entries of tables.
+    range_fragments,
+    /// Entries that flushes and merges dropped because their range was deleted.
+    range_entries,
+    /// Tables removed unread because all they held was in deleted ranges.
+    range_tables,
     /// Live tables.
     tables,
     /// Bytes of live tables.

@@ -3,13 +3,16 @@
 //!
 //! ```text
 //! offset  bytes  field
-//!      0      1  kind: 1 put, 2 delete
+//!      0      1  kind: 1 put, 2 delete, 3 range delete
 //!      1      1  flags: bit 0 = an expiry time follows the header; other bits must be 0
-//!      2      2  key length, 1..=65535, little-endian
+//!      2      2  key length, 1..=65535, little-endian; 0 as well for a range delete
 //!      4      4  value length, little-endian; 0 for a delete
 //!      8      8  expiry, absolute milliseconds since the epoch (only with flag bit 0)
 //!      …         key, then value
 //! ```
+//!
+//! A range delete removes the keys of its entry's tablet from its key on (empty: from the first one) to before
+//! its value (empty: to the last one), and has no expiry. An empty range is refused.
 //!
 //! Operations stand back to back in the body of a data entry. The entry's body checksum covers them, so
 //! a decoding error is a bug or a forged file, never a torn write.
@@ -33,7 +36,7 @@ struct OpHeader {
 
 const _: () = assert!(size_of::<OpHeader>() == 8);
 
-/// What an operation does. The values are part of the log and table formats.
+/// What an operation does. The values are part of the log and table formats; tables hold only the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum OpKind {
@@ -41,10 +44,13 @@ pub enum OpKind {
     Put = 1,
     /// The key is absent from here on (a tombstone).
     Delete = 2,
+    /// All keys of a range are absent from here on. Logged, and kept beside the entries of a tablet, never as
+    /// one of them.
+    RangeDelete = 3,
 }
 
 impl OpKind {
-    /// The kind with this number, if there is one.
+    /// The kind of an entry of one key with this number, if there is one.
     pub fn from_u8(kind: u8) -> Option<OpKind> {
         match kind {
             1 => Some(OpKind::Put),
@@ -52,16 +58,21 @@ impl OpKind {
             _ => None,
         }
     }
+
+    /// The kind of a logged operation with this number, if there is one.
+    fn of_logged(kind: u8) -> Option<OpKind> {
+        if kind == OpKind::RangeDelete as u8 { Some(OpKind::RangeDelete) } else { OpKind::from_u8(kind) }
+    }
 }
 
 /// One physical operation, borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Op<'a> {
-    /// Put or delete.
+    /// What it does.
     pub kind: OpKind,
-    /// 1..=65535 bytes.
+    /// 1..=65535 bytes. Of a range delete the first key, maybe empty.
     pub key: &'a [u8],
-    /// Empty for a delete.
+    /// Empty for a delete. Of a range delete the key before which it ends; empty: none.
     pub value: &'a [u8],
     /// Absolute milliseconds since the epoch; 0 is never.
     pub expiry_ms: u64,
@@ -110,7 +121,25 @@ pub enum OpDecodeError {
     Invalid(usize),
 }
 
-impl Op<'_> {
+impl<'a> Op<'a> {
+    /// Removes the keys from `start` on and before `end`; empty: to the last one.
+    pub fn range_delete(start: &'a [u8], end: &'a [u8]) -> Op<'a> {
+        Op { kind: OpKind::RangeDelete, key: start, value: end, expiry_ms: 0 }
+    }
+
+    /// Whether the lengths, the expiry and the bounds are such as its kind has.
+    fn is_sound(&self) -> bool {
+        let has_key = !self.key.is_empty() && self.key.len() <= KEY_BYTES_MAX;
+        match self.kind {
+            OpKind::Put => has_key,
+            OpKind::Delete => has_key && self.value.is_empty(),
+            OpKind::RangeDelete => {
+                let is_range = self.value.is_empty() || self.key < self.value;
+                is_range && self.key.len().max(self.value.len()) <= KEY_BYTES_MAX && self.expiry_ms == 0
+            }
+        }
+    }
+
     /// Bytes that [`Op::encode`] appends.
     #[inline]
     pub fn encoded_len(&self) -> usize {
@@ -120,11 +149,11 @@ impl Op<'_> {
     /// Appends the encoded operation to `out`.
     ///
     /// # Panics
-    /// If the key is empty or too long, or the value longer than `u32`: the caller has refused those.
+    /// If the key is empty or too long, the value longer than `u32`, or a range empty: the caller has refused
+    /// those.
     #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
-        assert!(!self.key.is_empty() && self.key.len() <= KEY_BYTES_MAX, "key length checked by the caller");
-        assert!(self.kind == OpKind::Put || self.value.is_empty(), "a delete carries no value");
+        assert!(self.is_sound(), "key, value and range are checked by the caller");
         let value_len = u32::try_from(self.value.len()).expect("value length checked by the caller");
         out.reserve(self.encoded_len());
         let header = OpHeader {
@@ -159,8 +188,8 @@ impl<'a> OpIter<'a> {
         let truncated = OpDecodeError::Truncated(start);
         let invalid = OpDecodeError::Invalid(start);
         let (header, rest) = OpHeader::ref_from_prefix(&self.body[start..]).map_err(|_| truncated)?;
-        let kind = OpKind::from_u8(header.kind).ok_or(invalid)?;
-        if header.flags & !HAS_EXPIRY != 0 || header.key_len.get() == 0 {
+        let kind = OpKind::of_logged(header.kind).ok_or(invalid)?;
+        if header.flags & !HAS_EXPIRY != 0 {
             return Err(invalid);
         }
         let (expiry_ms, rest) = if header.flags & HAS_EXPIRY != 0 {
@@ -170,15 +199,15 @@ impl<'a> OpIter<'a> {
             (0, rest)
         };
         let (key_len, value_len) = (header.key_len.get() as usize, header.value_len.get() as usize);
-        if kind == OpKind::Delete && value_len != 0 {
-            return Err(invalid);
-        }
         if rest.len() < key_len + value_len {
             return Err(truncated);
         }
         let (key, rest) = rest.split_at(key_len);
         let value = &rest[..value_len];
         let op = Op { kind, key, value, expiry_ms };
+        if !op.is_sound() {
+            return Err(invalid);
+        }
         self.at = self.body.len() - (rest.len() - value_len);
         Ok(op)
     }
@@ -209,6 +238,9 @@ mod tests {
             Op { kind: OpKind::Put, key: b"a", value: b"1", expiry_ms: 0 },
             Op { kind: OpKind::Delete, key: b"bb", value: b"", expiry_ms: 0 },
             Op { kind: OpKind::Put, key: b"c", value: b"", expiry_ms: 99 },
+            Op::range_delete(b"", b""),
+            Op::range_delete(b"a", b"b"),
+            Op::range_delete(b"c", b""),
         ];
         let mut body = Vec::new();
         for op in &ops {
@@ -217,6 +249,30 @@ mod tests {
         assert_eq!(body.len(), ops.iter().map(Op::encoded_len).sum::<usize>());
         let decoded: Result<Vec<_>, _> = OpIter::new(&body).collect();
         assert_eq!(decoded.unwrap(), ops);
+    }
+
+    #[test]
+    fn what_is_no_operation_is_refused() {
+        let encoded = |op: Op<'_>| {
+            let mut body = Vec::new();
+            op.encode(&mut body);
+            body
+        };
+        let first = |body: &[u8]| OpIter::new(body).next().unwrap().map(|op| op.kind);
+        let mut delete = encoded(Op { kind: OpKind::Delete, key: b"key", value: b"", expiry_ms: 0 });
+        delete[2] = 0;
+        assert_eq!(first(&delete), Err(OpDecodeError::Invalid(0)), "no key");
+        let range = encoded(Op::range_delete(b"a", b"b"));
+        assert_eq!(first(&range), Ok(OpKind::RangeDelete));
+        for (at, byte) in [(0, 4), (0, 2), (8, b'b'), (8, b'c')] {
+            let mut range = range.clone();
+            range[at] = byte;
+            assert_eq!(first(&range), Err(OpDecodeError::Invalid(0)), "byte {at} is {byte}");
+        }
+        let mut expiring = encoded(Op { kind: OpKind::Put, key: b"a", value: b"b", expiry_ms: 9 });
+        expiring[0] = 3;
+        assert_eq!(first(&expiring), Err(OpDecodeError::Invalid(0)), "a range delete that expires");
+        assert_eq!(OpKind::from_u8(3), None, "it is no entry");
     }
 
     #[test]

@@ -266,6 +266,7 @@ impl State {
                     match op.kind {
                         OpKind::Put => store.put(op.key, op.value),
                         OpKind::Delete => store.delete(op.key),
+                        OpKind::RangeDelete => unreachable!("a batch is about single keys"),
                     };
                 }
                 answer(Reply::Written { version });

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::compaction::{self, AgedChoice, Choice, Merge, Merged, Policy, Run, Shape};
 use super::expiry::Cutoff;
-use super::manifest::{Change, Edit, ManifestError, TableRef};
+use super::manifest::{Change, Edit, ManifestError};
 use super::run::RunIter;
 use super::sstable::{Table, TableMeta};
 use super::version::{Member, Totals, Version};
@@ -57,6 +57,7 @@ impl<E: Env> Engine<E> {
         loop {
             let next = self.changed.notified();
             self.end_idle_snapshots();
+            self.purge().await;
             self.remove_obsolete().await;
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
@@ -140,14 +141,18 @@ impl<E: Env> Engine<E> {
         compaction::pick(&shape(&tablet.version(), is_idle), &policy)
     }
 
-    /// A tablet with a table in which much has expired.
+    /// A tablet with a table in which much has expired or was removed by range deletes.
     fn pick_expired(&self) -> Option<Work<E>> {
         let now_ms = self.tick();
         self.compactable().find_map(|tablet| {
             let version = tablet.version();
-            let aged = |members: &[Rc<Member<E>>]| {
-                members.iter().map(|member| compaction::Aged::new(member.meta(), now_ms)).collect::<Vec<_>>()
+            let (ranges, _) = tablet.flushed_ranges();
+            let aged_one = |member: &Rc<Member<E>>| {
+                let bytes = member.meta().bytes;
+                let past_bytes = member.meta().expiries.past_bytes(now_ms) + member.removed_bytes(&ranges);
+                compaction::Aged { bytes, past_bytes: past_bytes.min(bytes) }
             };
+            let aged = |members: &[Rc<Member<E>>]| members.iter().map(aged_one).collect::<Vec<_>>();
             let upper = &version.upper()[..version.front()];
             let task = match compaction::pick_expired(aged(version.last()), aged(upper))? {
                 AgedChoice::Last(at) => Task::Rewrite(at),
@@ -194,10 +199,10 @@ impl<E: Env> Engine<E> {
             tablet: tablet.id,
             files: inputs.iter().map(|input| input.table.file()).collect(),
             // It names no position: a flush whose edit is on its way may come before it in the manifest.
-            table: output.as_ref().map(|output| TableRef::from(output.meta())),
+            table: output.as_ref().map(|output| output.whole_ref()),
         };
         self.commit_merge(tablet, change, output.as_slice()).await?;
-        self.install(tablet, |version| version.with_merged(&inputs, output.map(Member::whole)));
+        self.install(tablet, |version| version.with_merged(&inputs, output));
         self.give_up(inputs.iter().map(|input| input.table.clone()));
         Ok(())
     }
@@ -210,9 +215,10 @@ impl<E: Env> Engine<E> {
         runs: Vec<RunIter<E>>,
         what: &Merge,
         inputs: Totals,
-    ) -> Result<Option<(Merged, Vec<Rc<Table<E>>>)>, EngineError> {
+    ) -> Result<Option<(Merged, Vec<Rc<Member<E>>>)>, EngineError> {
         let started = self.env.now();
-        let cutoff = Cutoff::new(self.tick());
+        let (ranges, cleared) = tablet.flushed_ranges();
+        let cutoff = Cutoff::new(self.tick(), ranges);
         let mut metas = Vec::new();
         let result = self.merge_and_open(tablet, runs, what, &cutoff, &mut metas).await;
         let Ok(Some((end, tables))) = result else {
@@ -220,8 +226,9 @@ impl<E: Env> Engine<E> {
             for meta in &metas {
                 let _ = self.env.disk().remove(&tablet.table_path(meta.file)).await;
             }
-            return result;
+            return result.map(|_| None);
         };
+        let members = tables.into_iter().map(|table| Member::whole(table, cleared)).collect();
         let bytes_out = metas.iter().map(|meta| meta.bytes).sum();
         let micros = (self.env.now() - started).as_micros() as u64;
         Metrics::add(&self.metrics.compactions, 1);
@@ -229,9 +236,10 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);
         Metrics::add(&self.metrics.compaction_micros, micros);
         Metrics::add(&self.metrics.expired_entries, cutoff.expired());
+        Metrics::add(&self.metrics.range_entries, cutoff.removed());
         let (tablet, bytes_in, to_last) = (tablet.id.0, inputs.bytes, what.options.is_last);
         tracing::info!(tablet, tables = inputs.tables, bytes_in, bytes_out, to_last, micros, "merged tables");
-        Ok(Some((end, tables)))
+        Ok(Some((end, members)))
     }
 
     async fn merge_and_open(
@@ -272,12 +280,12 @@ impl<E: Env> Engine<E> {
         &self,
         tablet: &Tablet<E>,
         change: Change,
-        outputs: &[Rc<Table<E>>],
+        outputs: &[Rc<Member<E>>],
     ) -> Result<(), ManifestError> {
         let result = self.manifest.commit(Edit { changes: vec![change] }).await;
         if result.as_ref().is_err_and(|error| !error.is_undecided()) {
             for output in outputs {
-                let _ = self.env.disk().remove(&tablet.table_path(output.file())).await;
+                let _ = self.env.disk().remove(&tablet.table_path(output.table.file())).await;
             }
         }
         result

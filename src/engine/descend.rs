@@ -14,9 +14,8 @@ use std::rc::Rc;
 
 use super::compaction::Merge;
 use super::compaction::Merged;
-use super::manifest::{Change, LAST, TableRef};
+use super::manifest::{Change, LAST};
 use super::run::RunIter;
-use super::sstable::Table;
 use super::version::{Member, Totals, Version};
 use super::{Engine, EngineError, Tablet};
 use crate::env::Env;
@@ -58,7 +57,7 @@ impl<E: Env> Engine<E> {
             removed: vec![file],
             advanced: Vec::new(),
             from: Box::default(),
-            added: vec![TableRef::from(oldest.meta()).placed(LAST, None)],
+            added: vec![oldest.whole_ref().placed(LAST, None)],
         };
         self.commit_merge(tablet, change, &[]).await?;
         self.install(tablet, |version| {
@@ -167,7 +166,7 @@ impl<E: Env> Engine<E> {
         upper: &[Rc<Member<E>>],
         last: &[Rc<Member<E>>],
         from: &[u8],
-        outputs: Vec<Rc<Table<E>>>,
+        outputs: Vec<Rc<Member<E>>>,
     ) -> Result<(), EngineError> {
         let stays = |member: &&Rc<Member<E>>| !from.is_empty() && !member.bounds().ends_before(from);
         let advanced: Vec<_> = upper.iter().filter(stays).map(|member| member.table.file()).collect();
@@ -179,12 +178,11 @@ impl<E: Env> Engine<E> {
             removed: removed.clone(),
             advanced: advanced.clone(),
             from: from.into(),
-            added: outputs.iter().map(|table| TableRef::from(table.meta()).placed(LAST, None)).collect(),
+            added: outputs.iter().map(|output| output.whole_ref().placed(LAST, None)).collect(),
         };
         self.commit_merge(tablet, change, &outputs).await?;
-        let added = outputs.into_iter().map(Member::whole).collect();
         self.install(tablet, |version| {
-            version.descended(&removed, &advanced, tablet.slots.get(), from, added)
+            version.descended(&removed, &advanced, tablet.slots.get(), from, outputs)
         });
         self.give_up(gone);
         Ok(())

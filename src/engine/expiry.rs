@@ -10,9 +10,11 @@
 //! A replay evaluates none of this: it puts back what was logged, expiry included.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::Entry;
+use super::ranges::RangeDeletes;
+use crate::base::{Entry, Lsn};
 use crate::env::Env;
 
 /// A shard's time in milliseconds since the epoch, by which it hides expired keys. It is read once per turn,
@@ -72,15 +74,34 @@ impl<E: Env> Clock<E> {
 /// The time as of which one flush or merge judges all its entries, taken once when it begins. It is the
 /// shard's time, as for reads: what a read has hidden is past for the merge as well. With replicas it will
 /// have to come from what was applied.
+///
+/// With it comes what range deletes have removed: that is not written at all, since they hide what is older as
+/// well.
 pub struct Cutoff {
     now_ms: u64,
+    ranges: Rc<RangeDeletes>,
     expired: Cell<u64>,
+    removed: Cell<u64>,
+    kept: Cell<u64>,
 }
 
 impl Cutoff {
-    /// At this time.
-    pub fn new(now_ms: u64) -> Cutoff {
-        Cutoff { now_ms, expired: Cell::new(0) }
+    /// At this time, and after these range deletes, which must stay known until nothing older is hidden by them.
+    pub fn new(now_ms: u64, ranges: Rc<RangeDeletes>) -> Cutoff {
+        Cutoff { now_ms, ranges, expired: Cell::new(0), removed: Cell::new(0), kept: Cell::new(0) }
+    }
+
+    /// Whether a range delete has removed the entry, so that nothing is to be written: for those who read now,
+    /// and for snapshots as of `lsns`.
+    #[inline]
+    pub fn removes(&self, key: &[u8], entry: &Entry<'_>, lsns: &[Lsn]) -> bool {
+        let Some(covering) = self.ranges.covering(key).filter(|covering| entry.lsn < *covering) else {
+            return false;
+        };
+        let is_seen = lsns.iter().any(|lsn| (entry.lsn..covering).contains(lsn));
+        let count = if is_seen { &self.kept } else { &self.removed };
+        count.set(count.get() + 1);
+        !is_seen
     }
 
     /// What is to be written of `entry`: a tombstone if its time is past. Whether that tombstone still has
@@ -94,6 +115,16 @@ impl Cutoff {
     /// Entries whose time was past.
     pub fn expired(&self) -> u64 {
         self.expired.get()
+    }
+
+    /// Entries that range deletes had removed.
+    pub fn removed(&self) -> u64 {
+        self.removed.get()
+    }
+
+    /// Whether some of those were written for snapshots.
+    pub fn has_kept(&self) -> bool {
+        self.kept.get() > 0
     }
 }
 

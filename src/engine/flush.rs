@@ -1,5 +1,5 @@
 //! Flush: a sealed memtable becomes one table per tablet, one manifest edit names them all and moves the
-//! flushed indexes, and the log is released up to there.
+//! flushed indexes, and the log is released up to there. Range deletes become part of the manifest with it.
 //!
 //! Order, and what a crash in between leaves: tables written and synced (orphans, removed at start), their
 //! directory synced, manifest edit durable (from here on the tables are the truth), log released.
@@ -21,6 +21,10 @@ use crate::metrics::Metrics;
 /// After a flush failed: long enough not to burn the disk, short enough that "space is back" is noticed.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// After this the first of new range deletes is flushed, with what came after it: then the tables that it
+/// emptied can go. Many in a row share one flush.
+const RANGES_DELAY: Duration = Duration::from_secs(1);
+
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
 
@@ -28,9 +32,16 @@ impl<E: Env> Engine<E> {
     /// Flushes sealed memtables, oldest first, until the engine stops.
     pub(super) async fn flush_loop(self: Rc<Self>) {
         loop {
-            self.changed.until(|| self.is_stopping.get() || !self.sealed.borrow().is_empty()).await;
+            let is_due = || self.is_stopping.get() || !self.sealed.borrow().is_empty();
+            self.changed.until(|| is_due() || self.has_new_ranges.get()).await;
+            if !is_due() {
+                futures_lite::future::or(self.changed.until(is_due), self.env.sleep(RANGES_DELAY)).await;
+            }
             if self.is_stopping.get() {
                 return;
+            }
+            if !is_due() {
+                self.rotate();
             }
             let Some(sealed) = self.sealed.borrow().front().cloned() else { continue };
             if !self.durable(&sealed).await {
@@ -112,9 +123,9 @@ impl<E: Env> Engine<E> {
             pacer.breathe().await;
         }
         let mut changes = Vec::new();
-        let mut tables: Vec<(usize, TableMeta)> = Vec::new();
+        let mut tables: Vec<(usize, TableMeta, Lsn)> = Vec::new();
         let mut bytes = 0;
-        let cutoff = Cutoff::new(self.flush_time(sealed));
+        let (mut expired, mut removed, now_ms) = (0, 0, self.flush_time(sealed));
         let tablets: Vec<_> =
             self.all_tablets().into_iter().enumerate().filter(|(_, tablet)| tablet.is_here()).collect();
         let mut flushed = Vec::new();
@@ -128,32 +139,42 @@ impl<E: Env> Engine<E> {
                 continue;
             }
             changes.push(Change::Flushed { tablet: tablet.id, index: last, term: tablet.term });
-            flushed.push((tablet.clone(), last));
+            changes.extend(tablet.range_changes(&sealed.ranges(local)));
+            flushed.push((local, tablet.clone(), last));
             if sealed.memtable.tablet_entries(local) == 0 {
                 continue;
             }
             let file = self.next_file();
             files.push(tablet.table_path(file));
-            let meta = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
+            let cutoff = Cutoff::new(now_ms, sealed.ranges(local));
+            let written = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
+            expired += cutoff.expired();
+            removed += cutoff.removed();
+            let Some(meta) = written else { continue };
             bytes += meta.bytes;
             self.count_written(&meta);
-            changes.push(Change::AddTable { tablet: tablet.id, position: 0, table: TableRef::from(&meta) });
-            tables.push((local, meta));
+            // What it holds for snapshots alone, merges drop later.
+            let cleared = if cutoff.has_kept() { Lsn::ZERO } else { Lsn::new(last, u16::MAX) };
+            let table = TableRef { cleared, ..TableRef::from(&meta) };
+            changes.push(Change::AddTable { tablet: tablet.id, position: 0, table });
+            tables.push((local, meta, cleared));
         }
         self.env.disk().sync_dir(TableName::DIR).await?;
         let mut opened = Vec::new();
-        for (local, meta) in &tables {
+        for (local, meta, cleared) in &tables {
             let name = TableName::new(meta.tablet, meta.file);
-            opened.push((*local, Member::whole(self.open_table(name).await?)));
+            opened.push((*local, Member::whole(self.open_table(name).await?, *cleared)));
         }
         self.manifest.commit(Edit { changes }).await?;
-        Metrics::add(&self.metrics.expired_entries, cutoff.expired());
+        Metrics::add(&self.metrics.expired_entries, expired);
+        Metrics::add(&self.metrics.range_entries, removed);
         // No await from here on: readers see the tables and the end of the memtable in one step.
         self.swap_in(sealed, &opened);
         for (local, member) in opened {
             self.install(&self.tablet(local), |version| version.with_newest(member));
         }
-        for (tablet, last) in flushed {
+        for (local, tablet, last) in flushed {
+            tablet.ranges_flushed(&sealed.ranges(local));
             tablet.flushed.set(last);
             self.wal.set_flushed(tablet.log, last);
         }
@@ -164,6 +185,7 @@ impl<E: Env> Engine<E> {
         Ok((bytes, tables.len()))
     }
 
+    /// Writes what a sealed memtable holds of a tablet; `None`: range deletes have left nothing of it.
     pub(super) async fn write_table(
         &self,
         sealed: &Sealed,
@@ -171,7 +193,7 @@ impl<E: Env> Engine<E> {
         file: FileId,
         cutoff: &Cutoff,
         pacer: &mut Pacer<E>,
-    ) -> Result<TableMeta, EngineError> {
+    ) -> Result<Option<TableMeta>, EngineError> {
         let tablet = self.tablet(local);
         let (slots, options) = (tablet.slots.get(), self.options.upper_tables());
         let mut builder = TableBuilder::create(&self.env, file, tablet.id, slots, options).await?;
@@ -181,10 +203,15 @@ impl<E: Env> Engine<E> {
             builder.abandon().await;
             return Err(error.into());
         }
-        Ok(builder.finish().await?)
+        if builder.entries() == 0 {
+            builder.abandon().await;
+            return Ok(None);
+        }
+        Ok(Some(builder.finish().await?))
     }
 
-    /// Writes of each key the newest version, and the newest not after each of `lsns`, which descend.
+    /// Writes of each key the newest version, and the newest not after each of `lsns`, which descend: without
+    /// those that are gone for the reader.
     async fn write_entries(
         &self,
         sealed: &Sealed,
@@ -197,13 +224,17 @@ impl<E: Env> Engine<E> {
         let mut steps = 0;
         for (key, newest) in sealed.memtable.iter(local, b"") {
             let hash = self.hash(key);
-            builder.add(key, hash, &cutoff.apply(newest)).await?;
+            if !cutoff.removes(key, &newest, lsns) {
+                builder.add(key, hash, &cutoff.apply(newest)).await?;
+            }
             let mut wanted = lsns.iter().filter(|lsn| **lsn < newest.lsn).peekable();
             if wanted.peek().is_some() {
                 for older in sealed.memtable.versions(hash, key).skip(1) {
                     let is_wanted = wanted.peek().is_some_and(|lsn| **lsn >= older.lsn);
                     if is_wanted {
-                        builder.add(key, hash, &cutoff.apply(older)).await?;
+                        if !cutoff.removes(key, &older, lsns) {
+                            builder.add(key, hash, &cutoff.apply(older)).await?;
+                        }
                         while wanted.next_if(|lsn| **lsn >= older.lsn).is_some() {}
                     }
                     steps += 1;

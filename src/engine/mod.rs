@@ -6,6 +6,8 @@
 //! - A read looks at the memtables, newest first, then at the tables of the key's tablet, newest first
 //!   (`read`). It is synchronous unless a block must come from disk.
 //! - A key may expire: reads, flushes and merges see its entry as a tombstone from then on (`expiry`).
+//! - A range of keys is deleted by one operation, which hides what it removes until that is dropped (`ranges`,
+//!   `purge`).
 //! - In the background full memtables become tables (`flush`), tables become fewer (`compact`) and come down to
 //!   the last level (`descend`), and those that nobody needs go (`obsolete`).
 //! - A start replays the logs of earlier starts (`recovery`).
@@ -29,6 +31,8 @@ pub mod memtable;
 pub mod merge;
 mod obsolete;
 mod options;
+mod purge;
+pub mod ranges;
 mod read;
 pub mod recovery;
 pub mod run;
@@ -62,6 +66,7 @@ use self::expiry::Clock;
 use self::load::Load;
 use self::manifest::ShardManifest;
 use self::memtable::Memtable;
+use self::ranges::RangeDeletes;
 use self::recovery::OldLog;
 use self::snapshot::Snapshot;
 use self::sstable::{AheadBytes, IndexBudget, Table, TableError, TableMeta};
@@ -84,6 +89,10 @@ struct Tablet<E: Env> {
     flushed: Cell<EntryIndex>,
     /// The last write applied.
     last_lsn: Cell<Lsn>,
+    /// Range deletes, as reads see them.
+    ranges: RefCell<Rc<RangeDeletes>>,
+    /// Those up to the last flush, as the manifest has them: only by these may anything be dropped from tables.
+    flushed_ranges: RefCell<Rc<RangeDeletes>>,
     /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
     recovered: EntryIndex,
     old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
@@ -118,6 +127,8 @@ pub struct Engine<E: Env> {
     active_number: Cell<u64>,
     /// Per tablet, the last entry applied.
     last: RefCell<Vec<EntryIndex>>,
+    /// Whether a range was deleted since the last memtable was sealed.
+    has_new_ranges: Cell<bool>,
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,
@@ -167,6 +178,16 @@ impl<E: Env> Tablet<E> {
     /// Whether this shard serves it.
     fn is_here(&self) -> bool {
         matches!(self.presence.get(), Presence::Here | Presence::Leaving)
+    }
+
+    /// Its range deletes at this moment.
+    fn ranges(&self) -> Rc<RangeDeletes> {
+        self.ranges.borrow().clone()
+    }
+
+    /// Those of them by which entries may be dropped from tables, and the LSN up to which these are all.
+    fn flushed_ranges(&self) -> (Rc<RangeDeletes>, Lsn) {
+        (self.flushed_ranges.borrow().clone(), Lsn::new(self.flushed.get(), u16::MAX))
     }
 
     /// Its name for a table file.
@@ -292,6 +313,13 @@ impl<E: Env> Engine<E> {
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
         snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
         snapshot.index_bytes = self.index_budget.used() as u64;
+        let fragments = self
+            .tablets
+            .borrow()
+            .iter()
+            .map(|tablet| tablet.ranges.borrow().fragments().len())
+            .sum::<usize>();
+        snapshot.range_fragments = fragments as u64;
         snapshot.tables = snapshot.upper_tables + snapshot.last_tables;
         snapshot.table_bytes = snapshot.upper_bytes + snapshot.last_bytes;
         snapshot.table_entries = snapshot.upper_entries + snapshot.last_entries;

@@ -4,9 +4,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::manifest::ManifestError;
+use super::ranges::{BOUNDS_BYTES_MAX, FRAGMENTS_MAX};
 use super::sstable::{TableError, TableOptions};
 use super::wal::WalError;
-use crate::base::Compression;
+use crate::base::{Compression, TabletId};
 use crate::disk::DiskError;
 
 /// Limits of one shard's engine. All sizes in bytes.
@@ -70,6 +71,17 @@ pub enum EngineError {
     /// A snapshot was not used for too long, or its tablet has left. Another one can be taken.
     #[error("the snapshot is over: it was not used for too long, or its tablet has moved; begin a new one")]
     SnapshotOver,
+    /// A tablet has as many range deletes as it may. Goes away as merges drop what they removed.
+    #[error(
+        "too many ranges were deleted of tablet {tablet} of late: {fragments} of {FRAGMENTS_MAX}, or their bounds take all of {} KiB; try again when merges have dropped what those removed",
+        BOUNDS_BYTES_MAX >> 10
+    )]
+    TooManyRanges {
+        /// Which.
+        tablet: TabletId,
+        /// How many it has.
+        fragments: usize,
+    },
     /// Data on disk is damaged. Concerns the keys in it only.
     #[error(transparent)]
     Table(#[from] TableError),

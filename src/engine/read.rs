@@ -1,4 +1,5 @@
-//! The read path: memtables newest first, then the tables of the key's tablet newest first.
+//! The read path: memtables newest first, then the tables of the key's tablet newest first. An entry whose
+//! range was deleted later is absent, and tables that hold only such of the key are passed over.
 //!
 //! A lookup is synchronous as long as every block it needs is in memory. Where one is missing, it says
 //! which; the caller loads it and looks again *from the start*. So whoever reads in order to write
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use super::cache::Place;
 use super::sstable::{Block, Partition, Table};
 use super::{Engine, EngineError};
-use crate::base::{BlockSeq, Entry, FileId, OpKind};
+use crate::base::{BlockSeq, Entry, FileId, Lsn, OpKind};
 use crate::env::Env;
 use crate::metrics::Metrics;
 
@@ -93,33 +94,47 @@ impl<E: Env> Engine<E> {
         loaded: &Loaded,
         visit: impl FnOnce(Found<'_>) -> R,
     ) -> Result<Lookup<R, E>, EngineError> {
+        let covering = self.tablets.borrow()[key.tablet].ranges.borrow().covering(key.bytes);
         if let Some(entry) = self.active.borrow().get(key.hash, key.bytes) {
-            return Ok(Lookup::Done(visit(self.found(key, entry))));
+            return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
         }
         let sealed = self.sealed.borrow();
         let first = if sealed.is_empty() { 0 } else { self.tablet(key.tablet).memtables_from.get() };
         for sealed in sealed.iter().rev().take_while(|sealed| sealed.number >= first) {
             if let Some(entry) = sealed.memtable.get(key.hash, key.bytes) {
-                return Ok(Lookup::Done(visit(self.found(key, entry))));
+                return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
             }
         }
         drop(sealed);
-        self.lookup_tables(key, loaded, visit)
+        self.lookup_tables(key, covering, loaded, visit)
     }
 
-    fn found<'a>(&self, key: &Key<'_>, entry: Entry<'a>) -> Found<'a> {
+    fn found<'a>(&self, key: &Key<'_>, entry: Entry<'a>, covering: Option<Lsn>) -> Found<'a> {
+        if covering.is_some_and(|covering| entry.lsn < covering) {
+            return self.not_found(key, covering);
+        }
         let wait = self.wal.block_of(self.tablet(key.tablet).log, entry.lsn.index());
         Found { entry: self.live(entry), wait }
+    }
+
+    /// A key that is absent, maybe because its range was deleted at `covering`: that is news as well.
+    fn not_found(&self, key: &Key<'_>, covering: Option<Lsn>) -> Found<'static> {
+        let log = self.tablet(key.tablet).log;
+        Found { entry: None, wait: covering.and_then(|covering| self.wal.block_of(log, covering.index())) }
     }
 
     fn lookup_tables<R>(
         &self,
         key: &Key<'_>,
+        covering: Option<Lsn>,
         loaded: &Loaded,
         visit: impl FnOnce(Found<'_>) -> R,
     ) -> Result<Lookup<R, E>, EngineError> {
         let version = self.tablet(key.tablet).version();
         for member in version.candidates(key.bytes) {
+            if covering.is_some_and(|covering| member.meta().max_lsn < covering) {
+                continue; // whatever it has of the key is gone
+            }
             let block = match self.probe(&member.table, key, loaded) {
                 Probe::Absent => continue,
                 Probe::Block(block) => block,
@@ -128,12 +143,15 @@ impl<E: Env> Engine<E> {
                 }
             };
             if let Some(entry) = block.get(key.hash, key.bytes) {
+                if covering.is_some_and(|covering| entry.lsn < covering) {
+                    break;
+                }
                 // Tables hold only what was durable when they were written.
                 return Ok(Lookup::Done(visit(Found { entry: self.live(entry), wait: None })));
             }
             Metrics::add(&self.metrics.filter_false_positives, 1);
         }
-        Ok(Lookup::Done(visit(Found { entry: None, wait: None })))
+        Ok(Lookup::Done(visit(self.not_found(key, covering))))
     }
 
     /// Asks one table's index and filter for `key`.

@@ -20,13 +20,14 @@ use super::checkpoint::refuse_incomplete;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::memtable::Memtable;
+use super::ranges::RangeDelete;
 use super::sstable::{IndexBudget, Table};
 use super::version::Version;
 use super::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{BlockSeq, EntryIndex, LogId, Lsn, OpIter, TableName, TabletId};
+use crate::base::{BlockSeq, EntryIndex, LogId, Lsn, OpIter, OpKind, TableName, TabletId};
 use crate::disk::Disk;
 use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::Metrics;
@@ -250,6 +251,7 @@ impl<E: Env> Engine<E> {
             ahead_bytes: std::rc::Rc::default(),
             tablets: tablets.into(),
             last: last.into(),
+            has_new_ranges: std::cell::Cell::new(false),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
             index_budget,
@@ -343,11 +345,16 @@ impl<E: Env> Engine<E> {
             let op = op.map_err(|error| error.to_string())?;
             let ordinal =
                 u16::try_from(ordinal).map_err(|_| "more operations than an entry takes".to_owned())?;
+            let lsn = Lsn::new(index, ordinal);
+            tablet.last_lsn.set(lsn);
+            if op.kind == OpKind::RangeDelete {
+                let range = RangeDelete::new(op.key, op.value, lsn).ok_or("an empty range")?;
+                self.take_range(local, &range);
+                continue;
+            }
             if !tablet.slots.get().contains(Slot::of_key(op.key)) {
                 return Err(format!("a key of another tablet than {}", tablet.id));
             }
-            let lsn = Lsn::new(index, ordinal);
-            tablet.last_lsn.set(lsn);
             active.insert(local, self.hash(op.key), op.key, lsn, op.kind, op.expiry_ms, op.value);
         }
         let mut last = self.last.borrow_mut();
@@ -362,7 +369,7 @@ impl<E: Env> Engine<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Op, OpKind};
+    use crate::base::Op;
     use crate::disk::sim::SimDisk;
     use crate::env::sim::{SimEnv, SimWorld};
 

@@ -4,7 +4,7 @@
 //! ([`Version`], which keeps the files), and for all of them the last memtable with something for it. Memtables
 //! are looked up by that number when they are read, so a snapshot keeps none:
 //! - The flush of a memtable writes of each key, besides the newest version, the newest not after the LSN of each
-//!   snapshot that was open when it began. One that is taken later sees everything in a sealed memtable.
+//!   snapshot that was open when it began, range deleted later or not. One that is taken later sees everything in a sealed memtable.
 //! - When the memtable goes, each open snapshot gets its tables in the same step ([`Snapshot::epoch`] tells
 //!   readers). Tables are newest first for a snapshot as well; newer versions in there are skipped by LSN.
 //! - A merge need not know: its inputs stay as long as a snapshot has them.
@@ -19,6 +19,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::memtable::Memtable;
+use super::ranges::RangeDeletes;
 use super::version::{Member, Version};
 use super::write::Sealed;
 use super::{Engine, EngineError, Tablet};
@@ -43,6 +44,7 @@ pub struct View<E: Env> {
     tablet: Rc<Tablet<E>>,
     local: usize,
     lsn: Lsn,
+    ranges: Rc<RangeDeletes>,
     version: RefCell<Rc<Version<E>>>,
 }
 
@@ -60,6 +62,11 @@ impl<E: Env> View<E> {
     /// The last write that is seen.
     pub fn lsn(&self) -> Lsn {
         self.lsn
+    }
+
+    /// Range deletes that it sees: what they cover is absent.
+    pub fn ranges(&self) -> &RangeDeletes {
+        &self.ranges
     }
 
     /// Tables with all that is seen and in no memtable.
@@ -119,7 +126,8 @@ impl<E: Env> Engine<E> {
             .map(|local| {
                 let tablet = tablets[local].clone();
                 let (lsn, version) = (tablet.last_lsn.get(), tablet.version());
-                View { tablet, local, lsn, version: RefCell::new(version) }
+                let ranges = tablet.ranges();
+                View { tablet, local, lsn, ranges, version: RefCell::new(version) }
             })
             .collect();
         let wait = views.iter().filter_map(|view| self.wal.block_of(view.tablet.log, view.lsn.index())).max();

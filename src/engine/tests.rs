@@ -11,6 +11,7 @@ mod damage;
 mod faults;
 mod long;
 mod model;
+mod ranges;
 mod restart;
 mod scrub;
 mod store;

@@ -99,8 +99,9 @@ impl From<ManifestError> for TransferError {
 struct Part {
     /// What is to be said of it in the manifest.
     changes: Vec<Change>,
-    /// Names of the tables, oldest first.
+    /// Names of the tables, oldest first, and up to where range deletes have removed what they leave out.
     tables: Vec<TableName>,
+    cleared: Lsn,
     /// Its last entry.
     last: EntryIndex,
 }
@@ -113,6 +114,7 @@ impl<E: Env> Tablet<E> {
         recovered: EntryIndex,
         old_logs: Vec<std::sync::Arc<OldLog>>,
     ) -> Tablet<E> {
+        let ranges = Rc::new(state.ranges.clone());
         Tablet {
             id: state.id,
             slots: state.slots.into(),
@@ -121,6 +123,8 @@ impl<E: Env> Tablet<E> {
             version: Rc::new(version).into(),
             flushed: state.flushed.into(),
             last_lsn: Lsn::new(state.flushed, u16::MAX).into(),
+            ranges: ranges.clone().into(),
+            flushed_ranges: ranges.into(),
             recovered,
             old_logs: old_logs.into(),
             no_merge_until: Default::default(),
@@ -245,12 +249,14 @@ impl<E: Env> Engine<E> {
         {
             return Err(self.wal.failed().map_or(EngineError::Stopping, EngineError::Log));
         }
-        let mut part = Part { changes: Vec::new(), tables: Vec::new(), last };
+        let (ranges, cleared) = (tablet.ranges(), Lsn::new(last, u16::MAX));
+        let mut part = Part { changes: Vec::new(), tables: Vec::new(), cleared, last };
         if last > tablet.flushed.get() {
             part.changes.push(Change::Flushed { tablet: tablet.id, index: last, term: tablet.term });
+            part.changes.extend(tablet.range_changes(&ranges));
         }
         part.changes.push(Change::LogsDone { tablet: tablet.id, oldest: self.wal.log() });
-        let cutoff = super::expiry::Cutoff::new(self.tick());
+        let cutoff = super::expiry::Cutoff::new(self.tick(), ranges);
         let mut pacer = Pacer::new(&self.env);
         let mut metas = Vec::new();
         for sealed in all.iter().filter(of_tablet).filter(|s| s.memtable.tablet_entries(local) > 0) {
@@ -258,13 +264,13 @@ impl<E: Env> Engine<E> {
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
                 leaving.files.push(tablet.table_path(file));
             }
-            metas.push(self.write_table(sealed, local, file, &cutoff, &mut pacer).await?);
+            metas.extend(self.write_table(sealed, local, file, &cutoff, &mut pacer).await?);
         }
         if !metas.is_empty() {
             self.env.disk().sync_dir(TableName::DIR).await?;
         }
         for meta in metas {
-            let table = TableRef::from(&meta);
+            let table = TableRef { cleared, ..TableRef::from(&meta) };
             part.changes.push(Change::AddTable { tablet: tablet.id, position: 0, table });
             part.tables.push(TableName::new(tablet.id, meta.file));
             Metrics::add(&self.metrics.flush_bytes, meta.bytes);
@@ -295,6 +301,7 @@ impl<E: Env> Engine<E> {
         tablet.flushed.set(last);
         self.wal.set_flushed(tablet.log, last);
         self.release_old_logs();
+        tablet.drop_ranges();
         let version = tablet.version.replace(Rc::new(Version::default()));
         self.count_tables(&version, &Version::default());
         self.departed.borrow_mut().extend(version.members().map(|member| member.table.clone()));
@@ -485,6 +492,7 @@ impl<E: Env> Engine<E> {
         self.end_snapshots_of(local);
         tablet.slots.set(lower);
         tablet.memtables_from.set(self.active_number.get());
+        tablet.ranges_flushed(&tablet.ranges());
         tablet.flushed.set(part.last);
         self.wal.set_flushed(tablet.log, part.last);
         self.release_old_logs();
@@ -493,9 +501,11 @@ impl<E: Env> Engine<E> {
             let open =
                 |name: &TableName| opened.get(&name.file).expect("it was opened before the edit").clone();
             let members = part.tables.iter().map(open);
-            let grown = members.fold(version.clone(), |v, table| v.with_newest(Member::whole(table)));
+            let grown =
+                members.fold(version.clone(), |v, table| v.with_newest(Member::whole(table, part.cleared)));
             grown.map(|member| {
-                Member::new(member.table.clone(), Some(Clip::within(lower, member.clip.as_ref())))
+                let clip = Clip::within(lower, member.clip.as_ref());
+                Member::new(member.table.clone(), Some(clip), member.cleared)
             })
         });
         let tables = self.take_arriving(into);

@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::manifest::{Bounds, Clip, TableRef, TabletState};
+use super::ranges::{RangeDelete, RangeDeletes};
 use super::sstable::{Table, TableMeta};
-use crate::base::FileId;
+use crate::base::{FileId, Lsn};
 use crate::env::Env;
 use crate::slot::SlotRange;
 
@@ -55,7 +56,9 @@ pub struct Member<E: Env> {
     pub table: Rc<Table<E>>,
     /// Which part of it counts; `None`: all.
     pub clip: Option<Clip>,
-    /// What that is.
+    /// When it was written, what range deletes up to this LSN had removed was left out.
+    pub cleared: Lsn,
+    /// What of it counts.
     totals: Totals,
 }
 
@@ -68,18 +71,35 @@ pub struct Version<E: Env> {
 }
 
 impl<E: Env> Member<E> {
-    /// What `clip` leaves of `table`.
-    pub fn new(table: Rc<Table<E>>, clip: Option<Clip>) -> Rc<Member<E>> {
+    /// What `clip` leaves of `table`, which was written without what range deletes up to `cleared` had removed.
+    pub fn new(table: Rc<Table<E>>, clip: Option<Clip>, cleared: Lsn) -> Rc<Member<E>> {
         let meta = table.meta();
         let whole =
             Totals { tables: 1, bytes: meta.bytes, entries: meta.entries, tombstones: meta.tombstones };
         let totals = clip.as_ref().map_or(whole, |clip| clipped(&table, clip, whole));
-        Rc::new(Member { table, clip, totals })
+        Rc::new(Member { table, clip, cleared, totals })
     }
 
-    /// All of `table`.
-    pub fn whole(table: Rc<Table<E>>) -> Rc<Member<E>> {
-        Member::new(table, None)
+    /// All of `table`, likewise.
+    pub fn whole(table: Rc<Table<E>>, cleared: Lsn) -> Rc<Member<E>> {
+        Member::new(table, None, cleared)
+    }
+
+    /// As the manifest names all of it, above the last level.
+    pub fn whole_ref(&self) -> TableRef {
+        TableRef { cleared: self.cleared, ..TableRef::from(self.meta()) }
+    }
+
+    /// Whether range deletes have left nothing of it.
+    pub fn is_gone(&self, ranges: &RangeDeletes) -> bool {
+        let meta = self.meta();
+        ranges.covers_all(self.smallest(), &meta.largest, meta.max_lsn)
+    }
+
+    /// Whether it may hold something that `range` removed.
+    pub fn may_hold(&self, range: &RangeDelete) -> bool {
+        let meta = self.meta();
+        range.may_cover(self.smallest(), &meta.largest, meta.min_lsn, self.cleared)
     }
 
     /// The table's facts, whatever the clip.
@@ -127,7 +147,7 @@ impl<E: Env> Member<E> {
         let end = self.clip.as_ref().map_or(Box::default(), |clip| clip.end.clone());
         let slots = self.clip.as_ref().map_or(slots, |clip| clip.slots);
         let clip = Clip { slots, smallest: from.into(), end };
-        let member = Member::new(self.table.clone(), Some(clip));
+        let member = Member::new(self.table.clone(), Some(clip), self.cleared);
         (!member.bounds().is_empty()).then_some(member)
     }
 }
@@ -184,7 +204,7 @@ impl<E: Env> Version<E> {
     pub fn of(state: &TabletState, tables: &BTreeMap<FileId, Rc<Table<E>>>) -> Version<E> {
         let member = |table: &TableRef| {
             let open = tables.get(&table.file).expect("every table that the manifest names was opened");
-            Member::new(open.clone(), table.clip.clone())
+            Member::new(open.clone(), table.clip.clone(), table.cleared)
         };
         let (upper, last) = state.tables.split_at(state.upper());
         Version::new(upper.iter().map(member).collect(), last.iter().map(member).collect())

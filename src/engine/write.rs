@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::manifest::ManifestError;
 use super::memtable::Memtable;
+use super::ranges::{RangeDelete, RangeDeletes};
 use super::wal::{Appended, WalRoom};
 use super::{Engine, EngineError};
 use crate::base::{BlockSeq, EntryIndex, Lsn, Op};
@@ -19,6 +20,8 @@ pub struct Sealed {
     pub memtable: Memtable,
     /// Per tablet, the last entry of its log that is in here or in an older one.
     pub last: Vec<EntryIndex>,
+    /// Per tablet, the range deletes up to that entry.
+    ranges: Vec<Rc<RangeDeletes>>,
     /// The last block with something that is in here: nothing of it is flushed before that is durable.
     pub block: BlockSeq,
 }
@@ -27,6 +30,11 @@ impl Sealed {
     /// The last entry of a tablet's log that is in here or in an older one.
     pub fn last(&self, local: usize) -> EntryIndex {
         self.last.get(local).copied().unwrap_or(EntryIndex::ZERO)
+    }
+
+    /// Range deletes of a tablet up to that entry.
+    pub fn ranges(&self, local: usize) -> Rc<RangeDeletes> {
+        self.ranges.get(local).cloned().unwrap_or_default()
     }
 }
 
@@ -107,17 +115,55 @@ impl<E: Env> Engine<E> {
         }
     }
 
-    /// Seals the active memtable, if it holds anything, and starts a new one. The open block of the log is
-    /// closed with it, so that no entry is divided between two memtables.
+    /// Appends the deletion of a tablet's keys from `start` on and before `end` (empty: to the last one), in time
+    /// that does not depend on how many they are. Writes before it are gone, those after it are not. The caller
+    /// has asked [`Engine::room`] and tells nobody before the returned block is durable.
+    ///
+    /// # Panics
+    /// If the range is empty.
+    pub fn delete_range(&self, tablet: usize, start: &[u8], end: &[u8]) -> Result<Appended, EngineError> {
+        let state = self.tablet(tablet);
+        let ranges = state.ranges();
+        if !ranges.has_room(start.len() + end.len()) {
+            let fragments = ranges.fragments().len();
+            return Err(EngineError::TooManyRanges { tablet: state.id, fragments });
+        }
+        let appended = self.wal.append(state.log, &[Op::range_delete(start, end)])?;
+        let range = RangeDelete::new(start, end, appended.lsn).expect("the caller refuses empty ranges");
+        self.take_range(tablet, &range);
+        state.last_lsn.set(appended.lsn);
+        let mut last = self.last.borrow_mut();
+        assert!(last[tablet] <= appended.lsn.index(), "entries are applied in the order of the log");
+        last[tablet] = appended.lsn.index();
+        drop(last);
+        Metrics::add(&self.metrics.wal_ops, 1);
+        Metrics::add(&self.metrics.range_deletes, 1);
+        self.changed.notify();
+        Ok(appended)
+    }
+
+    /// Hides what `range` removes.
+    pub(super) fn take_range(&self, tablet: usize, range: &RangeDelete) {
+        let tablet = self.tablet(tablet);
+        let ranges = tablet.ranges().with(range);
+        tablet.ranges.replace(Rc::new(ranges));
+        self.has_new_ranges.set(true);
+    }
+
+    /// Seals the active memtable and starts a new one, if anything was written since the last: range deletes are
+    /// not in it, but are flushed with it. The open block of the log is closed with it, so that no entry is
+    /// divided between two memtables.
     pub fn rotate(&self) {
-        if self.active.borrow().entries() == 0 {
+        if self.active.borrow().entries() == 0 && !self.has_new_ranges.get() {
             return;
         }
+        self.has_new_ranges.set(false);
         self.wal.seal_open();
         let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets()));
         let number = self.active_number.replace(self.active_number.get() + 1);
         let (last, block) = (self.last.borrow().clone(), self.wal.appended());
-        let sealed = Sealed { number, memtable, last, block };
+        let ranges = self.tablets.borrow().iter().map(|tablet| tablet.ranges()).collect();
+        let sealed = Sealed { number, memtable, last, ranges, block };
         self.sealed.borrow_mut().push_back(Rc::new(sealed));
         self.changed.notify();
     }

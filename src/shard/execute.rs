@@ -436,6 +436,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::Checkpoint(_) => Code::CheckpointFailed,
         EngineError::Full(_) => Code::DiskFull,
         EngineError::SnapshotOver => Code::SlotMoving,
+        EngineError::TooManyRanges { .. } => Code::Overloaded,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
         EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,

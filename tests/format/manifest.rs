@@ -13,6 +13,7 @@ use atlaskv::engine::manifest::format::{
 use atlaskv::engine::manifest::{
     Change, Clip, Edit, ItemState, LAST, State, TableRef, UPPER, inspect_current, inspect_file, load,
 };
+use atlaskv::engine::ranges::RangeDelete;
 use atlaskv::env::sim::{SimEnv, SimWorld};
 use atlaskv::slot::SlotRange;
 
@@ -40,10 +41,15 @@ fn table(file: u64, clip: Option<Clip>) -> TableRef {
         expiring: 5,
         min_lsn: Lsn::new(EntryIndex(file * 10), 1),
         max_lsn: Lsn::new(EntryIndex(file * 10 + 9), 65_534),
+        cleared: Lsn::new(EntryIndex(file * 10), 65_535),
         smallest: b"apple".as_slice().into(),
         largest: vec![0xFF; 300].into(),
         clip,
     }
+}
+
+fn range(start: &[u8], end: &[u8], index: u64) -> RangeDelete {
+    RangeDelete::new(start, end, Lsn::new(EntryIndex(index), 3)).unwrap()
 }
 
 /// Every kind of change, every optional part present and absent.
@@ -76,6 +82,9 @@ fn edits() -> Vec<Edit> {
                 Change::Flushed { tablet: a, index: EntryIndex(19), term: 8 },
                 Change::Flushed { tablet: b, index: EntryIndex(29), term: 8 },
                 Change::LogsDone { tablet: a, oldest: LogId(11) },
+                Change::AddRange { tablet: a, range: range(b"pear", b"plum", 17) },
+                Change::AddRange { tablet: a, range: range(b"", b"", 12) },
+                Change::AddRange { tablet: b, range: range(b"z", b"", 29) },
             ],
         },
         Edit { changes: vec![add(a, 3, None), add(a, 4, None), add(a, 5, None)] },
@@ -91,6 +100,7 @@ fn edits() -> Vec<Edit> {
                 Change::Pin { file: file(1), holder: 9 },
                 Change::Unpin { file: FileId(77), holder: 1 },
                 Change::Log { log: LogId(10), end: Some(BlockSeq(4711)) },
+                Change::RemoveRanges { tablet: b, lsns: vec![Lsn::new(EntryIndex(29), 3)] },
             ],
         },
         Edit {
@@ -163,6 +173,9 @@ fn what_was_written_is_read() {
     assert_eq!(state.tables(TabletId(1))[0].clip.as_ref().unwrap().slots.last(), 200);
     assert_eq!(state.flushed(TabletId(0)), EntryIndex(19));
     assert_eq!(state.pins.len(), 1);
+    let ranges = |tablet| &state.tablets[&TabletId(tablet)].ranges;
+    assert_eq!((ranges(0).fragments().len(), ranges(1).is_empty()), (3, true));
+    assert_eq!(ranges(0).covering(b"peas"), Some(Lsn::new(EntryIndex(17), 3)));
     assert_eq!(state.tablets[&TabletId(0)].logs, [LogId(11)]);
 }
 

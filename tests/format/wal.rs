@@ -23,7 +23,8 @@ const SEGMENT: u64 = 3;
 /// Tablet, index, operations.
 type Entry = (u32, u64, Vec<(OpKind, Vec<u8>, Vec<u8>, u64)>);
 
-/// By block: entries of several tablets, an expiry, a delete, an empty value, a block of several pages.
+/// By block: entries of several tablets, an expiry, a delete, range deletes, an empty value, a block of
+/// several pages.
 fn blocks() -> Vec<Vec<Entry>> {
     let put = |key: &[u8], value: &[u8]| (OpKind::Put, key.to_vec(), value.to_vec(), 0);
     let large: Vec<u8> = (0..6000u32).map(|n| n as u8).collect();
@@ -33,6 +34,14 @@ fn blocks() -> Vec<Vec<Entry>> {
         vec![
             (2, 2, vec![put(b"large", &large)]),
             (1, 43, vec![(OpKind::Delete, b"a".to_vec(), Vec::new(), 0)]),
+            (
+                2,
+                3,
+                vec![
+                    (OpKind::RangeDelete, b"b".to_vec(), b"c".to_vec(), 0),
+                    (OpKind::RangeDelete, Vec::new(), Vec::new(), 0),
+                ],
+            ),
         ],
     ]
 }

@@ -1,23 +1,17 @@
-//! Which tables to rewrite only because much of them has expired. Pure, and apart from the choice by size:
-//! that one answers to what is written, this one to time passing, and nothing may ever be written again.
-
-use crate::engine::sstable::TableMeta;
+//! Which tables to rewrite only because much of them has expired or was removed by range deletes. Pure, and apart
+//! from the choice by size: that one answers to what is written, this one to time passing, and nothing may ever
+//! be written again.
 
 /// A table as this choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aged {
     /// Size of its file.
     pub bytes: u64,
-    /// About how much of that is of entries whose time is past.
+    /// About how much of that is of entries whose time is past, or which range deletes removed.
     pub past_bytes: u64,
 }
 
 impl Aged {
-    /// A table at `now_ms`.
-    pub fn new(meta: &TableMeta, now_ms: u64) -> Aged {
-        Aged { bytes: meta.bytes, past_bytes: meta.expiries.past_bytes(now_ms) }
-    }
-
     /// Half is garbage: a rewrite frees at least as much as it writes.
     fn is_garbage(&self) -> bool {
         self.past_bytes > 0 && self.past_bytes >= self.bytes / 2

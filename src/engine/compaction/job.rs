@@ -41,7 +41,7 @@ const STEP: usize = 24;
 
 /// Merges `sources`, newest first, into tables that `next_file` names; those that are complete are in `tables`,
 /// whatever the result, and the caller removes them unless they become live. What has expired by `cutoff` becomes
-/// a tombstone. `beat` is told the bytes merged since the last time, and may suspend; `false` stops the merge.
+/// a tombstone, and what range deletes have removed is left out. `beat` is told the bytes merged since the last time, and may suspend; `false` stops the merge.
 #[allow(clippy::too_many_arguments)] // what it reads, what it writes, and what it asks of its caller
 pub async fn merge<E: Env, S: Source>(
     env: &E,
@@ -102,8 +102,10 @@ impl<E: Env, F: Fn() -> FileId> Writing<'_, E, F> {
                 return Ok(Merged::Below(key.into()));
             }
             merged_bytes += (key.len() + entry.value.len()) as u64;
+            let is_removed = cutoff.removes(key, &entry, &[]);
             let entry = cutoff.apply(entry);
-            if !(self.what.drops_tombstones && entry.kind == OpKind::Delete) {
+            let is_dropped = self.what.drops_tombstones && entry.kind == OpKind::Delete;
+            if !is_removed && !is_dropped {
                 self.end_full(builder).await?;
                 let builder = match builder {
                     Some(builder) => builder,

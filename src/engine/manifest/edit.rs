@@ -9,12 +9,14 @@
 //! | 3 | tablet | | 8 | pin |
 //! | 4 | add table | | 9 | unpin |
 //! | 5 | remove tables | | 10 | replace tables |
+//! | 11 | add range | | 12 | remove ranges |
 //! | 13 | remove tablet | | 14 | split tablet |
 //! | 15 | descend | | | |
 
 use super::bounds::{Bounds, Clip};
 use super::state::{Store, TabletState};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, TabletId};
+use crate::engine::ranges::{RangeDelete, RangeDeletes};
 use crate::engine::sstable::TableMeta;
 use crate::slot::SlotRange;
 
@@ -42,6 +44,8 @@ pub struct TableRef {
     pub min_lsn: Lsn,
     /// Largest LSN.
     pub max_lsn: Lsn,
+    /// When it was written, what range deletes up to this LSN had removed was dropped.
+    pub cleared: Lsn,
     /// Smallest key.
     pub smallest: Box<[u8]>,
     /// Largest key.
@@ -61,6 +65,7 @@ impl From<&TableMeta> for TableRef {
             expiring: meta.expiring,
             min_lsn: meta.min_lsn,
             max_lsn: meta.max_lsn,
+            cleared: Lsn::ZERO,
             smallest: meta.smallest.clone(),
             largest: meta.largest.clone(),
             clip: None,
@@ -132,6 +137,21 @@ pub enum Change {
         index: EntryIndex,
         /// Its term.
         term: u64,
+    },
+    /// A range of the tablet's keys is gone up to an LSN, not beyond the entry that was flushed last.
+    AddRange {
+        /// Whose.
+        tablet: TabletId,
+        /// Which.
+        range: RangeDelete,
+    },
+    /// No table of the tablet holds anything of what these range deletes removed. Those that are not known, or
+    /// of which newer ones have left nothing, don't matter.
+    RemoveRanges {
+        /// Whose.
+        tablet: TabletId,
+        /// Of the operations.
+        lsns: Vec<Lsn>,
     },
     /// The tablet needs no log older than this one.
     LogsDone {
@@ -289,7 +309,7 @@ impl TableRef {
 
     fn encode(&self, out: &mut Writer) {
         out.u64(self.file.0).u8(self.level).u64(self.bytes).u64(self.entries).u64(self.tombstones);
-        out.u64(self.expiring).u64(self.min_lsn.0).u64(self.max_lsn.0);
+        out.u64(self.expiring).u64(self.min_lsn.0).u64(self.max_lsn.0).u64(self.cleared.0);
         out.bytes(&self.smallest).bytes(&self.largest);
         match &self.clip {
             None => out.u8(0),
@@ -307,6 +327,7 @@ impl TableRef {
             expiring: from.u64()?,
             min_lsn: Lsn(from.u64()?),
             max_lsn: Lsn(from.u64()?),
+            cleared: Lsn(from.u64()?),
             smallest: from.bytes()?,
             largest: from.bytes()?,
             clip: match from.u8()? {
@@ -330,6 +351,8 @@ impl Change {
             | Change::Flushed { tablet, .. }
             | Change::RemoveTablet { tablet }
             | Change::SplitTablet { tablet, .. }
+            | Change::AddRange { tablet, .. }
+            | Change::RemoveRanges { tablet, .. }
             | Change::LogsDone { tablet, .. } => Some(*tablet),
             Change::Store(_) | Change::Log { .. } | Change::Pin { .. } | Change::Unpin { .. } => None,
         }
@@ -349,6 +372,8 @@ impl Change {
             Change::ReplaceTables { .. } => 10,
             Change::RemoveTablet { .. } => 13,
             Change::SplitTablet { .. } => 14,
+            Change::AddRange { .. } => 11,
+            Change::RemoveRanges { .. } => 12,
             Change::Descend { .. } => 15,
         }
     }
@@ -399,6 +424,12 @@ impl Change {
             Change::SplitTablet { tablet, at, into } => {
                 out.u32(tablet.0).u16(*at).u32(into.0);
             }
+            Change::AddRange { tablet, range } => {
+                out.u32(tablet.0).bytes(&range.start).bytes(&range.end).u64(range.lsn.0);
+            }
+            Change::RemoveRanges { tablet, lsns } => {
+                out.u32(tablet.0).list(lsns.iter().map(|lsn| lsn.0));
+            }
             Change::Pin { file, holder } | Change::Unpin { file, holder } => {
                 out.u64(file.0).u64(*holder);
             }
@@ -432,6 +463,7 @@ impl Change {
                 shard: from.u32()?,
                 logs: from.list()?.into_iter().map(LogId).collect(),
                 tables: Vec::new(),
+                ranges: RangeDeletes::default(),
             }),
             4 => Change::AddTable {
                 tablet: TabletId(from.u32()?),
@@ -458,6 +490,14 @@ impl Change {
                     1 => Some(TableRef::decode(from)?),
                     _ => return None,
                 },
+            },
+            11 => Change::AddRange {
+                tablet: TabletId(from.u32()?),
+                range: RangeDelete::new(&from.bytes()?, &from.bytes()?, Lsn(from.u64()?))?,
+            },
+            12 => Change::RemoveRanges {
+                tablet: TabletId(from.u32()?),
+                lsns: from.list()?.into_iter().map(Lsn).collect(),
             },
             13 => Change::RemoveTablet { tablet: TabletId(from.u32()?) },
             14 => Change::SplitTablet {

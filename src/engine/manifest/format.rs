@@ -38,8 +38,10 @@ use crate::base::{PAGE_SIZE, crc32c};
 
 /// Version of the format.
 pub const VERSION: u32 = 1;
-/// Highest feature level that this build reads.
-pub const FEATURE_LEVEL: u32 = 0;
+/// Highest feature level that this build reads, and that of a new store. A store keeps its own until it is told
+/// to take a higher one, and nothing is written that its level does not have; so the build before reads it as
+/// long as nobody has told it that. Level 1 is what the first release writes.
+pub const FEATURE_LEVEL: u32 = 1;
 /// Bytes before a block's payload.
 pub const BLOCK_HEADER_BYTES: usize = size_of::<BlockHeader>();
 /// Longest payload. Far beyond any snapshot that could be kept in memory, and its length fits the header

@@ -6,6 +6,7 @@ use super::edit::{Change, Edit, TableRef};
 use super::format::{BlockHeader, Current, FileKey, Parsed, VERSION, block_len, parse_block};
 use super::read::{misplaced, parse, state_of};
 use crate::base::PAGE_SIZE;
+use crate::engine::ranges::RangeDelete;
 
 /// One edit as a tool shows it.
 pub struct InspectedEdit {
@@ -209,11 +210,17 @@ impl fmt::Display for Key<'_> {
     }
 }
 
+impl fmt::Display for RangeDelete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{} up to {}", Key(&self.start), Key(&self.end), self.lsn)
+    }
+}
+
 impl fmt::Display for TableRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} level {} bytes {} entries {} tombstones {} expiring {} lsn {}..={} keys {}..={}",
+            "{} level {} bytes {} entries {} tombstones {} expiring {} lsn {}..={} cleared {} keys {}..={}",
             self.file,
             self.level,
             self.bytes,
@@ -222,6 +229,7 @@ impl fmt::Display for TableRef {
             self.expiring,
             self.min_lsn,
             self.max_lsn,
+            self.cleared,
             Key(&self.smallest),
             Key(&self.largest),
         )?;
@@ -290,6 +298,10 @@ impl fmt::Display for Change {
             Change::RemoveTablet { tablet } => write!(f, "tablet {tablet} is another shard's"),
             Change::SplitTablet { tablet, at, into } => {
                 write!(f, "tablet {tablet} gives its slots from {at} on to tablet {into}")
+            }
+            Change::AddRange { tablet, range } => write!(f, "tablet {tablet} range delete {range}"),
+            Change::RemoveRanges { tablet, lsns } => {
+                write!(f, "tablet {tablet} forget range deletes {}", Joined(lsns))
             }
             Change::LogsDone { tablet, oldest } => write!(f, "tablet {tablet} needs no log before {oldest}"),
             Change::Pin { file, holder } => write!(f, "pin {file} for {holder}"),

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::bounds::Clip;
 use super::edit::{Change, LAST, TableRef, UPPER};
+use super::format::FEATURE_LEVEL;
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, TableName, TabletId};
+use crate::engine::ranges::RangeDeletes;
 use crate::slot::{SLOT_COUNT, SlotRange};
 
 /// Facts of the whole store.
@@ -16,7 +18,7 @@ pub struct Store {
     pub node: u64,
     /// Seed of the key hash in filters and blocks: stable, yet not guessable by who chooses the keys.
     pub hash_seed: u64,
-    /// Which optional features the files may use; 0.
+    /// Which features the files may use, from 1.
     pub feature_level: u32,
     /// The next log to be opened.
     pub next_log: u64,
@@ -51,6 +53,8 @@ pub struct TabletState {
     pub logs: Vec<LogId>,
     /// Its tables: those of the upper level newest first, then those of the last one in the order of keys.
     pub tables: Vec<TableRef>,
+    /// What range deletes up to the last flush have removed, and tables may still hold.
+    pub ranges: RangeDeletes,
 }
 
 /// A log.
@@ -86,7 +90,7 @@ impl State {
 
     /// A new store's: `tablets` tablets of even size, none of them placed or flushed.
     pub fn create(cluster: u128, hash_seed: u64, tablets: u16) -> State {
-        let store = Store { cluster, node: 1, hash_seed, feature_level: 0, next_log: 1 };
+        let store = Store { cluster, node: 1, hash_seed, feature_level: FEATURE_LEVEL, next_log: 1 };
         let tablets = SlotRange::split_evenly(tablets)
             .into_iter()
             .zip(0..)
@@ -105,6 +109,7 @@ impl State {
                     shard: 0,
                     logs: Vec::new(),
                     tables: Vec::new(),
+                    ranges: RangeDeletes::default(),
                 };
                 (TabletId(id), tablet)
             })
@@ -171,8 +176,10 @@ impl State {
                 self.logs.insert(*log, LogMeta { end: *end });
             }
             Change::Tablet(tablet) => {
-                let tables = self.tablets.remove(&tablet.id).map_or(Vec::new(), |known| known.tables);
-                self.tablets.insert(tablet.id, TabletState { tables, ..tablet.clone() });
+                let known = self.tablets.remove(&tablet.id);
+                let (tables, ranges) =
+                    known.map_or_else(Default::default, |known| (known.tables, known.ranges));
+                self.tablets.insert(tablet.id, TabletState { tables, ranges, ..tablet.clone() });
             }
             Change::AddTable { tablet, position, table } => {
                 self.tablet(*tablet)?.insert(*position as usize, table)?;
@@ -209,6 +216,18 @@ impl State {
                 }
                 let upper = self.tablet(*tablet)?.split_off(*at, *into)?;
                 self.tablets.insert(*into, upper);
+            }
+            Change::AddRange { tablet, range } => {
+                let tablet = self.tablet(*tablet)?;
+                if range.lsn.index() > tablet.flushed {
+                    let (id, lsn, flushed) = (tablet.id, range.lsn, tablet.flushed);
+                    return Err(format!("tablet {id} was flushed to {flushed}, before range delete {lsn}"));
+                }
+                tablet.ranges = tablet.ranges.with(range);
+            }
+            Change::RemoveRanges { tablet, lsns } => {
+                let tablet = self.tablet(*tablet)?;
+                tablet.ranges = tablet.ranges.without(lsns);
             }
             Change::LogsDone { tablet, oldest } => {
                 self.tablet(*tablet)?.logs.retain(|log| log >= oldest);
@@ -294,13 +313,16 @@ impl State {
 impl TabletState {
     /// The changes that build this tablet from nothing.
     pub fn snapshot(&self) -> Vec<Change> {
-        let mut changes = vec![Change::Tablet(TabletState { tables: Vec::new(), ..self.clone() })];
+        let (tables, ranges) = (Vec::new(), RangeDeletes::default());
+        let mut changes = vec![Change::Tablet(TabletState { tables, ranges, ..self.clone() })];
         let tables = (0..).zip(&self.tables);
         changes.extend(tables.map(|(position, table)| Change::AddTable {
             tablet: self.id,
             position,
             table: table.clone(),
         }));
+        let ranges = self.ranges.fragments().iter().cloned();
+        changes.extend(ranges.map(|range| Change::AddRange { tablet: self.id, range }));
         changes
     }
 

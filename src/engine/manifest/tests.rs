@@ -28,6 +28,7 @@ fn spanning(file: u64, first: u64, last: u64) -> TableRef {
         expiring: 2,
         min_lsn: Lsn::new(EntryIndex(first), 0),
         max_lsn: Lsn::new(EntryIndex(last), 9),
+        cleared: Lsn::ZERO,
         smallest: b"a".as_slice().into(),
         largest: b"z".as_slice().into(),
         clip: Some(Clip {
@@ -296,7 +297,7 @@ fn features_and_changes_of_newer_versions_are_refused_as_such() {
     let (block, crc) = install::encode_block(key, 1, 0, &Edit { changes: newer.snapshot() }).unwrap();
     env.disk().poke(&path, block);
     let error = world.run(load(&env)).unwrap_err();
-    assert!(matches!(error, ManifestError::NewerFeatures { found: 7, supported: 0, .. }), "{error}");
+    assert!(matches!(error, ManifestError::NewerFeatures { found: 7, supported: 1, .. }), "{error}");
 
     let snapshot = Edit { changes: state(1).snapshot() };
     let (mut bytes, last) = install::encode_block(key, 1, 0, &snapshot).unwrap();

@@ -3,8 +3,8 @@
 //!
 //! A scan merges sources: of each tablet each memtable, each table above the last level, and the last level as
 //! one, since its tables do not overlap. Each source gives of a key the newest version that the snapshot sees; of
-//! sources on one key the newest has the word (`Ranking`). What a scan passes over: tombstones, what has expired,
-//! and what lies outside of the part of a table that counts.
+//! sources on one key the newest has the word (`Ranking`). What a scan passes over: tombstones, what has expired or is
+//! in a range that was deleted later, and what lies outside of the part of a table that counts.
 //!
 //! - [`Scan::fill`] never suspends. It goes on while blocks are in memory and work is allowed, then says what it
 //!   waits for; [`Scan::load`] reads what all sources miss, side by side. [`Scan::run`] does both, at a pace.
@@ -137,6 +137,16 @@ enum Name {
     Last(usize),
 }
 
+impl Name {
+    /// Of which view.
+    #[inline]
+    fn view(self) -> usize {
+        match self {
+            Name::Memory(view, _) | Name::Table(view, _) | Name::Last(view) => view,
+        }
+    }
+}
+
 enum Kind<E: Env> {
     Memory(MemorySource),
     Table(TableSource<E>),
@@ -247,8 +257,10 @@ impl<E: Env> Scan<E> {
             let Some(first) = self.ranking.first() else { break Filled::End };
             let source = &self.sources[first];
             let key = source.key();
-            let now_ms = snapshot.now_ms();
-            let is_live = |entry: &Entry<'_>| entry.kind == OpKind::Put && !entry.is_expired(now_ms);
+            let (now_ms, ranges) = (snapshot.now_ms(), snapshot.views()[source.name.view()].ranges());
+            let is_live = |entry: &Entry<'_>| {
+                entry.kind == OpKind::Put && !entry.is_expired(now_ms) && !ranges.covers(key, entry.lsn)
+            };
             let mut show = |entry: Entry<'_>| is_live(&entry).then(|| visit(key, &entry));
             let shown = match &source.kind {
                 Kind::Memory(source) => source.with_entry(engine, &mut show).flatten(),
@@ -343,7 +355,8 @@ impl<E: Env> Scan<E> {
             let version = view.version();
             for member in version.upper() {
                 let mut make = || {
-                    let is_in = rest.overlaps(member.smallest(), &member.meta().largest);
+                    let is_in = rest.overlaps(member.smallest(), &member.meta().largest)
+                        && !member.is_gone(view.ranges());
                     is_in.then(|| Kind::Table(TableSource::one(member.clone(), view.lsn(), bound.clone())))
                 };
                 sources.extend(reuse(Name::Table(number, member.table.file()), &mut make));

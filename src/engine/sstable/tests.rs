@@ -143,7 +143,7 @@ fn a_merge_keeps_the_newest_of_each_key_and_drops_tombstones_only_at_the_bottom(
             let what = Merge { tablet, slots, options, drops_tombstones, table_bytes, early: None };
             let (next, mut metas) = (std::cell::Cell::new(99), Vec::new());
             let next_file = || FileId(next.replace(next.get() + 1));
-            let (cutoff, beat) = (Cutoff::new(0), async |_| true);
+            let (cutoff, beat) = (Cutoff::new(0, Rc::default()), async |_| true);
             let merged =
                 compaction::merge(&env, sources, &what, &cutoff, xxh3_64, next_file, beat, &mut metas);
             assert_eq!(merged.await.unwrap(), Merged::All);

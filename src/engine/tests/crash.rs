@@ -121,4 +121,9 @@ fn crashes_anywhere_keep_what_was_acknowledged_in_order_and_whole() {
         survived += model.survived;
     }
     eprintln!("{met:?} {acknowledged} {lost} {survived}");
+    if std::env::var_os("ATLASKV_ENGINE_SEED").is_none() {
+        let sums = &met.sums;
+        let ranges = [sums.range_deletes, sums.range_entries, sums.range_tables];
+        assert!(ranges.into_iter().all(|count| count > 100), "range deletes met too little: {ranges:?}");
+    }
 }

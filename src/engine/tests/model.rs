@@ -21,7 +21,7 @@ pub struct Version {
     pub value: Rc<[u8]>,
 }
 
-/// An atomic group of operations: `None` deletes.
+/// An atomic group of operations: `None` deletes. Or a range delete.
 #[derive(Clone)]
 pub struct Write {
     /// Of its first operation.
@@ -29,6 +29,15 @@ pub struct Write {
     pub shard: usize,
     pub block: BlockSeq,
     pub ops: Vec<(KeyId, Option<Rc<[u8]>>)>,
+    pub range: Option<KeyRange>,
+}
+
+/// Keys of one tablet.
+#[derive(Clone)]
+pub struct KeyRange {
+    pub start: Vec<u8>,
+    /// Empty: none.
+    pub end: Vec<u8>,
 }
 
 #[derive(Clone, Default)]
@@ -66,10 +75,20 @@ pub fn value_bytes(id: u64, len: usize) -> Rc<[u8]> {
     (0..len).map(|_| rng.u8(..)).collect()
 }
 
+impl KeyRange {
+    fn has(&self, key: KeyId) -> bool {
+        let key = key_bytes(key);
+        key >= self.start && (self.end.is_empty() || key < self.end)
+    }
+}
+
 impl TabletModel {
     fn apply(&mut self, write: Write) {
         assert!(write.lsn.index() >= self.index, "entries are in order");
         self.index = write.lsn.index();
+        if let Some(range) = &write.range {
+            self.durable.retain(|key, _| !range.has(*key));
+        }
         for (ordinal, (key, value)) in (write.lsn.ordinal()..).zip(write.ops) {
             let lsn = Lsn::new(write.lsn.index(), ordinal);
             match value {
@@ -157,6 +176,9 @@ impl Model {
     pub fn current(&self, tablet: TabletId, key: KeyId) -> (Option<Version>, Option<BlockSeq>) {
         let Some(model) = self.tablets.get(&tablet) else { return (None, None) };
         for write in model.later.iter().rev() {
+            if write.range.as_ref().is_some_and(|range| range.has(key)) {
+                return (None, Some(write.block));
+            }
             // A key is in an atomic group once at most.
             let mut ops = (write.lsn.ordinal()..).zip(&write.ops);
             if let Some((ordinal, (_, value))) = ops.find(|(_, (other, _))| *other == key) {

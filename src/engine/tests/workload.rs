@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use super::model::{KeyId, Model, Write, key_bytes, value_bytes};
-use super::store::{Store, join_all};
+use super::model::{KeyId, KeyRange, Model, Write, key_bytes, value_bytes};
+use super::store::{Place, Store, join_all};
 use crate::base::{Op, OpKind};
 use crate::engine::{EngineError, Room, TransferError, WRITE_OVERHEAD};
 use crate::env::Env;
@@ -38,6 +38,12 @@ const TABLETS_MAX: usize = 14;
 pub enum Outcome {
     Taken,
     Refused(EngineError),
+}
+
+impl Outcome {
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Outcome::Taken)
+    }
 }
 
 /// Every key there may be.
@@ -117,9 +123,13 @@ impl Worker {
         Self::take(ops, store, model).await
     }
 
-    /// Writes, as far as there is room.
+    /// Writes, and deletes ranges, as far as there is room.
     pub async fn write_some(&mut self, store: &Store, model: &RefCell<Model>, count: u32) {
         for _ in 0..count {
+            if self.rng.u8(..4) == 0 {
+                let delete = self.delete_range(store, model);
+                futures_lite::future::block_on(futures_lite::future::poll_once(delete));
+            }
             self.write_at_once(store, model);
         }
     }
@@ -147,14 +157,85 @@ impl Worker {
             .collect();
         let bytes = physical.iter().map(|op| op.key.len() + op.value.len() + WRITE_OVERHEAD).sum();
         let is_put = ops.iter().any(|(_, value)| value.is_some());
+        if let Err(error) = Self::room(store, place, is_put, bytes).await {
+            return Outcome::Refused(error);
+        }
+        let hashes: Vec<u64> = keys.iter().map(|key| engine.hash(key)).collect();
+        let appended = match engine.write(place.local, &physical, &hashes) {
+            Ok(appended) => appended,
+            Err(error) => return Outcome::Refused(error),
+        };
+        let write = Write { lsn: appended.lsn, shard: place.shard, block: appended.block, ops, range: None };
+        model.borrow_mut().issue(place.tablet, write);
+        Outcome::Taken
+    }
+
+    /// Everything of a tablet, the keys of a group, or a range between two keys.
+    fn range(&mut self) -> KeyRange {
+        let group = |group: u8| format!("{{group-{group}}}:").into_bytes();
+        match self.rng.u8(..4) {
+            0 => KeyRange { start: Vec::new(), end: Vec::new() },
+            1 => {
+                let start = group(self.rng.u8(..GROUPS));
+                let mut end = start.clone();
+                *end.last_mut().expect("it has a colon") += 1;
+                KeyRange { start, end }
+            }
+            _ => {
+                let (one, other) = (key_bytes(self.key()), key_bytes(self.key()));
+                let start = one.clone().min(other.clone());
+                let end = if one == other { Vec::new() } else { one.max(other) };
+                KeyRange { start, end }
+            }
+        }
+    }
+
+    /// Deletes a random range of one tablet.
+    async fn delete_range(&mut self, store: &Store, model: &RefCell<Model>) -> Outcome {
+        let (key, range) = (self.key(), self.range());
+        if store.is_lost(key) {
+            return Outcome::Taken;
+        }
+        let place = store.place(key);
+        self.delete(store, model, (place.shard, place.local), range).await
+    }
+
+    /// Deletes a range of the tablet with this local number on a shard.
+    pub async fn delete(
+        &mut self,
+        store: &Store,
+        model: &RefCell<Model>,
+        (shard, local): (usize, usize),
+        range: KeyRange,
+    ) -> Outcome {
+        let tablet = store.engines[shard].tablet(local).id;
+        let place = Place { shard, local, tablet };
+        let bytes = range.start.len() + range.end.len() + WRITE_OVERHEAD;
+        if let Err(error) = Self::room(store, place, false, bytes).await {
+            return Outcome::Refused(error);
+        }
+        let engine = &store.engines[place.shard];
+        let appended = match engine.delete_range(place.local, &range.start, &range.end) {
+            Ok(appended) => appended,
+            Err(error) => return Outcome::Refused(error),
+        };
+        let (lsn, block, ops) = (appended.lsn, appended.block, Vec::new());
+        let write = Write { lsn, shard: place.shard, block, ops, range: Some(range) };
+        model.borrow_mut().issue(place.tablet, write);
+        Outcome::Taken
+    }
+
+    /// Waits until the engine has room.
+    async fn room(store: &Store, place: Place, is_put: bool, bytes: usize) -> Result<(), EngineError> {
+        let engine = &store.engines[place.shard];
         let since = store.env.now();
         loop {
             let flushed = engine.changed().notified();
             let durable = engine.wal.durable_changed().notified();
             match engine.room(is_put, bytes) {
-                Ok(Room::Yes) => break,
+                Ok(Room::Yes) => return Ok(()),
                 Ok(Room::Wait) => {}
-                Err(error) => return Outcome::Refused(error),
+                Err(error) => return Err(error),
             }
             let mut is_late = false;
             let late = async {
@@ -164,14 +245,6 @@ impl Worker {
             futures_lite::future::or(futures_lite::future::or(flushed, durable), late).await;
             assert!(!is_late, "shard {} neither makes room nor says why not", place.shard);
         }
-        let hashes: Vec<u64> = keys.iter().map(|key| engine.hash(key)).collect();
-        let appended = match engine.write(place.local, &physical, &hashes) {
-            Ok(appended) => appended,
-            Err(error) => return Outcome::Refused(error),
-        };
-        let write = Write { lsn: appended.lsn, shard: place.shard, block: appended.block, ops };
-        model.borrow_mut().issue(place.tablet, write);
-        Outcome::Taken
     }
 
     /// One random step: most are writes. `Err` is what a read or a write was refused with.
@@ -187,7 +260,11 @@ impl Worker {
             }
         }
         match self.rng.u8(..100) {
-            0..70 => match self.write(store, model).await {
+            0..4 => match self.delete_range(store, model).await {
+                Outcome::Taken => {}
+                Outcome::Refused(error) => return Err(error),
+            },
+            4..70 => match self.write(store, model).await {
                 // Without a pause, writes would share few blocks.
                 Outcome::Taken if self.rng.bool() => {
                     store.env.sleep(Duration::from_micros(self.rng.u64(..100))).await;

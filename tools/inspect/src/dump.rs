@@ -43,6 +43,8 @@ impl Detail {
         match kind {
             OpKind::Put => format!("put {} = {}{expiry}", self.show(key), self.show(value)),
             OpKind::Delete => format!("delete {}", self.show(key)),
+            OpKind::RangeDelete if value.is_empty() => format!("delete range {}..", self.show(key)),
+            OpKind::RangeDelete => format!("delete range {}..{}", self.show(key), self.show(value)),
         }
     }
 }
