@@ -63,7 +63,11 @@ impl<E: Env> Engine<E> {
                 return;
             }
             let is_idle = self.is_idle(&mut written);
-            let Some(work) = self.pick(is_idle).or_else(|| self.pick_expired()) else {
+            let work = match self.is_crowded() {
+                true => self.pick_expired().or_else(|| self.pick(is_idle)),
+                false => self.pick(is_idle).or_else(|| self.pick_expired()),
+            };
+            let Some(work) = work else {
                 // Nobody notifies when time passes.
                 let look_again = if is_idle { EXPIRY_CHECK } else { IDLE };
                 futures_lite::future::or(next, self.env.sleep(self.until_retry().min(look_again))).await;

@@ -24,6 +24,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// After this the first of new range deletes is flushed, with what came after it: then the tables that it
 /// emptied can go. Many in a row share one flush.
 const RANGES_DELAY: Duration = Duration::from_secs(1);
+/// The same, if a tablet has so many that some should be forgotten soon.
+const CROWDED_DELAY: Duration = Duration::from_millis(100);
 
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
@@ -35,7 +37,7 @@ impl<E: Env> Engine<E> {
             let is_due = || self.is_stopping.get() || !self.sealed.borrow().is_empty();
             self.changed.until(|| is_due() || self.has_new_ranges.get()).await;
             if !is_due() {
-                futures_lite::future::or(self.changed.until(is_due), self.env.sleep(RANGES_DELAY)).await;
+                self.delay_for_ranges(is_due).await;
             }
             if self.is_stopping.get() {
                 return;
@@ -183,6 +185,15 @@ impl<E: Env> Engine<E> {
         self.capture_after(sealed);
         self.release_old_logs();
         Ok((bytes, tables.len()))
+    }
+
+    /// Waits until new range deletes are to be flushed, or until `is_due` says that a flush is due anyway.
+    async fn delay_for_ranges(&self, is_due: impl Fn() -> bool) {
+        let is_crowded = || is_due() || self.is_crowded();
+        futures_lite::future::or(self.changed.until(is_crowded), self.env.sleep(RANGES_DELAY)).await;
+        if !is_due() && self.is_crowded() {
+            futures_lite::future::or(self.changed.until(is_due), self.env.sleep(CROWDED_DELAY)).await;
+        }
     }
 
     /// Writes what a sealed memtable holds of a tablet; `None`: range deletes have left nothing of it.

@@ -73,7 +73,8 @@ pub enum EngineError {
     SnapshotOver,
     /// A tablet has as many range deletes as it may. Goes away as merges drop what they removed.
     #[error(
-        "too many ranges were deleted of tablet {tablet} of late: {fragments} of {FRAGMENTS_MAX}, or their bounds take all of {} KiB; try again when merges have dropped what those removed",
+        "too many ranges of tablet {tablet} were deleted of late: {fragments} of {FRAGMENTS_MAX}, or with bounds \
+         beyond {} KiB; try again when merges have dropped what those removed",
         BOUNDS_BYTES_MAX >> 10
     )]
     TooManyRanges {

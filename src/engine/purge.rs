@@ -8,7 +8,7 @@ use super::ranges::{RangeDelete, RangeDeletes};
 use super::version::{Member, Version};
 use super::{Engine, Tablet};
 use crate::base::Lsn;
-use crate::env::Env;
+use crate::env::{Env, Pacer};
 use crate::metrics::Metrics;
 
 impl<E: Env> Tablet<E> {
@@ -47,7 +47,8 @@ impl<E: Env> Tablet<E> {
 }
 
 impl<E: Env> Member<E> {
-    /// About how many bytes of it range deletes have removed, to a partition of its index. All of it, if so many range deletes are known that some should be forgotten.
+    /// About how many bytes of it range deletes have removed, to a partition of its index. All of it, if so many
+    /// range deletes are known that some should be forgotten.
     pub(super) fn removed_bytes(&self, ranges: &RangeDeletes) -> u64 {
         let mut holding = ranges.fragments().iter().filter(|range| self.may_hold(range)).peekable();
         if holding.peek().is_some() && ranges.is_crowded() {
@@ -63,11 +64,18 @@ impl<E: Env> Member<E> {
 }
 
 impl<E: Env> Engine<E> {
+    /// Whether a tablet has so many range deletes that some should be forgotten before anything else is done.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.tablets.borrow().iter().any(|tablet| tablet.ranges.borrow().is_crowded())
+    }
+
     /// Removes tables of which flushed range deletes leave nothing, and forgets range deletes of which no table
     /// may hold anything: memtables hold only what came after them. Called between merges, whose inputs must
     /// stay.
     pub(super) async fn purge(&self) {
+        let mut pacer = Pacer::new(&self.env);
         for tablet in self.all_tablets() {
+            pacer.breathe().await;
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
             }

@@ -16,6 +16,7 @@
 //! - At most [`FRAGMENTS_MAX`] fragments and [`BOUNDS_BYTES_MAX`] bytes of bounds, of what clients ask for
 //!   ([`RangeDeletes::has_room`]): a list is copied when it changes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::base::Lsn;
@@ -41,6 +42,8 @@ pub struct RangeDelete {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeDeletes {
     fragments: Vec<RangeDelete>,
+    /// Bytes of all bounds.
+    bounds_bytes: usize,
 }
 
 impl RangeDelete {
@@ -122,19 +125,32 @@ impl RangeDeletes {
         false
     }
 
-    /// Bytes of all bounds.
-    fn bounds_bytes(&self) -> usize {
-        self.fragments.iter().map(|fragment| fragment.start.len() + fragment.end.len()).sum()
+    fn of(fragments: Vec<RangeDelete>) -> RangeDeletes {
+        let bounds_bytes = fragments.iter().map(|fragment| fragment.start.len() + fragment.end.len()).sum();
+        RangeDeletes { fragments, bounds_bytes }
     }
 
-    /// Whether a client may add a range with bounds of `bytes` together. It adds two fragments at most.
-    pub fn has_room(&self, bytes: usize) -> bool {
-        self.fragments.len() + 2 <= FRAGMENTS_MAX && self.bounds_bytes() + 2 * bytes <= BOUNDS_BYTES_MAX
+    /// Whether a client may delete these keys now. It adds two fragments at most, and takes away those that lie
+    /// wholly in it: so there is always room for deleting everything.
+    pub fn has_room(&self, start: &[u8], end: &[u8]) -> bool {
+        if start.is_empty() && end.is_empty() {
+            return true;
+        }
+        let fragments = self.fragments.len() + 2;
+        let bytes = self.bounds_bytes + 2 * (start.len() + end.len());
+        if fragments <= FRAGMENTS_MAX && bytes <= BOUNDS_BYTES_MAX {
+            return true;
+        }
+        let first = self.fragments.partition_point(|fragment| &fragment.start[..] < start);
+        let inside = self.fragments[first..].iter();
+        let inside = inside.take_while(|f| end.is_empty() || (!f.end.is_empty() && &f.end[..] <= end));
+        let freed = inside.fold((0, 0), |(count, bytes), f| (count + 1, bytes + f.start.len() + f.end.len()));
+        fragments - freed.0 <= FRAGMENTS_MAX && bytes - freed.1 <= BOUNDS_BYTES_MAX
     }
 
     /// Whether so much of the room is used that some should be forgotten soon.
     pub fn is_crowded(&self) -> bool {
-        self.fragments.len() >= FRAGMENTS_MAX / 4 || self.bounds_bytes() >= BOUNDS_BYTES_MAX / 4
+        self.fragments.len() >= FRAGMENTS_MAX / 4 || self.bounds_bytes >= BOUNDS_BYTES_MAX / 4
     }
 
     /// With a range delete more.
@@ -164,7 +180,7 @@ impl RangeDeletes {
             }
             is_one
         });
-        let changed = RangeDeletes { fragments };
+        let changed = RangeDeletes::of(fragments);
         debug_assert!(changed.is_sound(), "{changed:?}");
         changed
     }
@@ -172,20 +188,19 @@ impl RangeDeletes {
     /// Without those of the operations with these LSNs.
     #[must_use]
     pub fn without(&self, lsns: &[Lsn]) -> RangeDeletes {
+        let lsns: BTreeSet<Lsn> = lsns.iter().copied().collect();
         let mut fragments = self.fragments.clone();
         fragments.retain(|fragment| !lsns.contains(&fragment.lsn));
-        RangeDeletes { fragments }
+        RangeDeletes::of(fragments)
     }
 
     /// The operations of which something is left and of which `is_needed` says no of each fragment.
     pub fn unneeded(&self, is_needed: impl Fn(&RangeDelete) -> bool) -> Vec<Lsn> {
-        let mut lsns: Vec<Lsn> = self.fragments.iter().map(|fragment| fragment.lsn).collect();
-        lsns.sort_unstable();
-        lsns.dedup();
-        let needed = self.fragments.iter().filter(|fragment| is_needed(fragment));
-        let needed: Vec<Lsn> = needed.map(|fragment| fragment.lsn).collect();
-        lsns.retain(|lsn| !needed.contains(lsn));
-        lsns
+        let mut lsns: BTreeSet<Lsn> = self.fragments.iter().map(|fragment| fragment.lsn).collect();
+        for fragment in self.fragments.iter().filter(|fragment| is_needed(fragment)) {
+            lsns.remove(&fragment.lsn);
+        }
+        lsns.into_iter().collect()
     }
 
     fn is_sound(&self) -> bool {
@@ -283,16 +298,22 @@ mod tests {
     }
 
     #[test]
-    fn room_is_bounded_in_fragments_and_in_bytes() {
+    fn room_is_bounded_in_fragments_and_in_bytes_but_for_what_makes_some() {
         let mut list = RangeDeletes::default();
         let mut count = 0u64;
-        while list.has_room(16) {
-            let key = (count * 2).to_be_bytes();
-            list = list.with(&range(&key, &(count * 2 + 1).to_be_bytes(), count + 1));
+        let bounds = |count: u64| ((count * 2).to_be_bytes(), (count * 2 + 1).to_be_bytes());
+        while list.has_room(&bounds(count).0, &bounds(count).1) {
+            list = list.with(&range(&bounds(count).0, &bounds(count).1, count + 1));
             count += 1;
         }
         assert!(list.is_crowded() && (FRAGMENTS_MAX as u64 - 2..=FRAGMENTS_MAX as u64).contains(&count));
-        let list = RangeDeletes::default().with(&range(&[1; 60_000], &[2; 60_000], 1));
-        assert!(!list.has_room(120_000) && list.has_room(60_000) && list.is_crowded());
+        assert!(list.has_room(b"", b"") && list.has_room(&bounds(7).0, b""));
+        assert!(list.has_room(&bounds(7).0, &bounds(9).1) && !list.has_room(&bounds(8).1, &bounds(9).0));
+        let all = list.with(&range(b"", b"", count + 1));
+        assert_eq!((all.fragments.len(), all.bounds_bytes), (1, 0));
+        let (one, two, long) = ([1; 60_000], [2; 60_000], [3; 10_000]);
+        let list = RangeDeletes::default().with(&range(&one, &two, 1));
+        assert_eq!(list.bounds_bytes, 120_000);
+        assert!(!list.has_room(&two, &long.repeat(5)) && list.has_room(&two, &long) && list.is_crowded());
     }
 }

@@ -4,7 +4,8 @@
 //! ([`Version`], which keeps the files), and for all of them the last memtable with something for it. Memtables
 //! are looked up by that number when they are read, so a snapshot keeps none:
 //! - The flush of a memtable writes of each key, besides the newest version, the newest not after the LSN of each
-//!   snapshot that was open when it began, range deleted later or not. One that is taken later sees everything in a sealed memtable.
+//!   snapshot that was open when it began, range deleted later or not. One that is taken later sees everything in
+//!   a sealed memtable.
 //! - When the memtable goes, each open snapshot gets its tables in the same step ([`Snapshot::epoch`] tells
 //!   readers). Tables are newest first for a snapshot as well; newer versions in there are skipped by LSN.
 //! - A merge need not know: its inputs stay as long as a snapshot has them.

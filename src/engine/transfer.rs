@@ -269,6 +269,8 @@ impl<E: Env> Engine<E> {
         if !metas.is_empty() {
             self.env.disk().sync_dir(TableName::DIR).await?;
         }
+        // A snapshot that was taken meanwhile is as of the last write, and needs nothing that a range delete hides.
+        assert!(!cutoff.has_kept(), "snapshots of the tablet have ended");
         for meta in metas {
             let table = TableRef { cleared, ..TableRef::from(&meta) };
             part.changes.push(Change::AddTable { tablet: tablet.id, position: 0, table });

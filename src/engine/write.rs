@@ -124,7 +124,7 @@ impl<E: Env> Engine<E> {
     pub fn delete_range(&self, tablet: usize, start: &[u8], end: &[u8]) -> Result<Appended, EngineError> {
         let state = self.tablet(tablet);
         let ranges = state.ranges();
-        if !ranges.has_room(start.len() + end.len()) {
+        if !ranges.has_room(start, end) {
             let fragments = ranges.fragments().len();
             return Err(EngineError::TooManyRanges { tablet: state.id, fragments });
         }

@@ -13,7 +13,7 @@ use atlaskv::engine::manifest::format::{
 use atlaskv::engine::manifest::{
     Change, Clip, Edit, ItemState, LAST, State, TableRef, UPPER, inspect_current, inspect_file, load,
 };
-use atlaskv::engine::ranges::RangeDelete;
+use atlaskv::engine::ranges::{RangeDelete, RangeDeletes};
 use atlaskv::env::sim::{SimEnv, SimWorld};
 use atlaskv::slot::SlotRange;
 
@@ -73,6 +73,10 @@ fn edits() -> Vec<Edit> {
     };
     let add = |tablet, file, clip| Change::AddTable { tablet, position: 0, table: table(file, clip) };
     let file = |file: u32| FileId::new(LogId(3), file);
+    let mut back = state.tablets[&b].clone();
+    (back.id, back.slots, back.epoch, back.shard) = (TabletId(2), SlotRange::new(4096, 8191).unwrap(), 9, 0);
+    (back.flushed, back.ranges) = (EntryIndex(19), RangeDeletes::default().with(&range(b"x", b"y", 19)));
+    back.tables = vec![table(8, None)];
     vec![
         Edit { changes: state.snapshot() },
         Edit {
@@ -117,6 +121,9 @@ fn edits() -> Vec<Edit> {
                 }],
             }],
         },
+        Edit { changes: vec![Change::SplitTablet { tablet: a, at: 4096, into: TabletId(2) }] },
+        // It has gone, and has come back.
+        Edit { changes: [vec![Change::RemoveTablet { tablet: TabletId(2) }], back.snapshot()].concat() },
     ]
 }
 
@@ -169,12 +176,13 @@ fn what_was_written_is_read() {
     atlaskv::env::Env::disk(&env).poke(&KEY.path(), bytes);
     let state = world.run(load(&env)).unwrap().unwrap();
     let files = |tablet| state.tables(TabletId(tablet)).iter().map(|t| t.file.0 & 0xFF).collect::<Vec<_>>();
-    assert_eq!((files(0), files(1)), (vec![6, 7], vec![2]));
+    assert_eq!((files(0), files(1), files(2)), (vec![6, 7], vec![2], vec![8]));
     assert_eq!(state.tables(TabletId(1))[0].clip.as_ref().unwrap().slots.last(), 200);
     assert_eq!(state.flushed(TabletId(0)), EntryIndex(19));
     assert_eq!(state.pins.len(), 1);
     let ranges = |tablet| &state.tablets[&TabletId(tablet)].ranges;
     assert_eq!((ranges(0).fragments().len(), ranges(1).is_empty()), (3, true));
+    assert_eq!((state.tablets[&TabletId(0)].slots.last(), ranges(2).fragments().len()), (4095, 1));
     assert_eq!(ranges(0).covering(b"peas"), Some(Lsn::new(EntryIndex(17), 3)));
     assert_eq!(state.tablets[&TabletId(0)].logs, [LogId(11)]);
 }

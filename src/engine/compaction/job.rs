@@ -41,7 +41,8 @@ const STEP: usize = 24;
 
 /// Merges `sources`, newest first, into tables that `next_file` names; those that are complete are in `tables`,
 /// whatever the result, and the caller removes them unless they become live. What has expired by `cutoff` becomes
-/// a tombstone, and what range deletes have removed is left out. `beat` is told the bytes merged since the last time, and may suspend; `false` stops the merge.
+/// a tombstone, and what range deletes have removed is left out. `beat` is told the bytes merged since the last
+/// time, and may suspend; `false` stops the merge.
 #[allow(clippy::too_many_arguments)] // what it reads, what it writes, and what it asks of its caller
 pub async fn merge<E: Env, S: Source>(
     env: &E,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::model::{KeyRange, Model, key_bytes};
 use super::store::{Shape, Store, files, unless_down};
-use super::workload::{Worker, all_keys};
+use super::workload::{Outcome, Worker, all_keys};
 use super::{Told, seeds};
 use crate::engine::EngineError;
 use crate::engine::ranges::FRAGMENTS_MAX;
@@ -125,6 +125,53 @@ fn too_many_are_refused_until_merges_have_dropped_what_they_hide() {
             let (found, _) = store.get(key).await.unwrap();
             assert_eq!(found, model.borrow().current(store.place(key).tablet, key).0, "{:?}", key_bytes(key));
         }
+        store.close().await.unwrap();
+    });
+}
+
+/// Lookups search a list that is bounded, however many ranges were ever deleted.
+#[test]
+fn ten_thousand_range_deletes_leave_a_short_list() {
+    let (world, env) = SimEnv::fresh(1);
+    world.run(async {
+        let (model, mut worker) = (RefCell::new(Model::default()), Worker::new(1));
+        let mut shape = Shape::small(1);
+        shape.options.segment_bytes = 4 << 20;
+        let store = Store::open(&env, &shape, &model).await.unwrap();
+        fill(&mut worker, &store, &model, 100).await;
+        store.quiesce().await;
+        let engine = &store.engines[0];
+        let local = store.place((1, 1)).local;
+        let (mut longest, mut waits) = (0, 0);
+        for number in 0..10_000 {
+            // In the range of the tables' keys, or they would hold nothing of it.
+            let start = format!("{{group-1}}:{number:06}").into_bytes();
+            let range = KeyRange { end: [&start[..], b"!"].concat(), start };
+            loop {
+                match worker.delete(&store, &model, (0, local), range.clone()).await {
+                    Outcome::Taken => break,
+                    Outcome::Refused(EngineError::TooManyRanges { .. }) => waits += 1,
+                    Outcome::Refused(error) => panic!("{error}"),
+                }
+                store.env.sleep(std::time::Duration::from_millis(50)).await;
+            }
+            longest = longest.max(engine.tablet(local).ranges().fragments().len());
+            if number % 500 == 0 {
+                fill(&mut worker, &store, &model, 5).await;
+            }
+        }
+        assert!(longest <= FRAGMENTS_MAX && waits > 0, "{longest} fragments, {waits} times refused");
+        store.acknowledge(&model);
+        worker.check_all(&store, &model).await.unwrap();
+        // Everything can be deleted at any time.
+        delete_everywhere(&store, &model, b"", b"").await;
+        assert_eq!(engine.tablet(local).ranges().fragments().len(), 1);
+        worker.check_all(&store, &model).await.unwrap();
+        store.close().await.unwrap();
+        let store = Store::open(&env, &shape, &model).await.unwrap();
+        worker.check_all(&store, &model).await.unwrap();
+        settle(&store).await;
+        assert_eq!(store.metrics().range_fragments, 0);
         store.close().await.unwrap();
     });
 }

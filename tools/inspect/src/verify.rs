@@ -250,9 +250,11 @@ impl<W: Write> Check<'_, W> {
         let path = name.path();
         self.tables += 1;
         let Some(meta) = self.table_alone(&path)? else { return Ok(()) };
-        if TableRef::from(&meta)
-            != (TableRef { level: TableRef::from(&meta).level, clip: None, ..table.clone() })
-        {
+        let alone = TableRef::from(&meta);
+        // What the manifest alone knows of a table: where it stands, how much of it counts, which ranges were
+        // deleted before it was written.
+        let (level, cleared) = (alone.level, alone.cleared);
+        if alone != (TableRef { level, cleared, clip: None, ..table.clone() }) {
             self.bad(&format!("{path}: it is not the table that the manifest describes"))?;
         }
         if let Err(what) = block_on(keys_are_of(&self.env, name, &meta)) {
