@@ -31,7 +31,7 @@ use super::merge::Ranking;
 use super::snapshot::Snapshot;
 use super::sstable::{Block, Bound, Partition, TableError, Wanted};
 use super::{Engine, EngineError};
-use crate::base::{Entry, FileId, OpKind};
+use crate::base::{Entry, FileId, KEY_BYTES_MAX, OpKind};
 use crate::env::{Env, Pacer};
 use crate::metrics::Metrics;
 
@@ -87,11 +87,25 @@ impl ScanRange {
         let bound = if self.is_reverse { &mut rest.end } else { &mut rest.start };
         bound.clear();
         bound.extend_from_slice(key);
-        if !self.is_reverse {
-            bound.push(0); // the least key above it
+        if !self.is_reverse && !to_next(bound) {
+            // Nothing is above it.
+            rest.end.clone_from(&rest.start);
         }
         rest
     }
+}
+
+/// Makes a key the least one above it. `false`: there is none, and it stays as it is.
+fn to_next(key: &mut Vec<u8>) -> bool {
+    if key.len() < KEY_BYTES_MAX {
+        key.push(0);
+        return true;
+    }
+    // None that begins with it is a key: it was longer than one can be.
+    let Some(last) = key.iter().rposition(|byte| *byte != 0xFF) else { return false };
+    key.truncate(last + 1);
+    key[last] += 1;
+    true
 }
 
 /// Why a scan has stopped.

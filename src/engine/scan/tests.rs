@@ -342,3 +342,19 @@ fn a_tablet_that_splits_or_leaves_ends_its_snapshots() {
         engine.close().await.unwrap();
     });
 }
+
+/// Behind the longest keys a scan went on from one that was longer than a key can be. The parts of a merged scan
+/// are asked for by requests, and no request takes such a bound: the server ended.
+#[test]
+fn what_is_left_behind_a_key_begins_with_the_next_one_there_can_be() {
+    let rest = |key: &[u8]| ScanRange::default().after(key).start;
+    assert_eq!(rest(b"ab"), b"ab\0");
+    let longest = |end: &[u8]| [vec![b'k'; KEY_BYTES_MAX - end.len()], end.to_vec()].concat();
+    assert_eq!(rest(&longest(b"a")[1..]), [&longest(b"a")[1..], b"\0"].concat(), "one byte is left");
+    assert_eq!(rest(&longest(b"a")), longest(b"b"));
+    let next = [vec![b'k'; KEY_BYTES_MAX - 4], b"l".to_vec()].concat();
+    assert_eq!(rest(&longest(&[0xFF; 3])), next);
+    let last = vec![0xFF; KEY_BYTES_MAX];
+    let nothing = ScanRange::default().after(&last);
+    assert_eq!((nothing.start, nothing.end), (last.clone(), last));
+}

@@ -1,0 +1,560 @@
+//! One run: a store from its creation through many lives, each with another shape, ended by a stop or a power cut.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use atlaskv::env::sim::{SimEnv, SimWorld};
+use atlaskv::env::{Env, Gate, Queue};
+use atlaskv::shard::Trouble;
+
+use crate::keys::{Key, Pool};
+use crate::pipeline::{Flight, Landed};
+use crate::reference::{Live, MARGIN_MS, Op, Reference};
+use crate::scans::{Scan, Snap, Window};
+use crate::shape::Shape;
+use crate::store::{Answer, Inbox, Store};
+use crate::verify::{Difference, check_atomic, check_copy, read_all, scan_all};
+use crate::workload::Workload;
+
+/// Scans that are open at a time: fewer than the store keeps.
+const SCANS_MAX: usize = 24;
+/// How long the store keeps a scan that nobody goes on with, and a little less.
+const SCAN_LIFE: Duration = Duration::from_secs(45);
+/// Most tablets that splits may make.
+const TABLETS_MAX: usize = 64;
+
+/// What a run met, to be sure that it meets what it is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Met {
+    pub ops: u64,
+    pub lives: u64,
+    pub crashes: u64,
+    pub cut_off: u64,
+    pub moves: u64,
+    pub splits: u64,
+    pub checkpoints: u64,
+    pub pages: u64,
+    pub renewals: u64,
+    pub scans_refused: u64,
+    pub too_large: u64,
+    pub expired: u64,
+    pub flushes: u64,
+    pub merges: u64,
+    pub trivial_moves: u64,
+    pub disk_waits: u64,
+}
+
+impl Met {
+    pub fn add(&mut self, other: &Met) {
+        for ((_, sum), (_, more)) in self.each().into_iter().zip((*other).clone().each()) {
+            *sum += *more;
+        }
+    }
+
+    fn each(&mut self) -> [(&'static str, &mut u64); 14] {
+        [
+            ("requests", &mut self.ops),
+            ("lives", &mut self.lives),
+            ("power cuts", &mut self.crashes),
+            ("pipelines cut off", &mut self.cut_off),
+            ("moves", &mut self.moves),
+            ("splits", &mut self.splits),
+            ("checkpoints", &mut self.checkpoints),
+            ("pages", &mut self.pages),
+            ("renewed scans", &mut self.renewals),
+            ("keys expired", &mut self.expired),
+            ("flushes", &mut self.flushes),
+            ("merges", &mut self.merges),
+            ("trivial moves", &mut self.trivial_moves),
+            ("reads of blocks", &mut self.disk_waits),
+        ]
+    }
+
+    /// Panics if something was never met.
+    pub fn check(mut self) {
+        for (what, count) in self.each() {
+            assert!(*count > 0, "a test without {what} shows little");
+        }
+    }
+}
+
+/// The last requests and events, for the report of a difference.
+#[derive(Default)]
+pub struct Log {
+    requests: VecDeque<(u64, Op, Option<Answer>)>,
+    events: VecDeque<(u64, String)>,
+}
+
+const LOG_REQUESTS: usize = 100_000;
+const LOG_EVENTS: usize = 60;
+
+impl Log {
+    pub fn note(&mut self, step: u64, op: Op, answer: Option<Answer>) {
+        if self.requests.len() == LOG_REQUESTS {
+            self.requests.pop_front();
+        }
+        self.requests.push_back((step, op, answer));
+    }
+
+    fn event(&mut self, step: u64, what: String) {
+        if self.events.len() == LOG_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back((step, what));
+    }
+
+    /// Prints what there is of some keys.
+    fn print(&self, keys: &[Key]) {
+        eprintln!("the last events:");
+        self.events.iter().for_each(|(step, what)| eprintln!("  {step:>9}  {what}"));
+        for key in keys {
+            eprintln!("the last requests that name {:.60}:", key.escape_ascii().to_string());
+            let named = self.requests.iter().filter(|(_, op, _)| op.keys().contains(&key));
+            let named: Vec<_> = named.collect();
+            for (step, op, answer) in &named[named.len().saturating_sub(30)..] {
+                eprintln!("  {step:>9}  {}  ->  {}", shown(op), shown(answer));
+            }
+        }
+    }
+}
+
+/// A number from `first` on, below one of the bounds.
+fn below_one(rng: &mut fastrand::Rng, first: u64, bounds: [u64; 3]) -> u64 {
+    let bound = bounds[rng.usize(..bounds.len())];
+    rng.u64(first..bound)
+}
+
+fn shown(what: &impl std::fmt::Debug) -> String {
+    let text = format!("{what:?}");
+    if text.len() > 300 { format!("{}...", text.chars().take(300).collect::<String>()) } else { text }
+}
+
+/// What a power cut left undecided.
+struct Unsure {
+    window: Window,
+    batches: Vec<(usize, Vec<Key>)>,
+}
+
+/// A run in progress.
+pub struct Run {
+    pub seed: u64,
+    pub work: Workload,
+    shapes: fastrand::Rng,
+    pub reference: Reference,
+    /// Requests so far.
+    pub step: u64,
+    pub log: Log,
+    pub scans: Vec<Scan>,
+    next_scan: u64,
+    pub flight: Option<Flight>,
+    /// Grows as pipelines begin and end.
+    pub progress: Rc<Cell<u64>>,
+    /// Moves and splits under way.
+    changing: Gate,
+    changes: Rc<Cell<u32>>,
+    /// Whether there was one when the pipeline began.
+    pub changing_at_start: bool,
+    trouble: Rc<RefCell<Option<String>>>,
+    unsure: Option<Unsure>,
+    copies: u32,
+    tablets: u16,
+    entry_bytes_max: usize,
+    pub met: Met,
+}
+
+impl Run {
+    pub fn new(seed: u64) -> Run {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        // Some have keys and values as long as may be, and logs to match.
+        let is_large = rng.u8(..4) == 0;
+        let longest = if is_large && rng.bool() { atlaskv::base::KEY_BYTES_MAX } else { 0 };
+        let count = [40, 300, 300, 1500, 4000][rng.usize(..5)];
+        let pool = Pool::new(&mut rng, count, longest);
+        let value_bytes_max = if is_large { 300 << 10 } else { 9000 };
+        let tablets = [1, 2, 5, 16, 64][rng.usize(..5)];
+        let entry_bytes_max = value_bytes_max + pool.longest() + (16 << 10);
+        let shapes = rng.fork();
+        Run {
+            seed,
+            work: Workload::new(rng, pool, value_bytes_max),
+            shapes,
+            reference: Reference::default(),
+            step: 0,
+            log: Log::default(),
+            scans: Vec::new(),
+            next_scan: 1,
+            flight: None,
+            progress: Rc::default(),
+            changing: Gate::new(),
+            changes: Rc::default(),
+            changing_at_start: false,
+            trouble: Rc::default(),
+            unsure: None,
+            copies: 0,
+            tablets,
+            entry_bytes_max,
+            met: Met::default(),
+        }
+    }
+
+    /// Runs to its end. Panics where the store differs from the reference.
+    pub fn run(mut self, ops: u64) -> Met {
+        let (mut world, mut env) = SimEnv::fresh(self.seed);
+        while self.step < ops {
+            let shape = Shape::random(&mut self.shapes, self.tablets, self.entry_bytes_max);
+            let is_cut = shape.is_durable && self.shapes.u8(..3) > 0;
+            let end = self.step + below_one(&mut self.shapes, 200, [600, 3000, 12_000]);
+            self.event(format!("opened as {shape:?}"));
+            let inbox: RefCell<Rc<Inbox>> = RefCell::default();
+            let lived = world.run(self.live(&world, &env, &shape, end, is_cut, &inbox));
+            if let Err(difference) = lived.and_then(|()| self.note_cut(&env, &inbox.take())) {
+                self.report(&difference, &shape);
+            }
+            world.kill();
+            self.met.lives += 1;
+            let next = SimWorld::new(self.shapes.u64(..));
+            let keep = if is_cut { self.shapes.u32(..=100) } else { 100 };
+            let disk = env.disk().crash(&next, &mut self.shapes.fork(), keep);
+            let seen_ms = env.wall_ms();
+            (world, env) = (next.clone(), SimEnv::new(&next, disk));
+            let pause_ms = below_one(&mut self.shapes, 1, [1000, 600_000, 600_000]);
+            world.jump_wall((seen_ms - env.wall_ms() + pause_ms) as i64);
+        }
+        self.met.ops = self.step;
+        self.met
+    }
+
+    fn event(&mut self, what: String) {
+        self.log.event(self.step, what);
+    }
+
+    fn report(&self, difference: &Difference, shape: &Shape) -> ! {
+        self.log.print(&difference.keys);
+        let keys: Vec<String> =
+            difference.keys.iter().map(|key| shown(&key.escape_ascii().to_string())).collect();
+        panic!("seed {}, step {}, {keys:?}: {}; opened as {shape:?}", self.seed, self.step, difference.what);
+    }
+
+    /// One life of the store.
+    async fn live(
+        &mut self,
+        world: &SimWorld,
+        env: &SimEnv,
+        shape: &Shape,
+        end: u64,
+        is_cut: bool,
+        inbox: &RefCell<Rc<Inbox>>,
+    ) -> Result<(), Difference> {
+        let trouble = |what: &str, error| Difference { keys: Vec::new(), what: format!("{what}: {error}") };
+        let store = Store::open(env, shape).await.map_err(|error| trouble("no start", error))?;
+        inbox.replace(store.inbox.clone());
+        (self.changing, self.changes) = (Gate::new(), Rc::default());
+        self.watch(env);
+        self.scans.retain(|scan| !scan.ask.is_local);
+        for scan in &mut self.scans {
+            scan.connection %= shape.shards;
+            scan.may_renew = true;
+        }
+        self.decide(world, &store).await?;
+        while self.step < end {
+            self.step_once(world, &store, shape).await?;
+        }
+        if is_cut {
+            self.met.crashes += 1;
+            let after = Duration::from_micros(below_one(&mut self.shapes, 0, [200, 600, 4000]));
+            self.event(format!("the power goes {after:?} after a pipeline has begun"));
+            let before = store.metrics();
+            self.count(&before);
+            self.maybe_change(&store);
+            let last = async { self.pipeline(world, &store, shape).await };
+            let cut = async {
+                env.sleep(after).await;
+                Ok(())
+            };
+            return futures_lite::future::or(last, cut).await;
+        }
+        self.changing.empty().await;
+        self.event("stopped".to_owned());
+        self.count(&store.metrics());
+        store.close().await.map_err(|error| trouble("no stop", error))
+    }
+
+    fn count(&mut self, metrics: &atlaskv::metrics::MetricsSnapshot) {
+        self.met.flushes += metrics.flushes;
+        self.met.merges += metrics.compactions;
+        self.met.trivial_moves += metrics.table_moves;
+        self.met.moves += metrics.tablet_moves;
+        self.met.splits += metrics.tablet_splits;
+        self.met.checkpoints += metrics.checkpoints;
+        self.met.disk_waits += metrics.disk_waits;
+    }
+
+    /// Panics if a pipeline does not end.
+    fn watch(&self, env: &SimEnv) {
+        let (progress, env2, seed) = (self.progress.clone(), env.clone(), self.seed);
+        env.spawn(Queue::Compaction, async move {
+            loop {
+                let before = progress.get();
+                env2.sleep(Duration::from_secs(300)).await;
+                let is_stuck = before == progress.get() && before % 2 == 1;
+                assert!(!is_stuck, "seed {seed}: requests are not answered for five minutes");
+            }
+        });
+    }
+
+    /// Notes what was on its way when the power went.
+    fn note_cut(&mut self, env: &SimEnv, inbox: &Inbox) -> Result<(), Difference> {
+        self.progress.set(self.progress.get().next_multiple_of(2));
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        self.met.cut_off += 1;
+        let now = (flight.since_ms, env.wall_ms());
+        let answers = inbox.answers.take();
+        let Landed { snap, batches } = self.cut_off(&flight, &answers, now)?;
+        let window = Rc::into_inner(snap.maybe).expect("nobody else has it");
+        self.unsure = Some(Unsure { window, batches });
+        Ok(())
+    }
+
+    /// Right after a start: everything is compared, and what a power cut left undecided is what is found.
+    async fn decide(&mut self, world: &SimWorld, store: &Store) -> Result<(), Difference> {
+        let mut unsure = self.unsure.take().unwrap_or(Unsure { window: Window::new(), batches: Vec::new() });
+        loop {
+            self.settle(world, store);
+            let now_ms = store.env.wall_ms();
+            let states = || unsure.window.values().flatten().filter_map(|state| state.live.as_ref());
+            let soon = states()
+                .map(|live| live.expiry.1)
+                .filter(|at| (now_ms..=now_ms + 2 * MARGIN_MS).contains(at));
+            let Some(at_ms) = soon.max() else { break };
+            world.jump_wall((at_ms - now_ms) as i64 + 1);
+        }
+        let now_ms = store.env.wall_ms();
+        for state in unsure.window.values_mut().flatten() {
+            state.live = state.live.take().filter(|live| !live.is_past(now_ms));
+        }
+        let Unsure { window, batches } = unsure;
+        let snap = Snap { base: Rc::new(self.reference.live.clone()), maybe: Rc::new(window) };
+        let connection = self.work.rng.usize(..store.connections.len());
+        let found = scan_all(store, connection, &snap).await?;
+        check_atomic(&snap.maybe, &batches, &found)?;
+        for (key, states) in &*snap.maybe {
+            let live = found.get(key).map(|(version, expiry_ms, value)| Live {
+                value: value.as_slice().into(),
+                version: *version,
+                expiry: (*expiry_ms, *expiry_ms),
+            });
+            let is_new = live
+                .as_ref()
+                .is_some_and(|live| states[0].live.as_ref().is_none_or(|old| old.version != live.version));
+            if let Some(live) = live.as_ref().filter(|_| is_new) {
+                let noted = self.reference.note(key, live.version);
+                noted.map_err(|what| Difference { keys: vec![key.clone()], what })?;
+            }
+            self.reference.set(key, live);
+        }
+        self.resolve(store, self.reference.live.keys().cloned().collect()).await?;
+        read_all(store, connection, &self.work.pool.keys, &found).await
+    }
+
+    /// Lets time pass until no key expires soon.
+    fn settle(&mut self, world: &SimWorld, store: &Store) {
+        loop {
+            let now_ms = store.env.wall_ms();
+            match self.reference.settle(now_ms) {
+                Ok(expired) => {
+                    self.met.expired += expired;
+                    return;
+                }
+                Err(at_ms) => world.jump_wall((at_ms - now_ms) as i64 + 1),
+            }
+        }
+    }
+
+    /// Asks when keys expire whose time to live the store has made a time.
+    async fn resolve(&mut self, store: &Store, keys: Vec<Key>) -> Result<(), Difference> {
+        let vague = self.reference.vague(keys.into_iter());
+        if vague.is_empty() {
+            return Ok(());
+        }
+        let flight = self.flight(store, |flight| {
+            vague.iter().map(|key| (flight.connection(key), Op::Ttl(key.clone()))).collect()
+        });
+        self.exchange(store, flight).await.map(drop)
+    }
+
+    fn flight(&mut self, store: &Store, ops: impl FnOnce(&Flight) -> Vec<(usize, Op)>) -> Flight {
+        let mut flight = Flight {
+            ops: Rc::default(),
+            since_ms: store.env.wall_ms(),
+            base: None,
+            salt: self.work.rng.usize(..64),
+            connections: store.connections.len(),
+        };
+        flight.ops = Rc::new(ops(&flight));
+        flight
+    }
+
+    /// Something random.
+    async fn step_once(&mut self, world: &SimWorld, store: &Store, shape: &Shape) -> Result<(), Difference> {
+        match self.work.rng.u8(..100) {
+            0..6 => {
+                let shard = self.work.rng.usize(..store.shards.len());
+                self.event(format!("shard {shard} seals its memtable"));
+                store.shards[shard].engine.rotate();
+            }
+            6..10 => {
+                let micros = below_one(&mut self.work.rng, 0, [200, 5000, 60_000]);
+                store.env.sleep(Duration::from_micros(micros)).await;
+            }
+            10 if self.work.rng.u8(..4) == 0 => {
+                let pause = Duration::from_secs(below_one(&mut self.work.rng, 1, [4, 30, 130]));
+                self.event(format!("nothing happens for {pause:?}"));
+                store.env.sleep(pause).await;
+            }
+            11 => {
+                let ms = below_one(&mut self.work.rng, 0, [10_000, 3_600_000, 30 * 3_600_000]);
+                self.event(format!("{ms} ms pass"));
+                world.jump_wall(ms as i64);
+            }
+            12..17 => self.maybe_change(store),
+            _ => self.pipeline(world, store, shape).await?,
+        }
+        match self.trouble.take() {
+            Some(what) => Err(Difference { keys: Vec::new(), what }),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to move or split a tablet, unless some change is under way.
+    fn maybe_change(&mut self, store: &Store) {
+        if self.changes.get() > 0 {
+            return;
+        }
+        self.event("a tablet moves or splits".to_owned());
+        for scan in &mut self.scans {
+            scan.may_renew = true;
+        }
+        self.scans.retain(|scan| !scan.ask.is_local);
+        self.changes.set(self.changes.get() + 1);
+        let (guard, changes, trouble) = (self.changing.enter(), self.changes.clone(), self.trouble.clone());
+        let coordinator = store.coordinator().clone();
+        let mut rng = self.work.rng.fork();
+        let shards = store.shards.len();
+        store.env.spawn(Queue::Foreground, async move {
+            let changed = async {
+                let all = coordinator.survey().await?;
+                let tablet = all[rng.usize(..all.len())];
+                let slots = tablet.slots;
+                if slots.count() > 1 && all.len() < TABLETS_MAX && (shards == 1 || rng.u8(..4) == 0) {
+                    let at = rng.bool().then(|| rng.u16(slots.first() + 1..=slots.last()));
+                    coordinator.split_tablet(tablet.id, at).await
+                } else {
+                    let to = (tablet.shard + rng.usize(..shards).max(1)) % shards;
+                    coordinator.move_tablet(tablet.id, to).await
+                }
+            };
+            match changed.await {
+                Ok(_) => {}
+                // Where requests wait for the disk for long, the change gives up, and says so.
+                Err(Trouble::Failed(why)) if why.contains("try again") => {}
+                Err(error) => {
+                    trouble.replace(Some(format!("a tablet neither moved nor split: {error}")));
+                }
+            }
+            changes.set(changes.get() - 1);
+            drop(guard);
+        });
+    }
+
+    /// Some requests at once; now and then a checkpoint is made meanwhile.
+    async fn pipeline(&mut self, world: &SimWorld, store: &Store, shape: &Shape) -> Result<(), Difference> {
+        self.settle(world, store);
+        let now_ms = store.env.wall_ms();
+        let rng = &mut self.work.rng;
+        let count = below_one(rng, 1, [4, 60, 250]) as usize;
+        let is_quiet = rng.u8(..6) == 0;
+        let pages = if is_quiet || rng.u8(..4) == 0 { self.pages(store) } else { Vec::new() };
+        let is_copied = self.work.rng.u16(..300) == 0;
+        let base = (is_copied || !pages.is_empty()).then(|| Rc::new(self.reference.live.clone()));
+        let mut ops = Vec::new();
+        // A scan that begins in a quiet one has a snapshot that is known exactly.
+        while !is_quiet && ops.len() < count {
+            ops.push(self.work.op(&self.reference, now_ms));
+        }
+        let mut flight = self.flight(store, |flight| {
+            let connection = |op: &Op| flight.connection(op.keys()[0]);
+            ops.into_iter().map(|op| (connection(&op), op)).collect()
+        });
+        let mut ops = Rc::unwrap_or_clone(flight.ops);
+        for page in pages {
+            ops.insert(self.work.rng.usize(..=ops.len()), page);
+        }
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let written =
+            if is_quiet { Vec::new() } else { ops.iter().flat_map(|(_, op)| op.keys()).cloned().collect() };
+        (flight.ops, flight.base) = (Rc::new(ops), base);
+        self.changing_at_start = self.changes.get() > 0;
+        if !is_copied {
+            self.exchange(store, flight).await?;
+            return self.resolve(store, written).await;
+        }
+        self.copies += 1;
+        let dir = format!("copy-{}", self.copies);
+        self.event(format!("a checkpoint in {dir}"));
+        let coordinator = store.coordinator().clone();
+        let copied = coordinator.take_checkpoint(&dir);
+        let (landed, copied) = futures_lite::future::zip(self.exchange(store, flight), copied).await;
+        let landed = landed?;
+        copied.map_err(|error| Difference { keys: Vec::new(), what: format!("no checkpoint: {error}") })?;
+        let mut other = Shape::random(&mut self.shapes, self.tablets, self.entry_bytes_max);
+        other.options.segment_bytes = shape.options.segment_bytes;
+        let (seed, keys) = (self.shapes.u64(..), &self.work.pool.keys);
+        check_copy(&store.env, &dir, &other, seed, keys, &landed.snap, &landed.batches)?;
+        self.remove(store, &dir).await;
+        self.resolve(store, written).await
+    }
+
+    async fn remove(&self, store: &Store, dir: &str) {
+        use atlaskv::disk::Disk;
+        let disk = store.env.disk();
+        for path in disk.paths().into_iter().filter(|path| path.starts_with(&format!("{dir}/"))) {
+            disk.remove(&path).await.expect("it was listed");
+        }
+    }
+
+    /// Next pages of some scans, and of new ones.
+    fn pages(&mut self, store: &Store) -> Vec<(usize, Op)> {
+        let now = store.env.now();
+        for scan in &mut self.scans {
+            scan.may_renew |= now.saturating_sub(scan.used) > SCAN_LIFE;
+        }
+        // Whose tablets those are is known only while none moves.
+        let may_be_local = self.changes.get() == 0;
+        let is_stale = |scan: &Scan| scan.ask.is_local && (scan.may_renew || !may_be_local);
+        self.scans.retain(|scan| !is_stale(scan));
+        let rng = &mut self.work.rng;
+        let mut chosen: Vec<usize> = (0..self.scans.len()).filter(|_| rng.u8(..3) == 0).collect();
+        if self.scans.len() < SCANS_MAX {
+            let connection = rng.usize(..store.connections.len());
+            let mut scan = Scan::random(self.next_scan, connection, rng, &self.work.pool);
+            scan.ask.is_local &= may_be_local;
+            scan.used = now;
+            self.next_scan += 1;
+            chosen.push(self.scans.len());
+            self.scans.push(scan);
+        }
+        let mut pages = Vec::new();
+        for place in chosen {
+            let scan = &mut self.scans[place];
+            let is_short = rng.bool();
+            scan.ask.entries_max = if is_short { rng.u32(1..20) } else { 0 };
+            scan.ask.bytes_max = if rng.u8(..4) == 0 { rng.u32(1..4000) } else { 0 };
+            pages.push((scan.connection, Op::Page(scan.ask.clone())));
+        }
+        pages
+    }
+}
