@@ -120,6 +120,9 @@ codes! {
     Io = 131, "io";
     /// A case that the server has no better code for.
     Internal = 132, "internal";
+    /// Some shards have done their part of a request, others have refused theirs, for the reason that the sentence
+    /// gives. Sent again it does the rest as well.
+    PartlyDone = 133, "partly-done";
 }
 
 impl Code {
@@ -140,7 +143,7 @@ impl Code {
 
     /// Whether a write that got this answer may nevertheless have been applied.
     pub fn may_be_applied(self) -> bool {
-        matches!(self, Code::WriteFailed | Code::Internal)
+        matches!(self, Code::WriteFailed | Code::Internal | Code::PartlyDone)
     }
 
     /// The code to act on for a number that this version does not know: the most general of its group.

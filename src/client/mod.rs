@@ -49,6 +49,9 @@
 //!     println!("{:?} = {:?}", entry.key, entry.value);
 //! }
 //!
+//! // All keys of a range at once, however many.
+//! client.delete_range(&KeyRange::prefix(b"session:"))?;
+//!
 //! // Many requests on the wire at once.
 //! let mut pipeline = client.pipeline();
 //! for i in 0..1000 {

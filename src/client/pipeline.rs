@@ -164,7 +164,7 @@ impl<'c> Pipeline<'c> {
             Route::Slot(slot) => Some(slot),
             // The list of one shard's keys, or of nobody's in particular: the first tells as much.
             Route::Keys(mut keys) => keys.next().map(Slot::of_key),
-            Route::Anywhere | Route::Shard(_) => None,
+            Route::Anywhere | Route::Shard(_) | Route::Everywhere => None,
         };
         let id = self.next_id();
         let start = self.frames.len();

@@ -66,6 +66,8 @@ pub enum Response {
     Ttl(Option<Ttl>),
     /// To `stats`: lines of `key=value`.
     Stats(String),
+    /// To `delete_range` and `flush_all`.
+    Done,
 }
 
 impl Response {
@@ -89,6 +91,7 @@ impl Response {
             Reply::Counter { version, value } => Response::Counter(Counter { value, version }),
             Reply::Lifetime { version, lifetime } => Response::Ttl(Some(Ttl { lifetime, version })),
             Reply::Stats(text) => Response::Stats(text.to_owned()),
+            Reply::Done => Response::Done,
             Reply::Refused(refusal) => return Err(Error::Refused(refusal)),
             Reply::Hello(_) | Reply::Page(_) => return Err(unexpected(address)),
         })

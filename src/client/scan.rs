@@ -35,6 +35,11 @@ impl KeyRange {
         KeyRange { start: prefix.to_vec(), end }
     }
 
+    /// The first key, and the first one behind the last; empty: none.
+    pub(super) fn bounds(&self) -> (&[u8], &[u8]) {
+        (&self.start, &self.end)
+    }
+
     /// Keys from `start` on.
     pub fn from(start: &[u8]) -> KeyRange {
         KeyRange { start: start.to_vec(), end: Vec::new() }

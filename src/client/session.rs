@@ -10,7 +10,7 @@ use super::scan::{KeyRange, Scan};
 use crate::base::Lsn;
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{HEADER_BYTES, KeyList};
-use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, Limits, Request, Route};
+use crate::protocol::{Condition, Deadline, DeleteRange, Durability, Expiry, Hello, Limits, Request, Route};
 use crate::slot::Slot;
 
 /// How a write is to be done.
@@ -271,6 +271,43 @@ impl Client {
         Scan::new(self, range)
     }
 
+    /// Removes the keys of a range, in time that does not depend on how many they are. A range of everything is
+    /// refused: that is what [`Client::flush_all`] is for.
+    ///
+    /// Every shard does its part by itself. After [`Code::PartlyDone`] some have and others have not; repeating it
+    /// does the rest.
+    pub fn delete_range(&mut self, range: &KeyRange) -> Result<(), Error> {
+        self.delete_range_with(range, Durability::Default)
+    }
+
+    /// As [`Client::delete_range`], with a say in when that is answered.
+    pub fn delete_range_with(&mut self, range: &KeyRange, durability: Durability) -> Result<(), Error> {
+        let (start, end) = range.bounds();
+        let range = DeleteRange { start, end, epoch: 0, durability };
+        if range.is_everything() {
+            let message = "this range is everything; flush_all removes that";
+            return Err(Refusal::new(Code::Malformed, message).into());
+        }
+        self.remove(range)
+    }
+
+    /// Removes all keys.
+    pub fn flush_all(&mut self) -> Result<(), Error> {
+        self.flush_all_with(Durability::Default)
+    }
+
+    /// As [`Client::flush_all`], with a say in when that is answered.
+    pub fn flush_all_with(&mut self, durability: Durability) -> Result<(), Error> {
+        self.remove(DeleteRange { durability, ..DeleteRange::default() })
+    }
+
+    fn remove(&mut self, range: DeleteRange<'_>) -> Result<(), Error> {
+        match self.call(&Request::DeleteRange(range))? {
+            Response::Done => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     fn write(&mut self, request: &Request<'_>) -> Result<Outcome, Error> {
         match self.call(request)? {
             Response::Outcome(outcome) => Ok(outcome),
@@ -297,7 +334,7 @@ impl Client {
     fn call_once(&mut self, request: &Request<'_>, was_sent: &mut bool) -> Result<Response, Error> {
         let slot = match request.route() {
             Route::Slot(slot) => Some(slot),
-            Route::Anywhere | Route::Shard(_) | Route::Keys(_) => None,
+            Route::Anywhere | Route::Shard(_) | Route::Keys(_) | Route::Everywhere => None,
         };
         let id = self.next_id();
         let mut connection = self.checkout(slot)?;
@@ -474,6 +511,14 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
         Request::Scan(scan) => {
             let longest = scan.start.len().max(scan.end.len());
             too_large(longest, limits.key_bytes_max, Code::InvalidKey, "a bound of a scan")
+        }
+        Request::DeleteRange(range) => {
+            let longest = range.start.len().max(range.end.len());
+            too_large(longest, limits.key_bytes_max, Code::InvalidKey, "a bound of a range")?;
+            if !range.end.is_empty() && range.start >= range.end {
+                return Err(Refusal::new(Code::Malformed, "the range ends where it starts, or before"));
+            }
+            Ok(())
         }
         Request::Hello(_) => Ok(()),
     }

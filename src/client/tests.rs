@@ -282,6 +282,11 @@ impl State {
                     Err(_) => answer(Reply::Refused(Refusal::new(Code::NotAnInteger, "not an integer"))),
                 }
             }
+            Request::DeleteRange(range) => {
+                let is_in = |key: &[u8]| key >= range.start && (range.end.is_empty() || key < range.end);
+                store.values.retain(|key, _| !is_in(key));
+                answer(Reply::Done);
+            }
             Request::Stats { section } => answer(Reply::Stats(&format!("section={section}\n"))),
             Request::Scan(scan) => {
                 // Three entries a page. A cursor of another page than this server gave last is of a session that

@@ -180,6 +180,11 @@ impl<E: Env> Tablet<E> {
         matches!(self.presence.get(), Presence::Here | Presence::Leaving)
     }
 
+    /// Whether requests for it come to this shard: once they go to another, what is done to it here is lost.
+    fn is_served(&self) -> bool {
+        self.is_here() && !self.is_handed_over.get()
+    }
+
     /// Its range deletes at this moment.
     fn ranges(&self) -> Rc<RangeDeletes> {
         self.ranges.borrow().clone()

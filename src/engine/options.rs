@@ -83,6 +83,18 @@ pub enum EngineError {
         /// How many it has.
         fragments: usize,
     },
+    /// A range delete of all tablets would take too much of the log.
+    #[error(
+        "deleting this range takes {bytes} bytes of the log, once for each of {tablets} tablets, and {limit} are allowed; use shorter bounds"
+    )]
+    RangeTooLong {
+        /// How many tablets.
+        tablets: usize,
+        /// In all.
+        bytes: usize,
+        /// A part of a segment.
+        limit: usize,
+    },
     /// Data on disk is damaged. Concerns the keys in it only.
     #[error(transparent)]
     Table(#[from] TableError),

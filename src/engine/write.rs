@@ -41,6 +41,9 @@ impl Sealed {
 /// What an operation takes in the log beyond key and value, at most.
 pub const WRITE_OVERHEAD: usize = 16;
 
+/// The same for the range delete of one tablet among many: with headers of its entry, and a block for every few.
+const EVERYWHERE_OVERHEAD: usize = 256;
+
 /// Whether writes may go ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -140,6 +143,35 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.range_deletes, 1);
         self.changed.notify();
         Ok(appended)
+    }
+
+    /// Whether [`Engine::delete_everywhere`] may go ahead.
+    pub fn room_everywhere(&self, start: &[u8], end: &[u8]) -> Result<Room, EngineError> {
+        let here: Vec<_> = self.all_tablets().into_iter().filter(|tablet| tablet.is_served()).collect();
+        let bounds = start.len() + end.len();
+        // Headers of entries, and of blocks if it takes several.
+        let bytes = here.len() * (bounds + EVERYWHERE_OVERHEAD);
+        let limit = self.options.segment_bytes as usize / 4;
+        if bytes > limit {
+            return Err(EngineError::RangeTooLong { tablets: here.len(), bytes, limit });
+        }
+        if let Some(crowded) = here.iter().find(|tablet| !tablet.ranges().has_room(start, end)) {
+            let fragments = crowded.ranges().fragments().len();
+            return Err(EngineError::TooManyRanges { tablet: crowded.id, fragments });
+        }
+        self.room(false, bytes)
+    }
+
+    /// As [`Engine::delete_range`], of each tablet that is served here. The caller has asked
+    /// [`Engine::room_everywhere`]. Returns the last block, if there is a tablet.
+    pub fn delete_everywhere(&self, start: &[u8], end: &[u8]) -> Result<Option<BlockSeq>, EngineError> {
+        let mut last = None;
+        for (local, tablet) in self.all_tablets().iter().enumerate() {
+            if tablet.is_served() {
+                last = Some(self.delete_range(local, start, end)?.block);
+            }
+        }
+        Ok(last)
     }
 
     /// Hides what `range` removes.

@@ -36,6 +36,10 @@ pub enum OpCode {
     Ttl = 12,
     /// The keys of a range in order, page by page.
     Scan = 13,
+    /// Remove the keys of a range, whatever their number.
+    DeleteRange = 14,
+    /// Remove all keys.
+    Flush = 15,
     /// Move, split or spread tablets.
     Tablets = 20,
     /// Make a consistent copy while serving.
@@ -55,7 +59,7 @@ const BY_NUMBER: [Option<OpCode>; 256] = {
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 15] = [
+    pub const ALL: [OpCode; 17] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -69,6 +73,8 @@ impl OpCode {
         OpCode::Persist,
         OpCode::Ttl,
         OpCode::Scan,
+        OpCode::DeleteRange,
+        OpCode::Flush,
         OpCode::Tablets,
         OpCode::Checkpoint,
     ];
@@ -84,7 +90,7 @@ impl OpCode {
     pub fn is_write(self) -> bool {
         match self {
             OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr => true,
-            OpCode::Expire | OpCode::Persist => true,
+            OpCode::Expire | OpCode::Persist | OpCode::DeleteRange | OpCode::Flush => true,
             OpCode::Tablets | OpCode::Checkpoint => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
             OpCode::Scan => false,
@@ -107,6 +113,8 @@ impl OpCode {
             OpCode::Persist => "PERSIST",
             OpCode::Ttl => "TTL",
             OpCode::Scan => "SCAN",
+            OpCode::DeleteRange => "DELRANGE",
+            OpCode::Flush => "FLUSH",
             OpCode::Tablets => "TABLETS",
             OpCode::Checkpoint => "CHECKPOINT",
         }
@@ -184,6 +192,26 @@ pub struct HelloRequest {
     pub version_max: u8,
     /// The shard that should serve this connection; `None` leaves it to the server.
     pub shard: Option<u16>,
+}
+
+/// The keys that DELRANGE and FLUSH remove.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeleteRange<'a> {
+    /// The first key; empty: from the smallest one on.
+    pub start: &'a [u8],
+    /// The first key that stays; empty: up to the largest one.
+    pub end: &'a [u8],
+    /// Between shards: the epoch of the slot table by which every shard got its part. Clients send 0.
+    pub epoch: u64,
+    /// When to answer.
+    pub durability: Durability,
+}
+
+impl DeleteRange<'_> {
+    /// Whether no key stays.
+    pub fn is_everything(&self) -> bool {
+        self.start.is_empty() && self.end.is_empty()
+    }
 }
 
 /// One request, borrowed from the bytes it came in.
@@ -276,6 +304,8 @@ pub enum Request<'a> {
     },
     /// See [`OpCode::Scan`].
     Scan(ScanRequest<'a>),
+    /// See [`OpCode::DeleteRange`] and [`OpCode::Flush`].
+    DeleteRange(DeleteRange<'a>),
     /// See [`OpCode::Checkpoint`].
     Checkpoint {
         /// An absolute path on the server's machine.
@@ -299,6 +329,8 @@ pub enum Route<'a> {
     Slot(Slot),
     /// Each key goes to the owner of its slot.
     Keys(Keys<'a>),
+    /// Every shard does its part.
+    Everywhere,
 }
 
 impl<'a> Request<'a> {
@@ -319,6 +351,8 @@ impl<'a> Request<'a> {
             Request::Persist { .. } => OpCode::Persist,
             Request::Ttl { .. } => OpCode::Ttl,
             Request::Scan(_) => OpCode::Scan,
+            Request::DeleteRange(range) if range.is_everything() => OpCode::Flush,
+            Request::DeleteRange(_) => OpCode::DeleteRange,
             Request::Tablets { .. } => OpCode::Tablets,
             Request::Checkpoint { .. } => OpCode::Checkpoint,
         }
@@ -336,6 +370,7 @@ impl<'a> Request<'a> {
         match *self {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => Route::Anywhere,
             Request::Tablets { .. } | Request::Checkpoint { .. } => Route::Anywhere,
+            Request::DeleteRange(_) => Route::Everywhere,
             Request::Get { key }
             | Request::Set { key, .. }
             | Request::Delete { key, .. }

@@ -9,7 +9,7 @@ mod expiry;
 mod reply;
 mod scan;
 
-pub use command::{Condition, Durability, HelloRequest, Limits, OpCode, Request, Route};
+pub use command::{Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode, Request, Route};
 pub use expiry::{Deadline, Expiry};
 pub use reply::{Hello, Lifetime, Reply, ShardRange};
 pub use scan::{ScanEntry, ScanPage, ScanRequest};

@@ -92,6 +92,8 @@ pub enum Reply<'a> {
         /// `None`: it never expires.
         lifetime: Option<Lifetime>,
     },
+    /// To DELRANGE and FLUSH.
+    Done,
     /// To STATS and TABLETS: lines of `key=value`.
     Stats(&'a str),
     /// To SCAN.

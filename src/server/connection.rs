@@ -51,6 +51,8 @@ pub struct Connection<E: Env> {
     in_flight_bytes: Cell<usize>,
     /// Owners where frames of this connection wait, and why.
     stalls: RefCell<Vec<(usize, Stall)>>,
+    /// Takes in nothing until nothing is in flight.
+    is_fenced: Cell<bool>,
     is_writing: Cell<bool>,
     is_broken: Cell<bool>,
     active_at: Cell<Duration>,
@@ -65,6 +67,7 @@ impl<E: Env> Outlet for Connection<E> {
         self.in_flight.set(self.in_flight.get() - count);
         if self.in_flight.get() == 0 {
             self.in_flight_bytes.set(0);
+            self.is_fenced.set(false);
         }
         if self.is_broken.get() {
             return;
@@ -93,12 +96,17 @@ impl<E: Env> Outlet for Connection<E> {
         self.in_flight.get()
     }
 
+    fn fence(&self) {
+        assert!(self.in_flight.get() > 0, "an answer ends it");
+        self.is_fenced.set(true);
+    }
+
     fn backlog(&self) -> usize {
         self.unsent()
     }
 
     fn is_stalled(&self) -> bool {
-        !self.stalls.borrow().is_empty()
+        self.is_fenced.get() || !self.stalls.borrow().is_empty()
     }
 
     fn flush(&self) {
@@ -133,6 +141,7 @@ impl<E: Env> Connection<E> {
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
             stalls: RefCell::new(Vec::new()),
+            is_fenced: Cell::new(false),
             is_writing: Cell::new(false),
             is_broken: Cell::new(false),
             moved: Notify::new(),

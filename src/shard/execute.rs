@@ -97,6 +97,7 @@ impl<E: Env> Shard<E> {
             }
             Request::Ttl { key } => self.ttl(meta, key, loaded, out),
             Request::Batch { ops, durability } => self.batch(meta, ops, durability, out),
+            Request::DeleteRange(ref range) => self.delete_range(meta, range, out),
             Request::Stats { section } => {
                 let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
                 out.ready(meta, &Reply::Stats(&text));
@@ -437,6 +438,7 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::Full(_) => Code::DiskFull,
         EngineError::SnapshotOver => Code::SlotMoving,
         EngineError::TooManyRanges { .. } => Code::Overloaded,
+        EngineError::RangeTooLong { .. } => Code::BatchTooLarge,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
         EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,

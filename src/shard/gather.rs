@@ -6,17 +6,19 @@ use std::rc::{Rc, Weak};
 use super::outputs::{Meta, Outputs};
 use super::{Message, Origin, Outlet, Shard, Stall};
 use crate::base::Lsn;
-use crate::env::Env;
+use crate::env::{Env, Queue};
 use crate::error::{Code, Refusal};
 use crate::metrics::MetricsSnapshot;
 use crate::protocol::binary::{
     KeyList, Keys, ValueListEncoder, decode_reply, decode_reply_header, encode_request,
 };
-use crate::protocol::{Limits, Reply, Request};
+use crate::protocol::{DeleteRange, Durability, Limits, Reply, Request};
 use crate::slot::Slot;
 
 /// Bytes in unfinished gathers of a shard beyond which its connections take in nothing more.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
+/// How often a range delete is sent anew because a tablet has moved between its parts.
+const RETRIES_MAX: u32 = 100;
 /// What a part takes before its answer has come, and that of STATS after, roughly.
 const PART_BYTES: usize = 1 << 10;
 
@@ -30,10 +32,13 @@ enum Kind {
     Stats { section: String, shards: Vec<MetricsSnapshot> },
     /// Lines about tablets.
     Tablets(String),
+    /// Nothing. What is to be done, whether some shard has done it, and how often all were asked anew.
+    DeleteRange { start: Vec<u8>, end: Vec<u8>, durability: Durability, is_begun: bool, retries: u32 },
 }
 
 /// A request on its way to several shards. Its parts carry the shard's number as their request id.
 pub(super) struct Gather<E: Env> {
+    me: Weak<Gather<E>>,
     shard: Weak<Shard<E>>,
     origin: Origin,
     meta: Meta,
@@ -81,8 +86,68 @@ impl<E: Env> Gather<E> {
         Self::ask(shard, origin, meta, kind, parts.collect());
     }
 
+    /// Has every shard remove its keys of a range.
+    pub fn delete_range(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, range: &DeleteRange<'_>) {
+        let DeleteRange { start, end, durability, .. } = *range;
+        let kind = Kind::DeleteRange {
+            start: start.to_vec(),
+            end: end.to_vec(),
+            durability,
+            is_begun: false,
+            retries: 0,
+        };
+        Self::ask(shard, origin, meta, kind, Self::range_parts(shard, start, end, durability));
+    }
+
+    fn range_parts(
+        shard: &Shard<E>,
+        start: &[u8],
+        end: &[u8],
+        durability: Durability,
+    ) -> Vec<(usize, Vec<u8>)> {
+        let epoch = shard.slots.epoch();
+        let part = Request::DeleteRange(DeleteRange { start, end, epoch, durability });
+        let frame = |owner| {
+            let mut frame = Vec::new();
+            encode_request(&mut frame, owner as u64 + 1, &part);
+            (owner, frame)
+        };
+        (0..shard.slots.shards).map(frame).collect()
+    }
+
+    /// Asks for a range delete once more, by newer routes, if a tablet has moved between its parts. Whether it does.
+    fn retry(&self, shard: &Rc<Shard<E>>) -> bool {
+        let has_moved =
+            self.refusal.borrow().as_ref().is_some_and(|refusal| refusal.code == Code::SlotMoving);
+        let Kind::DeleteRange { retries, .. } = &mut *self.kind.borrow_mut() else { return false };
+        if !has_moved || *retries == RETRIES_MAX {
+            return false;
+        }
+        let Some(gather) = self.me.upgrade() else { return false };
+        *retries += 1;
+        self.refusal.take();
+        // From now on: it may be flushed before they are sent.
+        self.outstanding.set(shard.slots.shards as u32);
+        let (shard, guard) = (shard.clone(), shard.pending.enter());
+        let env = shard.env.clone();
+        env.spawn(Queue::Foreground, async move {
+            shard.released().await;
+            let parts = match &*gather.kind.borrow() {
+                Kind::DeleteRange { start, end, durability, .. } => {
+                    Self::range_parts(&shard, start, end, *durability)
+                }
+                _ => unreachable!("only range deletes are asked for again"),
+            };
+            gather.send(&shard, parts);
+            shard.end_turn();
+            drop(guard);
+        });
+        true
+    }
+
     fn ask(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, kind: Kind, parts: Vec<(usize, Vec<u8>)>) {
-        let gather = Rc::new(Gather {
+        let gather = Rc::new_cyclic(|me| Gather {
+            me: me.clone(),
             shard: Rc::downgrade(shard),
             origin,
             meta,
@@ -95,12 +160,18 @@ impl<E: Env> Gather<E> {
         });
         let token = shard.register(gather.clone());
         gather.token.set(token);
-        gather.keep(shard, parts.len() * PART_BYTES);
+        let frame_bytes: usize = parts.iter().map(|(_, frame)| frame.len()).sum();
+        gather.keep(shard, parts.len() * PART_BYTES + frame_bytes);
+        gather.send(shard, parts);
+    }
+
+    fn send(&self, shard: &Rc<Shard<E>>, parts: Vec<(usize, Vec<u8>)>) {
+        let token = self.token.get();
         for (owner, frame) in parts {
             if owner == shard.id {
-                shard.execute(origin, Origin { peer: owner, token }, frame);
+                shard.execute(self.origin, Origin { peer: owner, token }, frame);
             } else {
-                shard.port.send(owner, Message::Requests { line: origin.token, token, frames: frame });
+                shard.port.send(owner, Message::Requests { line: self.origin.token, token, frames: frame });
             }
         }
     }
@@ -115,7 +186,11 @@ impl<E: Env> Gather<E> {
         let limit = shard.limits.frame_bytes_max as usize;
         match (reply, &mut *self.kind.borrow_mut()) {
             (Reply::Refused(refusal), _) => {
-                self.refusal.replace(Some(refusal));
+                // One that another attempt would meet again has the word.
+                let known = self.refusal.borrow().as_ref().map(|refusal| refusal.code);
+                if known.is_none_or(|code| code == Code::SlotMoving) {
+                    self.refusal.replace(Some(refusal));
+                }
             }
             (Reply::Values(part), Kind::Mget { values, places }) => {
                 for (place, value) in places[owner].iter().zip(part) {
@@ -132,6 +207,7 @@ impl<E: Env> Gather<E> {
                     values[*place] = Some((value.version, value.value.to_vec()));
                 }
             }
+            (Reply::Done, Kind::DeleteRange { is_begun, .. }) => *is_begun = true,
             (Reply::Stats(text), Kind::Tablets(all)) => {
                 self.keep(&shard, text.len());
                 all.push_str(text);
@@ -156,6 +232,13 @@ impl<E: Env> Gather<E> {
     fn answer(&self) -> Outputs {
         let mut out = Outputs::default();
         if let Some(refusal) = self.refusal.take() {
+            let refusal = match *self.kind.borrow() {
+                Kind::DeleteRange { is_begun: true, .. } => {
+                    let message = format!("done in part, repeat it for the rest: {refusal}");
+                    Refusal::new(Code::PartlyDone, message)
+                }
+                _ => refusal,
+            };
             out.ready(self.meta, &Reply::Refused(refusal));
             return out;
         }
@@ -173,6 +256,7 @@ impl<E: Env> Gather<E> {
                 out.raw(None, &bytes);
             }
             Kind::Tablets(text) => out.ready(self.meta, &Reply::Stats(text)),
+            Kind::DeleteRange { .. } => out.ready(self.meta, &Reply::Done),
             Kind::Stats { section, shards } => {
                 out.ready(self.meta, &Reply::Stats(&stats_text(section, shards)));
             }
@@ -232,6 +316,9 @@ impl<E: Env> Outlet for Gather<E> {
             return;
         }
         if let Some(shard) = self.shard.upgrade() {
+            if self.retry(&shard) {
+                return;
+            }
             shard.unregister(self.token.get());
             shard.settle(self.origin, self.answer());
             shard.gathered.set(shard.gathered.get() - self.kept.take());
@@ -251,6 +338,8 @@ impl<E: Env> Outlet for Gather<E> {
     fn in_flight(&self) -> u32 {
         self.outstanding.get()
     }
+
+    fn fence(&self) {}
 
     fn backlog(&self) -> usize {
         0

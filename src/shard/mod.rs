@@ -22,6 +22,7 @@ pub mod held;
 pub mod mesh;
 mod moves;
 mod outputs;
+mod ranges;
 mod route;
 mod scan;
 mod stall;
@@ -90,6 +91,9 @@ pub trait Outlet {
 
     /// Whether so many requests, or bytes of them, are unanswered that some must be answered first.
     fn is_full(&self) -> bool;
+
+    /// Nothing more is to be taken in before all that was is answered.
+    fn fence(&self);
 
     /// Bytes of replies that wait to be sent.
     fn backlog(&self) -> usize;

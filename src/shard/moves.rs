@@ -206,7 +206,8 @@ impl<E: Env> Shard<E> {
     #[inline]
     pub(super) fn holds_back(&self, token: u64, outlet: &dyn Outlet, request: &Request<'_>) -> bool {
         let Some(slots) = self.moves.holding.get() else { return false };
-        if !slots_of(request).iter().any(|slot| slots.contains(*slot)) {
+        let is_everywhere = request.route() == Route::Everywhere;
+        if !is_everywhere && !slots_of(request).iter().any(|slot| slots.contains(*slot)) {
             return false;
         }
         outlet.stall(HELD, Stall::Move);
@@ -237,6 +238,16 @@ impl<E: Env> Shard<E> {
     #[inline]
     pub(super) fn is_packed(&self, slot: Slot) -> bool {
         self.moves.packed.get().is_some_and(|slots| slots.contains(slot))
+    }
+
+    /// Whether a tablet of this shard is being handed over.
+    pub(super) fn is_packing(&self) -> bool {
+        self.moves.packed.get().is_some()
+    }
+
+    /// Waits until no requests are held back here: then this shard routes as all others do, or will soon.
+    pub(super) async fn released(&self) {
+        self.engine.changed().until(|| self.moves.holding.get().is_none()).await;
     }
 
     /// Why nobody serves a slot, if that is known.
@@ -298,6 +309,8 @@ impl<E: Env> Shard<E> {
                 for token in self.moves.held_back.take() {
                     self.take_stall(HELD, token, Stall::Over);
                 }
+                // Range deletes wait for it, at their shards and at those that send them.
+                self.engine.changed().notify();
                 // Unless this is a turn already, whoever waited would not be told before the next.
                 self.end_turn();
             }

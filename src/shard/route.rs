@@ -120,7 +120,15 @@ impl<E: Env> Shard<E> {
             if self.holds_back(token, outlet, &request) {
                 break Dispatched::Pause { used };
             }
+            let is_everywhere = request.route() == Route::Everywhere;
+            if is_everywhere && outlet.in_flight() > 0 {
+                outlet.fence();
+                break Dispatched::Pause { used };
+            }
             outlet.accept(len);
+            if is_everywhere {
+                outlet.fence();
+            }
             self.send_to_owner(origin, frame, meta, &request, &mut outbound, &mut out);
             used += len;
         };
@@ -174,6 +182,13 @@ impl<E: Env> Shard<E> {
             Route::Slot(slot) => self.slots.shard(slot),
             Route::Shard(shard) if shard < self.slots.shards => shard,
             Route::Shard(_) => self.id,
+            Route::Everywhere => {
+                // Nothing of this connection is under way before it.
+                if let Request::DeleteRange(range) = request {
+                    Gather::delete_range(self, origin, meta, range);
+                }
+                return;
+            }
             Route::Keys(keys) => {
                 let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
                 let first = owners.next().unwrap_or(self.id);

@@ -222,7 +222,9 @@ impl<E: Env> Shard<E> {
             | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
-            Request::Checkpoint { .. } | Request::Scan(_) => smallvec::SmallVec::new(),
+            Request::Checkpoint { .. } | Request::Scan(_) | Request::DeleteRange(_) => {
+                smallvec::SmallVec::new()
+            }
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
                 smallvec::SmallVec::new()
             }

@@ -55,6 +55,8 @@ impl Outlet for Client {
         self.in_flight.get()
     }
 
+    fn fence(&self) {}
+
     fn backlog(&self) -> usize {
         0
     }

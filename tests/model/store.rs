@@ -134,6 +134,8 @@ impl Outlet for Recorder {
         self.in_flight.get()
     }
 
+    fn fence(&self) {}
+
     fn backlog(&self) -> usize {
         0
     }

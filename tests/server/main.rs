@@ -10,5 +10,6 @@ mod harness;
 mod larger;
 mod moves;
 mod preflight;
+mod ranges;
 mod raw;
 mod scan;

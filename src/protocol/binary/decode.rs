@@ -7,7 +7,7 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::*;
 use super::items::{Keys, ListError, Ops, Values};
-use super::scan;
+use super::{range, scan};
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
@@ -252,7 +252,15 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         {
             return Err(Refusal::new(Code::InvalidKey, format!("{}: the key is empty", opcode.name())));
         }
-        OpCode::Hello | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan if key_len != 0 => {
+        OpCode::Hello
+        | OpCode::Ping
+        | OpCode::Mget
+        | OpCode::Batch
+        | OpCode::Scan
+        | OpCode::DeleteRange
+        | OpCode::Flush
+            if key_len != 0 =>
+        {
             return Err(Refusal::new(
                 Code::InvalidKey,
                 format!("{} takes no key in its header", opcode.name()),
@@ -279,6 +287,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
             return Err(Refusal::new(Code::BatchTooLarge, message));
         }
         OpCode::Set | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan => value_len,
+        OpCode::DeleteRange | OpCode::Flush => value_len,
     };
     if value_len != wanted_len {
         let message = format!("{} has {wanted_len} bytes of value, not {value_len}", opcode.name());
@@ -331,6 +340,9 @@ pub fn decode_request<'a>(
         OpCode::Persist => Request::Persist { key, condition, durability },
         OpCode::Ttl => Request::Ttl { key },
         OpCode::Scan => Request::Scan(scan::decode_request(value, limits)?),
+        OpCode::DeleteRange | OpCode::Flush => {
+            Request::DeleteRange(range::decode_request(header.opcode, value, durability, limits)?)
+        }
         OpCode::Stats => {
             let section =
                 std::str::from_utf8(key).map_err(|_| malformed("STATS: the section is not UTF-8"))?;
@@ -509,6 +521,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (opcode, Status::Done)
             if version == Lsn::ZERO
                 && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget)
+                && !matches!(opcode, OpCode::DeleteRange | OpCode::Flush)
                 && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Scan) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
@@ -536,6 +549,10 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (OpCode::Incr, Status::Done) => I64::ref_from_bytes(body)
             .map(|value| Reply::Counter { version, value: value.get() })
             .map_err(|_| ReplyError::Malformed("a sum has 8 bytes")),
+        (OpCode::DeleteRange | OpCode::Flush, Status::Done) if is_plain => Ok(Reply::Done),
+        (OpCode::DeleteRange | OpCode::Flush, Status::Done) => {
+            Err(ReplyError::Malformed("a write's reply has no value"))
+        }
         (OpCode::Scan, Status::Done) => scan::decode_page(body)
             .map(Reply::Page)
             .ok_or(ReplyError::Malformed("the page of a scan is broken")),

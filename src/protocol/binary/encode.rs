@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
 use super::items::{Keys, Ops, WireOp, WireValue};
-use super::scan;
+use super::{range, scan};
 use crate::base::{KEY_BYTES_MAX, Lsn, OpKind};
 use crate::error::Refusal;
 use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
@@ -118,6 +118,11 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
         Request::Stats { section } => push_request(out, opcode, request_id, section.as_bytes(), 0, plain),
         Request::Checkpoint { dir } => push_request(out, opcode, request_id, dir.as_bytes(), 0, plain),
         Request::Tablets { command } => push_request(out, opcode, request_id, command.as_bytes(), 0, plain),
+        Request::DeleteRange(ref range) => {
+            let options = Options { durability: range.durability, ..plain };
+            push_request(out, opcode, request_id, &[], range::request_len(range), options);
+            range::encode_request(out, range);
+        }
         Request::Scan(ref request) => {
             push_request(out, opcode, request_id, &[], scan::request_len(request), plain);
             scan::encode_request(out, request);
@@ -194,6 +199,7 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
             push(Status::Done, *version, wire.as_bytes());
         }
         Reply::Pong(payload) => push(Status::Done, Lsn::ZERO, payload),
+        Reply::Done => push(Status::Done, Lsn::ZERO, &[]),
         Reply::Stats(text) => push(Status::Done, Lsn::ZERO, text.as_bytes()),
         Reply::Values(values) => {
             let value_len = 4 + values.wire_bytes().len();

@@ -33,8 +33,8 @@
 //! There is no checksum: TCP has one, and what is stored has its own from the server on.
 //!
 //! # Operations
-//! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST); a condition by SET, and by
-//! DELETE, EXPIRE and PERSIST except if-absent. An option where it is not taken is refused (code 20).
+//! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST, DELRANGE, FLUSH); a condition by
+//! SET, and by DELETE, EXPIRE and PERSIST except if-absent. An option where it is not taken is refused (code 20).
 //!
 //! ```text
 //! no. name    key      value in the request        reply with status 0: version, value
@@ -51,6 +51,8 @@
 //!  11 PERSIST key      -                           new       -           the old version if it never expires
 //!  12 TTL     key      -                           value's   lifetime, or nothing if it never expires
 //!  13 SCAN    -        scan request                -         page
+//!  14 DELRANGE -      range                       -         -
+//!  15 FLUSH   -        range, of everything        -         -
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
@@ -191,6 +193,22 @@
 //! pushed out by others, or lost with a restart is replaced by a new snapshot, which goes on behind the
 //! cursor's key; flag 2 says so. The same cursor may be sent again.
 //!
+//! # Ranges
+//! DELRANGE removes the keys of a range, and FLUSH all keys, each in time that does not depend on how many they
+//! are. Both concern every key: requests sent earlier on the connection take effect before, later ones after, but
+//! for pages of scans. Every shard does its part at once and by itself, so others may see it done on some shards
+//! and not yet on others; the reply comes when all have. If some have and others refuse, code 133 says so.
+//!
+//! ```text
+//! range
+//!  0  2  start length        4  4  reserved
+//!  2  2  end length          8  8  epoch: 0 (used between shards)
+//! 16  .. start (included), end (not included; empty: none)
+//! ```
+//! Both bounds are empty in a FLUSH and only there, so that no mistake in a DELRANGE removes everything. An empty
+//! range is refused (code 16). So many ranges deleted in a row that not even merges of tables keep up are refused
+//! for a while (code 64), as is a range whose bounds, logged once for each tablet, take too much (code 25).
+//!
 //! # When frames are wrong
 //! As long as the header has the right magic and version and the frame is not longer than the server's
 //! limit, the stream is in step: the frame gets a refusal and the connection goes on with the next.
@@ -201,6 +219,7 @@ mod decode;
 mod encode;
 mod header;
 mod items;
+mod range;
 mod scan;
 #[cfg(test)]
 mod tests;

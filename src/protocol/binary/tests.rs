@@ -81,6 +81,7 @@ enum Owned {
     Persist(Vec<u8>, Condition, Durability),
     Ttl(Vec<u8>),
     Scan(OwnedScan),
+    DeleteRange(Vec<u8>, Vec<u8>, u64, Durability),
 }
 
 /// Bounds, flags, sizes, and what a cursor says.
@@ -113,6 +114,10 @@ impl Owned {
                 Request::Incr { key, amount: *amount, durability: *durability }
             }
             Owned::Stats(section) => Request::Stats { section },
+            Owned::DeleteRange(start, end, epoch, durability) => {
+                let (epoch, durability) = (*epoch, *durability);
+                Request::DeleteRange(DeleteRange { start, end, epoch, durability })
+            }
             Owned::Scan((start, end, flags, sizes, cursor)) => Request::Scan(ScanRequest {
                 start,
                 end,
@@ -168,6 +173,10 @@ fn request() -> impl Strategy<Value = Owned> {
         batch,
         (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
         "[a-z]{0,20}".prop_map(Owned::Stats),
+        (bytes(3), bytes(40), any::<u64>(), durability()).prop_map(|(start, end, epoch, durability)| {
+            let end = if end <= start { Vec::new() } else { end };
+            Owned::DeleteRange(start, end, epoch, durability)
+        }),
         (
             bytes(40),
             bytes(40),
@@ -194,6 +203,8 @@ fn reply_bytes() -> impl Strategy<Value = Vec<u8>> {
         (version.clone(), bytes(100))
             .prop_map(move |(version, value)| encode(OpCode::Get, &Reply::Value { version, value: &value })),
         Just(encode(OpCode::Get, &Reply::Absent)),
+        Just(encode(OpCode::DeleteRange, &Reply::Done)),
+        Just(encode(OpCode::Flush, &Reply::Done)),
         version.clone().prop_map(move |version| encode(OpCode::Batch, &Reply::Written { version })),
         proptest::option::of(version.clone())
             .prop_map(move |current| encode(OpCode::Set, &Reply::ConditionFailed { current })),

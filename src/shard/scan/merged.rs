@@ -315,6 +315,8 @@ impl<E: Env> Outlet for MergedPage<E> {
         self.outstanding.get()
     }
 
+    fn fence(&self) {}
+
     fn backlog(&self) -> usize {
         0
     }

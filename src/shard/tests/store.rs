@@ -149,6 +149,8 @@ impl Outlet for Recorder {
         self.in_flight.get()
     }
 
+    fn fence(&self) {}
+
     fn backlog(&self) -> usize {
         0
     }

@@ -139,6 +139,27 @@ pub enum Command {
         #[arg(long)]
         count_only: bool,
     },
+    /// Remove the keys of a range, however many they are.
+    #[command(name = "delrange")]
+    DelRange {
+        /// Keys from this one on; empty: from the first.
+        #[arg(requires = "end", required_unless_present = "prefix")]
+        start: Option<OsString>,
+        /// Keys below this one; empty: to the last.
+        end: Option<OsString>,
+        /// Keys that begin with this.
+        #[arg(long, conflicts_with_all = ["start", "end"])]
+        prefix: Option<OsString>,
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Remove all keys.
+    Flush {
+        /// Answer only once it is on disk, whatever the server's --sync says.
+        #[arg(long)]
+        sync: bool,
+    },
     /// Ask for a sign of life.
     Ping {
         /// Comes back as it is.

@@ -142,13 +142,7 @@ impl Session {
             }
             Command::Mget { keys } => self.mget(keys, out),
             Command::Scan { prefix, start, end, reverse, limit, keys, count_only } => {
-                let bytes =
-                    |word: &Option<OsString>| word.as_ref().map_or(Vec::new(), |w| w.as_bytes().to_vec());
-                let range = match prefix {
-                    Some(prefix) => KeyRange::prefix(prefix.as_bytes()),
-                    None => KeyRange::between(&bytes(start), &bytes(end)),
-                };
-                let mut scan = self.client.scan(range);
+                let mut scan = self.client.scan(key_range(prefix, start, end));
                 if *reverse {
                     scan = scan.reverse();
                 }
@@ -159,6 +153,14 @@ impl Session {
                     scan = scan.limit(*limit);
                 }
                 print_scan(scan, self.output, *keys, *count_only, out)
+            }
+            Command::DelRange { prefix, start, end, sync } => {
+                self.client.delete_range_with(&key_range(prefix, start, end), durability(*sync))?;
+                Ok(writeln!(out, "ok")?)
+            }
+            Command::Flush { sync } => {
+                self.client.flush_all_with(durability(*sync))?;
+                Ok(writeln!(out, "ok")?)
             }
             Command::Ping { payload: None } => {
                 self.client.ping(b"")?;
@@ -245,6 +247,15 @@ impl Session {
             write!(out, "{version} ")?;
         }
         Ok(())
+    }
+}
+
+/// As a prefix, or a first key and one behind the last, say.
+fn key_range(prefix: &Option<OsString>, start: &Option<OsString>, end: &Option<OsString>) -> KeyRange {
+    let bytes = |word: &Option<OsString>| word.as_ref().map_or(Vec::new(), |w| w.as_bytes().to_vec());
+    match prefix {
+        Some(prefix) => KeyRange::prefix(prefix.as_bytes()),
+        None => KeyRange::between(&bytes(start), &bytes(end)),
     }
 }
 

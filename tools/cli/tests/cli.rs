@@ -107,6 +107,10 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
         Request::Incr { amount, .. } => reply(Reply::Counter { version: next, value: amount }),
         Request::Stats { .. } => reply(Reply::Stats("shards=1\n")),
         Request::Checkpoint { dir } => reply(Reply::Stats(&format!("dir={dir}\n"))),
+        Request::DeleteRange(range) => {
+            store.retain(|key, _| &key[..] < range.start || (!range.end.is_empty() && &key[..] >= range.end));
+            reply(Reply::Done);
+        }
         Request::Tablets { command } => reply(Reply::Stats(&format!("command={command}\n"))),
         Request::Scan(scan) => {
             // Two entries a page, so that cursors are needed.
@@ -241,6 +245,29 @@ fn keys_are_scanned_in_order_page_by_page() {
     expect(server, &["--raw", "scan", "--start", "t"], b"tab\there\ttab\there\n", 0);
     expect(server, &["--version-too", "scan", "--prefix", "a"], b"1.2 a\ta\n", 0);
     expect(server, &["scan", "--prefix", "a", "--start", "b"], b"", 2);
+}
+
+#[test]
+fn ranges_of_keys_are_removed() {
+    let server = start();
+    for key in ["a", "b:1", "b:2", "c:1", "c:2", "d"] {
+        expect(server, &["set", key, key], b"ok\n", 0);
+    }
+    expect(server, &["delrange", "b:2", "c:2"], b"ok\n", 0);
+    expect(server, &["scan", "--keys"], b"a\nb:1\nc:2\nd\n", 0);
+    expect(server, &["delrange", "--prefix", "c:", "--sync"], b"ok\n", 0);
+    expect(server, &["scan", "--keys"], b"a\nb:1\nd\n", 0);
+    expect(server, &["delrange", "c", ""], b"ok\n", 0);
+    expect(server, &["scan", "--keys"], b"a\nb:1\n", 0);
+    for wrong in [&["delrange"][..], &["delrange", "a"]] {
+        expect(server, wrong, b"", 2);
+    }
+    for refused in [&["delrange", "b", "a"], &["delrange", "", ""]] {
+        expect(server, refused, b"", 3);
+    }
+    expect(server, &["scan", "--keys"], b"a\nb:1\n", 0);
+    expect(server, &["flush"], b"ok\n", 0);
+    expect(server, &["scan", "--count-only"], b"0\n", 0);
 }
 
 #[test]

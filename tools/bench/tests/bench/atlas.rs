@@ -165,6 +165,7 @@ fn execute(
         | Request::Expire { .. }
         | Request::Persist { .. }
         | Request::Ttl { .. }
+        | Request::DeleteRange(_)
         | Request::Checkpoint { .. }
         | Request::Tablets { .. } => {
             encode_refusal(out, OpCode::Ping as u8, id, EPOCH, &Refusal::new(Code::Internal, "not here"));
