@@ -21,8 +21,8 @@ use std::sync::Arc;
 
 use crate::base::Lsn;
 
-/// Fragments of one tablet above which range deletes are refused until some are forgotten. Copying that many
-/// takes about 20 µs.
+/// Fragments of one tablet above which range deletes are refused until some are forgotten: each one more copies
+/// the list.
 pub const FRAGMENTS_MAX: usize = 1024;
 /// Bytes of their bounds together above which range deletes are refused.
 pub const BOUNDS_BYTES_MAX: usize = 256 << 10;
