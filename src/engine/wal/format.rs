@@ -279,6 +279,19 @@ impl BlockInfo {
         crc
     }
 
+    /// Whether `bytes` begin with a header of this segment that is damaged: of the four fields that name it all
+    /// but one fit. Without the nonce a client's value could look so too: nothing is read because of it, it is told.
+    pub fn was_here(bytes: &[u8], log: LogId, segment: u64, nonce: u64) -> bool {
+        let Ok((raw, _)) = RawBlockHeader::ref_from_prefix(bytes) else { return false };
+        let fits = [
+            raw.magic == BLOCK_MAGIC,
+            raw.log.get() == log.0,
+            raw.segment.get() == segment,
+            raw.nonce.get() == nonce,
+        ];
+        fits.into_iter().filter(|fits| *fits).count() >= 3
+    }
+
     /// Reads the header at the start of `bytes`, if one of this version stands there.
     pub fn decode(bytes: &[u8]) -> Option<BlockInfo> {
         let (raw, _) = RawBlockHeader::ref_from_prefix(bytes).ok()?;

@@ -157,7 +157,8 @@ fn nonce_of(bytes: &[u8], header: Option<SegmentHeader>, log: LogId, before: Opt
 }
 
 /// Finds the blocks of one segment: those that fit (log, segment, nonce, header crc), whatever their
-/// payload. A damaged segment may not tell its nonce; then any will do.
+/// payload. A damaged segment may not tell its nonce; then any will do. Returns where the last header stands that
+/// is damaged itself: of its block nothing is known.
 fn walk_segment(
     bytes: &[u8],
     log: LogId,
@@ -166,10 +167,16 @@ fn walk_segment(
     place: u32,
     path: &str,
     found: &mut Vec<Found>,
-) -> Result<(), WalError> {
+) -> Result<Option<u32>, WalError> {
+    let mut broken = None;
     let mut offset = SEGMENT_HEADER_BYTES;
     while offset + PAGE_SIZE <= bytes.len() {
         let info = BlockInfo::decode(&bytes[offset..]);
+        if info.is_none()
+            && nonce.is_some_and(|nonce| BlockInfo::was_here(&bytes[offset..], log, number, nonce))
+        {
+            broken = Some(offset as u32);
+        }
         let is_ours = |info: &BlockInfo| {
             info.log == log && info.segment == number && nonce.is_none_or(|nonce| nonce == info.nonce)
         };
@@ -186,7 +193,7 @@ fn walk_segment(
         // The length of a damaged block is trusted: its header is whole.
         offset += info.padded_len();
     }
-    Ok(())
+    Ok(broken)
 }
 
 /// Entries whose record headers are readable, and how far they reach.
@@ -221,17 +228,32 @@ pub async fn scan_log<E: Env>(
 ) -> Result<LogScan, WalError> {
     let mut found = Vec::new();
     let mut bytes_read = 0;
-    let mut nonce = None;
+    let (mut nonce, mut broken) = (None, None);
     for (place, segment) in segments.iter().enumerate() {
         let bytes = read_segment(env, segment).await?;
         bytes_read += bytes.len() as u64;
         let header = SegmentHeader::decode(&bytes)
             .map_err(|version| WalError::Newer { path: segment.path.clone(), version })?;
         nonce = nonce_of(&bytes, header, log, nonce);
-        walk_segment(&bytes, log, nonce, segment.number, place as u32, &segment.path, &mut found)?;
+        let last = walk_segment(&bytes, log, nonce, segment.number, place as u32, &segment.path, &mut found)?;
+        broken = last.map(|offset| (place as u32, offset)).or(broken);
         env.yield_now().await;
     }
-    judge(log, segments, found, known_end, flushed, bytes_read)
+    let mut scan = judge(log, segments, found, known_end, flushed, bytes_read)?;
+    // An earlier start has cut the log where its end is known.
+    if let Some((place, offset)) = broken.filter(|_| known_end.is_none() && scan.torn.is_none())
+        && scan.blocks.last().is_none_or(|last| (place, offset) > *last)
+    {
+        scan.torn = Some(torn_at(&scan, place, offset));
+    }
+    Ok(scan)
+}
+
+/// Notes that what stands at a place, and behind it, is no part of the log.
+fn torn_at(scan: &LogScan, segment: u32, offset: u32) -> TornTail {
+    let path = scan.segments[segment as usize].path.clone();
+    tracing::warn!(file = path, offset, "cut a torn tail: its writes were never acknowledged");
+    TornTail { path, offset: u64::from(offset) }
 }
 
 /// Decides what of `found` counts. Pure.
@@ -291,13 +313,7 @@ fn judge(
         if known_end.is_some_and(|end| scan.end < end) {
             return Err(rot(&scan, cut, "blocks that an earlier start had read".to_owned()));
         }
-        let path = scan.segments[cut.segment as usize].path.clone();
-        tracing::warn!(
-            file = path,
-            offset = cut.offset,
-            "cut a torn tail: its writes were never acknowledged"
-        );
-        scan.torn = Some(TornTail { path, offset: u64::from(cut.offset) });
+        scan.torn = Some(torn_at(&scan, cut.segment, cut.offset));
     }
     if known_end.is_some_and(|end| scan.end < end) {
         let (path, offset) = missing_place(&scan, &found, before, None);

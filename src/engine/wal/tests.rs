@@ -251,6 +251,24 @@ fn a_torn_tail_is_cut_and_its_place_reported() {
     assert_eq!(scans[0].torn, Some(torn));
 }
 
+/// A flipped bit in the header of the seal once looked as if no seal had ever been there, and was not told.
+#[test]
+fn a_damaged_header_of_the_last_block_is_told() {
+    let path = segment_path(LogId(1), 0);
+    let seal = SEGMENT_HEADER_BYTES + 4 * PAGE_SIZE;
+    for at in 0..BLOCK_HEADER_BYTES {
+        let (world, env) = closed_log(3, 4);
+        flip(env.disk(), &path, seal + at);
+        let (entries, scans) = world.run(replay(&env, &BTreeMap::new())).unwrap();
+        assert_eq!(entries.len(), 4, "byte {at}");
+        let torn = TornTail { path: path.clone(), offset: seal as u64 };
+        assert_eq!(scans[0].torn, Some(torn), "byte {at}");
+    }
+    let (world, env) = closed_log(3, 4);
+    let (_, scans) = world.run(replay(&env, &BTreeMap::new())).unwrap();
+    assert_eq!(scans[0].torn, None, "a log that is whole");
+}
+
 #[test]
 fn a_hole_in_the_window_is_cut_and_a_known_end_is_demanded() {
     let path = segment_path(LogId(1), 0);
