@@ -31,7 +31,7 @@ mod tests;
 pub mod topology;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::rc::Rc;
 
@@ -49,7 +49,7 @@ pub use self::moves::{Answer, Ask, Assigned, Trouble};
 pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     /// Number in the mesh: a shard, or the acceptor behind the last shard.
     pub peer: usize,
@@ -201,7 +201,8 @@ pub struct Shard<E: Env> {
     held: RefCell<Held>,
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
-    waiting: RefCell<HashMap<Origin, stall::Waiting>>,
+    /// In an order of its own, as whatever is walked through: a run in a simulated world follows from its seed.
+    waiting: RefCell<BTreeMap<Origin, stall::Waiting>>,
     scans: scan::Scans<E>,
     turns: stall::Turns,
     moves: moves::Moves,

@@ -3,7 +3,7 @@
 //! The first page of a scan may be asked for amid writes. Then its snapshot has, of each key that was written
 //! meanwhile, one of several states; of all others exactly one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
@@ -56,7 +56,7 @@ pub struct State {
 }
 
 /// The states that each key had that a pipeline wrote, in order.
-pub type Window = HashMap<Key, Vec<State>>;
+pub type Window = BTreeMap<Key, Vec<State>>;
 
 /// What a snapshot holds: one of the states in `maybe` of each key there, of others what `base` says.
 #[derive(Clone, Debug, Default)]
