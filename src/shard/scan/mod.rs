@@ -17,7 +17,7 @@
 mod merged;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ impl PageLimits {
 
 /// The sessions of a shard.
 pub(super) struct Scans<E: Env> {
-    sessions: RefCell<HashMap<u64, Session<E>>>,
+    sessions: RefCell<BTreeMap<u64, Session<E>>>,
     running: Cell<usize>,
     is_swept: Cell<bool>,
 }
@@ -151,6 +151,8 @@ impl<E: Env> Scans<E> {
 struct LocalPage<E: Env> {
     meta: Meta,
     scan: Box<Scan<E>>,
+    /// The last key that was given or passed over before `scan` began; empty: none was.
+    passed: Vec<u8>,
     /// Only the tablet of this slot.
     slot: Option<Slot>,
     shape: Shape,
@@ -214,14 +216,16 @@ impl<E: Env> Shard<E> {
             _ => None,
         };
         let is_new = known.is_none();
+        // A scan that has just begun anew has no position of its own yet.
+        let passed = request.cursor.map_or(&[][..], |cursor| cursor.key).to_vec();
         let (session, scan) = known.unwrap_or_else(|| {
-            let key = request.cursor.map_or(&[][..], |cursor| cursor.key);
-            (self.env.random().max(1), Box::new(self.engine.scan(local, shape.rest(key))))
+            (self.env.random().max(1), Box::new(self.engine.scan(local, shape.rest(&passed))))
         });
         let mut page = LocalPage {
             meta,
             wait: if is_new { self.observed(scan.snapshot().wait(), Durability::Default) } else { None },
             scan,
+            passed,
             slot,
             shape,
             session,
@@ -350,8 +354,10 @@ impl<E: Env> LocalPage<E> {
             // If all is still here. Elsewhere, the client is to find it.
             Err(EngineError::SnapshotOver) if shard.scanned(self.slot).is_ok() => {
                 // Another takes over from here.
-                let rest = self.shape.rest(self.scan.position().unwrap_or_default());
-                let rest = if self.scan.position().is_none() { self.scan.range().clone() } else { rest };
+                if let Some(position) = self.scan.position() {
+                    self.passed = position.to_vec();
+                }
+                let rest = self.shape.rest(&self.passed);
                 *self.scan = shard.engine.scan(self.slot.map(|slot| shard.slots.local(slot)), rest);
                 self.wait = self.wait.max(shard.observed(self.scan.snapshot().wait(), Durability::Default));
                 self.is_new_snapshot = true;
@@ -395,7 +401,7 @@ impl<E: Env> LocalPage<E> {
         let is_end = filled == Filled::End || self.limits.is_reached(u64::from(self.encoder.count()));
         let mut cursor = Vec::new();
         if !is_end {
-            let key = self.scan.position().unwrap_or_default();
+            let key = self.scan.position().unwrap_or(&self.passed);
             let page = self.page.wrapping_add(1);
             Cursor { shard: shard.id as u16, page, session: self.session, key }.encode(&mut cursor);
             let (used, shape) = (shard.env.now(), self.shape);

@@ -262,6 +262,61 @@ fn what_stays_is_found_once_while_all_else_changes_and_moves() {
     assert!(moves.get() > splits.get() && splits.get() > 0, "{moves:?} {splits:?}");
 }
 
+/// A split ends snapshots, also of a scan amid a page, and another takes over. Should that not get anywhere before
+/// the page is full, the cursor once named no key: with its session gone, the scan had begun from the start.
+#[test]
+fn a_cursor_is_where_its_page_ended_whatever_snapshot_that_had() {
+    let renewed = Cell::new(0);
+    for seed in seeds(1..21) {
+        let world = SimWorld::new(seed);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        world.run(async {
+            let store = Store::open(&env, 1).await;
+            // More than the cache holds: pages wait for blocks all the time.
+            for number in 0..200 {
+                store.set(&kept(number), &[7; 2000], Expiry::Never).await;
+            }
+            store.flush().await;
+            let connection = store.connect(0);
+            let mut cursor: Option<Vec<u8>> = None;
+            let mut count = 0;
+            loop {
+                let page = ScanRequest {
+                    entries_max: 1 + rng.u32(..4),
+                    cursor: cursor.as_deref().and_then(Cursor::decode),
+                    ..ScanRequest::default()
+                };
+                let asked = connection.send(&store, &Request::Scan(page)).await;
+                let split = async {
+                    store.sleep(Duration::from_micros(rng.u64(..300))).await;
+                    let all = store.shards[0].survey().await.unwrap();
+                    let tablet = all[rng.usize(..all.len())];
+                    if all.len() < 60 && tablet.slots.count() > 1 {
+                        store.shards[0].split_tablet(tablet.id, None).await.unwrap();
+                    }
+                };
+                let (answer, ()) = futures_lite::future::zip(connection.answer(asked), split).await;
+                let Answer::Page(entries, next, is_new) = answer else { panic!("seed {seed}: {answer:?}") };
+                renewed.set(renewed.get() + u32::from(is_new));
+                count += entries.len();
+                let Some(next) = next else { break };
+                let passed = Cursor::decode(&next).unwrap().key;
+                let last = entries.last().map_or(&b""[..], |(key, _)| key);
+                assert!(
+                    passed >= last,
+                    "seed {seed}: the page ends with {last:?}, its cursor is at {passed:?}"
+                );
+                cursor = Some(next);
+            }
+            assert_eq!(count, 200, "seed {seed}");
+            store.close().await;
+        });
+        world.kill();
+    }
+    assert!(renewed.get() > 20, "{renewed:?} pages have a new snapshot");
+}
+
 /// A session that nobody asks for ends; its scan goes on, as of a later moment, and says so. One that is asked for
 /// in time does not change.
 #[test]
