@@ -63,11 +63,13 @@ def size(text):
     return int(match[1]) << {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
 
 
-def memory_shares(memory, shards=1):
+def memory_shares(memory, shards=1, value_bytes_max=16 * MIB):
     """What one shard gets of `--memory`, as src/config/memory.rs splits it."""
     total = (memory - 32 * MIB) // shards
     io = min(max(total // 16, MIB), 8 * MIB)
-    memtables, indexes, connections = total // 100 * 35, total // 100 * 15, total // 10
+    memtables, indexes = min(total // 100 * 35, 1024 * MIB), total // 100 * 20
+    # At least the largest frame: a value of --max-value-size, and 128 KiB.
+    connections = max(total // 10, value_bytes_max + 128 * 1024)
     return {
         "memtables": memtables,
         "indexes": indexes,

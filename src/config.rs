@@ -305,7 +305,7 @@ impl Config {
         let count = shards as u64;
         let needed = memory::process_minimum(count, self.value_bytes_max);
         if self.memory >= needed {
-            return Ok(memory::split(self.memory, count));
+            return Ok(memory::split(self.memory, count, self.value_bytes_max));
         }
         Err(ConfigError::MemoryTooSmall {
             memory: self.memory,

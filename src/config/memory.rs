@@ -8,14 +8,14 @@
 //! |---|---|---|
 //! | I/O buffers | 1/16, 1 to 8 MiB | registered with the ring; more of it measured no difference |
 //! | memtables | 35 %, at most 1 GiB | active and sealed together; bounded because a restart replays that much log |
-//! | indexes and filters | 15 % | resident: about 24 B a block and 12 bits a key |
-//! | connections | 10 % | read and reply buffers, requests on their way through the mesh |
-//! | block cache | what is left | 40 to 49 %, and all that the memtables' bound leaves over |
+//! | indexes and filters | 20 % | resident: about 24 B a block and 12 bits a key, 2 bytes a key of 16 bytes with a value of 100 |
+//! | connections | 10 %, at least the largest frame | requests from the first byte read to the answer, large replies until they have left: see `shard/budget.rs` |
+//! | block cache | what is left | 28 to 35 %, and all that the memtables' bound leaves over; down to 5 % where values are allowed that a shard has hardly room for |
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::base::{VALUE_BYTES_LIMIT, page_align};
+use crate::base::{ENTRY_BYTES_MAX, VALUE_BYTES_LIMIT, page_align};
 
 /// Memory of the process that belongs to no shard.
 pub const COMMON_BYTES: u64 = 32 << 20;
@@ -27,6 +27,14 @@ pub const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARD_VALUES_MIN: u64 = 3;
 
 const MEMTABLES_BYTES_MAX: u64 = 1 << 30;
+
+/// What HELLO promises at least: enough for a client to write ahead of its replies. And at most: more of it
+/// lets nothing go faster.
+const PIPELINE_BYTES_MIN: u64 = 64 << 10;
+const PIPELINE_BYTES_MAX: u64 = 1 << 20;
+
+/// What of a frame is neither value nor batch, at most.
+const FRAME_OVERHEAD: u64 = 128 << 10;
 
 /// What of a WAL segment is not a value: its header page, a block's header, the key, and the entries that
 /// were in the block before the value came.
@@ -50,7 +58,7 @@ pub struct ShardMemory {
     pub block_cache: u64,
     /// Indexes and filters of open tables.
     pub indexes: u64,
-    /// Buffers of connections, and requests on their way to another shard.
+    /// Requests that were read and not answered, and large replies that have not left.
     pub connections: u64,
     /// The executor's registered I/O buffers.
     pub io_buffers: u64,
@@ -60,6 +68,12 @@ impl ShardMemory {
     /// Bytes at which the active memtable is sealed.
     pub fn memtable_seal_bytes(&self) -> u64 {
         self.memtables / 2
+    }
+
+    /// Bytes of requests that each connection may hold whatever others do: 64 connections can fill what is
+    /// there for requests, and with more of them it is exceeded by this much for each that does all it can.
+    pub fn pipeline_bytes(&self) -> u32 {
+        (self.connections / 2 / 64).clamp(PIPELINE_BYTES_MIN, PIPELINE_BYTES_MAX) as u32
     }
 
     /// Size of a write-ahead log segment: an eighth of the memtables, so that flushes release segments
@@ -89,14 +103,15 @@ pub fn process_minimum(shards: u64, value_bytes_max: u64) -> u64 {
     COMMON_BYTES.saturating_add(shards.saturating_mul(shard_minimum(value_bytes_max)))
 }
 
-/// Splits `memory`, which is at least [`process_minimum`], between `shards` shards.
-pub fn split(memory: u64, shards: u64) -> ShardMemory {
+/// Splits `memory`, which is at least [`process_minimum`], between `shards` shards that take values of up to
+/// `value_bytes_max`.
+pub fn split(memory: u64, shards: u64, value_bytes_max: u64) -> ShardMemory {
     assert!(shards > 0);
     let total = memory.saturating_sub(COMMON_BYTES) / shards;
     let io_buffers = (total / 16).clamp(1 << 20, 8 << 20);
     let memtables = (total / 100 * 35).min(MEMTABLES_BYTES_MAX);
-    let indexes = total / 100 * 15;
-    let connections = total / 10;
+    let indexes = total / 100 * 20;
+    let connections = (total / 10).max(value_bytes_max.max(ENTRY_BYTES_MAX as u64) + FRAME_OVERHEAD);
     let block_cache = total - io_buffers - memtables - indexes - connections;
     ShardMemory { total, memtables, block_cache, indexes, connections, io_buffers }
 }
@@ -209,14 +224,19 @@ mod tests {
     #[test]
     fn the_parts_add_up_to_the_share_and_none_is_empty() {
         for shards in [1, 2, 3, 64] {
-            for memory in [process_minimum(shards, 1), process_minimum(shards, 32 * MIB), 300 << 30] {
-                let shard = split(memory, shards);
+            for (memory, value) in [
+                (process_minimum(shards, 1), 1),
+                (process_minimum(shards, 32 * MIB), 32 * MIB),
+                (300 << 30, 16 * MIB),
+            ] {
+                let shard = split(memory, shards, value);
                 let parts =
                     [shard.memtables, shard.block_cache, shard.indexes, shard.connections, shard.io_buffers];
                 assert_eq!(parts.iter().sum::<u64>(), shard.total);
                 assert!(shard.total * shards + COMMON_BYTES <= memory);
                 assert!(parts.iter().all(|part| *part >= MIB), "{shard:?}");
                 assert!(shard.memtables <= MEMTABLES_BYTES_MAX);
+                assert!(shard.connections >= value + FRAME_OVERHEAD, "{shard:?}");
             }
         }
     }
@@ -224,7 +244,7 @@ mod tests {
     #[test]
     fn at_the_minimum_the_memtables_hold_a_largest_value() {
         for value in [1, 1000, MIB, 16 * MIB, 32 * MIB] {
-            let shard = split(process_minimum(2, value), 2);
+            let shard = split(process_minimum(2, value), 2, value);
             assert!(shard.memtables > value, "{value}: {shard:?}");
         }
         assert_eq!(process_minimum(2, 1000), 64 * MIB);
@@ -235,14 +255,15 @@ mod tests {
     fn a_segment_holds_a_largest_value_and_stays_in_bounds() {
         for memory in [64 * MIB, 256 * MIB, 1 << 30, 64 << 30] {
             for value in [1, MIB, 7 * MIB, 16 * MIB, VALUE_BYTES_LIMIT as u64] {
-                let bytes = split(memory, 1).segment_bytes(value);
+                let memory = memory.max(process_minimum(1, value));
+                let bytes = split(memory, 1, value).segment_bytes(value);
                 assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes));
                 assert!(bytes >= value + SEGMENT_OVERHEAD);
                 assert_eq!(bytes % MIB, 0);
             }
         }
-        assert_eq!(split(64 * MIB, 1).segment_bytes(1000), 8 * MIB);
-        assert_eq!(split(64 << 30, 1).segment_bytes(1000), 64 * MIB);
+        assert_eq!(split(64 * MIB, 1, 1000).segment_bytes(1000), 8 * MIB);
+        assert_eq!(split(64 << 30, 1, 1000).segment_bytes(1000), 64 * MIB);
     }
 
     /// A tree of `/proc` and `/sys` files.

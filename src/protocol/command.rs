@@ -404,7 +404,8 @@ pub struct Limits {
     /// Longest frame, header included, in either direction.
     pub frame_bytes_max: u32,
     /// Bytes of requests without a reply that the server reads from one connection even if the client
-    /// reads nothing. A client that keeps within it never blocks against a server that blocks against it.
+    /// reads nothing. A client that keeps within it, or has one request without a reply, however large, never
+    /// blocks against a server that blocks against it.
     pub pipeline_bytes_max: u32,
 }
 
@@ -414,8 +415,7 @@ impl Limits {
         (HEADER_BYTES + PAGE_OVERHEAD + 2 * KEY_BYTES_MAX + VALUE_BYTES_LIMIT) as u32;
 
     /// The limits that follow from the largest value: a batch is one log entry, and a frame holds the
-    /// largest value or batch with the longest key, and a cursor with another one, as a page of a scan may. Several small frames or one large one may be on
-    /// their way at a time.
+    /// largest value or batch with the longest key, and a cursor with another one, as a page of a scan may.
     ///
     /// # Panics
     /// If `value_bytes_max` is above [`VALUE_BYTES_LIMIT`], which the configuration refuses.
@@ -429,8 +429,13 @@ impl Limits {
             batch_bytes_max: ENTRY_BYTES_MAX as u32,
             items_max: ENTRY_OPS_MAX as u32,
             frame_bytes_max: frame_bytes_max as u32,
-            pipeline_bytes_max: frame_bytes_max as u32,
+            pipeline_bytes_max: 64 << 10,
         }
+    }
+
+    /// With another pipeline, for a server with memory for it.
+    pub fn with_pipeline(self, pipeline_bytes_max: u32) -> Limits {
+        Limits { pipeline_bytes_max, ..self }
     }
 }
 

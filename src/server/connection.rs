@@ -1,15 +1,17 @@
 //! One client connection on one shard: reads frames, has the shard dispatch them, writes replies.
 //!
 //! What bounds its memory:
-//! - It reads into a buffer shared by the whole shard; only an incomplete frame stays with the
-//!   connection, and a frame is at most [`Limits::frame_bytes_max`](crate::shard::Limits).
-//! - It stops reading while more than [`BACKLOG_MAX`] of replies wait to be sent, while
-//!   [`IN_FLIGHT_MAX`] requests or [`IN_FLIGHT_BYTES_MAX`] of them are unanswered, while some owner has stalled its frames, or while the mesh
-//!   is congested. Frames already read are executed only as long as the same holds.
-//! - A client that takes no byte of its replies for the stall timeout is disconnected.
+//! - What was read and not answered is its [`Share`] of the shard's requests. It reads no more than it is
+//!   free to hold (the pipeline that HELLO promises) or was granted; for a frame larger than that it asks
+//!   when it has the header, for all of it.
+//! - It takes in no request while more than [`BACKLOG_MAX`] of replies wait to be sent, while
+//!   [`IN_FLIGHT_MAX`] requests or [`IN_FLIGHT_BYTES_MAX`] of them are unanswered, while some owner has
+//!   stalled its frames, or while the mesh is congested. It still reads what it is free to hold.
+//! - Large replies are granted by their owner, and what was granted is given back once they are sent.
+//! - A client that takes no byte of its replies for the stall timeout is disconnected, and so is one that
+//!   sends none of a frame that was granted memory while others wait for it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -17,11 +19,15 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::open::OpenConnections;
 use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::socket::Socket;
-use crate::env::{Env, Gate, GateGuard, Notify, Queue};
+use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::shard::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Shard, Stall};
+use crate::shard::budget::Share;
+use crate::shard::{
+    BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Replies, Shard, Stall,
+};
 
 /// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
 const LINGER: Duration = Duration::from_secs(1);
@@ -47,8 +53,14 @@ pub struct Connection<E: Env> {
     token: Cell<u64>,
     out: RefCell<OutBuffer>,
     in_flight: Cell<u32>,
-    /// Of requests taken in since none was in flight.
+    /// Of requests taken in and not answered.
     in_flight_bytes: Cell<usize>,
+    /// Bytes read and not taken in.
+    rest_bytes: Cell<usize>,
+    /// So many of these it may come to hold.
+    reserved: Cell<usize>,
+    /// All of the above.
+    share: Share,
     /// Owners where frames of this connection wait, and why.
     stalls: RefCell<Vec<(usize, Stall)>>,
     /// Takes in nothing until nothing is in flight.
@@ -62,17 +74,21 @@ pub struct Connection<E: Env> {
 }
 
 impl<E: Env> Outlet for Connection<E> {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        assert!(count <= self.in_flight.get(), "no more replies than requests");
-        self.in_flight.set(self.in_flight.get() - count);
+    fn deliver(&self, owner: usize, replies: Replies) {
+        assert!(replies.count <= self.in_flight.get(), "no more replies than requests");
+        assert!(replies.frame_bytes <= self.in_flight_bytes.get(), "no more is answered than was taken in");
+        self.in_flight.set(self.in_flight.get() - replies.count);
+        self.in_flight_bytes.set(self.in_flight_bytes.get() - replies.frame_bytes);
         if self.in_flight.get() == 0 {
-            self.in_flight_bytes.set(0);
+            assert!(self.in_flight_bytes.get() == 0, "all bytes are of requests");
             self.is_fenced.set(false);
         }
+        self.count();
         if self.is_broken.get() {
-            return;
+            self.shard.left(owner, replies.granted);
+        } else {
+            self.out.borrow_mut().push(owner, replies.granted, replies.bytes);
         }
-        self.out.borrow_mut().push(bytes);
     }
 
     fn stall(&self, owner: usize, why: Stall) {
@@ -132,7 +148,10 @@ impl<E: Env> Connection<E> {
                 return false;
             }
         };
+        let moved = Notify::new();
+        let free = shard.limits.pipeline_bytes_max as usize;
         let connection = Rc::new(Connection {
+            share: Share::new(shard.request_budget.clone(), moved.clone(), free),
             active_at: Cell::new(shard.env.now()),
             shard: shard.clone(),
             socket,
@@ -140,11 +159,13 @@ impl<E: Env> Connection<E> {
             out: RefCell::default(),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
+            rest_bytes: Cell::new(0),
+            reserved: Cell::new(0),
             stalls: RefCell::new(Vec::new()),
             is_fenced: Cell::new(false),
             is_writing: Cell::new(false),
             is_broken: Cell::new(false),
-            moved: Notify::new(),
+            moved,
             me: RefCell::new(Weak::new()),
         });
         connection.me.replace(Rc::downgrade(&connection));
@@ -155,6 +176,9 @@ impl<E: Env> Connection<E> {
         Metrics::add(&shard.metrics.connections_total, 1);
         Metrics::add(&shard.metrics.connections_open, 1);
         let end = connection.read_loop(read).await;
+        connection.rest_bytes.set(0);
+        connection.reserved.set(0);
+        connection.count();
         if end != End::Broken {
             connection.finish().await;
         }
@@ -164,6 +188,8 @@ impl<E: Env> Connection<E> {
         if connection.in_flight.get() > 0 {
             shard.forget_everywhere(token);
         }
+        // Its task may still send for a moment; what it sends is little by then.
+        connection.give_up();
         if end == End::OutOfStep {
             connection.linger().await;
         }
@@ -176,6 +202,7 @@ impl<E: Env> Connection<E> {
 
     async fn read_loop(self: &Rc<Self>, mut rest: Vec<u8>) -> End {
         let mut is_ended = false;
+        let mut at_once = 0;
         loop {
             let needs_more = match self.take_in(&mut rest).await {
                 Ok(needs_more) => needs_more,
@@ -192,9 +219,21 @@ impl<E: Env> Connection<E> {
                 }
                 return End::Closed;
             }
+            if at_once >= AT_ONCE_BYTES {
+                at_once = 0;
+                self.shard.env.yield_now().await;
+            }
+            let (moved, free) = (self.moved.notified(), self.share.free());
             let read = if needs_more && self.is_ready() {
-                self.read_more(&mut rest).await
-            } else if is_ended || rest.len() >= self.shard.limits.pipeline_bytes_max as usize {
+                match self.room_to_read(&rest) {
+                    0 => {
+                        moved.await;
+                        continue;
+                    }
+                    room => self.read_more(&mut rest, room).await,
+                }
+            } else if is_ended || free == 0 {
+                at_once = AT_ONCE_BYTES;
                 self.ready().await;
                 continue;
             } else {
@@ -203,14 +242,23 @@ impl<E: Env> Connection<E> {
                     self.ready().await;
                     None
                 };
-                match futures_lite::future::or(wait, async { Some(self.read_more(&mut rest).await) }).await {
-                    None => continue,
+                let read = async { Some(self.read_more(&mut rest, free).await) };
+                match futures_lite::future::or(wait, read).await {
+                    None => {
+                        at_once = AT_ONCE_BYTES;
+                        continue;
+                    }
                     Some(read) => read,
                 }
             };
             match read {
                 Ok(0) => is_ended = true,
-                Ok(_) => self.active_at.set(self.shard.env.now()),
+                Ok(len) => {
+                    at_once += len;
+                    self.active_at.set(self.shard.env.now());
+                    self.rest_bytes.set(rest.len());
+                    self.count();
+                }
                 Err(error) => {
                     tracing::debug!(token = self.token.get(), "read failed: {error}");
                     return End::Broken;
@@ -222,6 +270,7 @@ impl<E: Env> Connection<E> {
     /// Dispatches the whole frames in `rest` and leaves what can't be taken in yet. Whether more bytes are
     /// needed to go on.
     async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
+        self.rest_bytes.set(rest.len());
         let dispatched = self.shard.dispatch(self.token.get(), self.as_ref(), rest);
         let (used, needs_more) = match dispatched {
             Dispatched::NeedMore { used } => (used, true),
@@ -233,6 +282,11 @@ impl<E: Env> Connection<E> {
         if rest.is_empty() && rest.capacity() > BYTES_KEPT {
             *rest = Vec::new();
         }
+        if used > 0 {
+            self.reserved.set(0);
+        }
+        self.rest_bytes.set(rest.len());
+        self.count();
         Ok(needs_more)
     }
 
@@ -250,7 +304,39 @@ impl<E: Env> Connection<E> {
         }
     }
 
-    /// Whether the connection may take in more requests now.
+    /// Notes what it holds.
+    fn count(&self) {
+        self.share.set(self.in_flight_bytes.get() + self.rest_bytes.get().max(self.reserved.get()));
+    }
+
+    /// Bytes that may be read now, behind `rest`. If none, the connection waits for its turn and is told.
+    fn room_to_read(&self, rest: &[u8]) -> usize {
+        let reserved = self.reserved.get().saturating_sub(rest.len());
+        let missing = self.shard.wanted(rest).saturating_sub(rest.len());
+        if reserved >= missing.max(1) {
+            return reserved;
+        }
+        let free = self.share.free();
+        if (1..=free).contains(&missing) {
+            self.share.withdraw();
+            return free;
+        }
+        // All of a large frame, since a part is of no use; or some small ones beyond what it is free to hold.
+        let more = (missing.max(READ_BYTES)) - reserved;
+        if !self.share.grow(rest.len() + reserved, more) {
+            return reserved;
+        }
+        self.active_at.set(self.shard.env.now());
+        self.reserved.set(rest.len() + reserved + more);
+        reserved + more
+    }
+
+    /// Whether it was granted memory for a frame of which nothing comes.
+    fn is_silent(&self) -> bool {
+        self.reserved.get() > self.rest_bytes.get() && self.is_ready()
+    }
+
+    /// Whether it may take in more requests.
     fn is_ready(&self) -> bool {
         self.unsent() < BACKLOG_MAX && !self.is_full() && !self.is_stalled() && !self.shard.congested()
     }
@@ -287,20 +373,24 @@ impl<E: Env> Connection<E> {
         });
     }
 
-    async fn read_more(&self, rest: &mut Vec<u8>) -> io::Result<usize> {
-        let wanted = self.shard.wanted(rest).saturating_sub(rest.len());
+    /// Reads behind `rest` what is there, at most `room`.
+    async fn read_more(&self, rest: &mut Vec<u8>, room: usize) -> io::Result<usize> {
+        let size = room.min(READ_BYTES_MAX);
         poll_fn(|cx| {
             if self.is_broken.get() {
                 return Poll::Ready(Ok(0));
             }
             READ_BUFFER.with_borrow_mut(|buffer| {
-                let size = wanted.clamp(READ_BYTES, READ_BYTES_LARGE);
                 if buffer.len() < size {
                     buffer.resize(size, 0);
                 }
                 let read = self.socket.poll_read(cx, &mut buffer[..size]);
                 if let Poll::Ready(Ok(len)) = read {
                     Metrics::add(&self.shard.metrics.bytes_in, len as u64);
+                    if rest.capacity() - rest.len() < len {
+                        // All of a frame that is on its way, and no more.
+                        rest.reserve_exact(room.max(len));
+                    }
                     rest.extend_from_slice(&buffer[..len]);
                 }
                 read
@@ -335,6 +425,7 @@ impl<E: Env> Connection<E> {
                 Poll::Ready(Ok(len)) if len > 0 => {
                     Metrics::add(&self.shard.metrics.bytes_out, len as u64);
                     self.out.borrow_mut().advance(len);
+                    self.give_back_sent();
                     self.active_at.set(self.shard.env.now());
                 }
                 Poll::Ready(result) => {
@@ -348,6 +439,20 @@ impl<E: Env> Connection<E> {
             }
         }
         Poll::Ready(())
+    }
+
+    fn give_back_sent(&self) {
+        loop {
+            let sent = self.out.borrow_mut().next_sent();
+            let Some((owner, granted)) = sent else { return };
+            self.shard.left(owner, granted);
+        }
+    }
+
+    /// Drops all replies, and what was granted for them.
+    fn give_up(&self) {
+        let granted: Vec<_> = self.out.borrow_mut().give_up().collect();
+        granted.into_iter().for_each(|(owner, granted)| self.shard.left(owner, granted));
     }
 
     async fn write_rest(self: Rc<Self>) {
@@ -369,11 +474,36 @@ impl<E: Env> Connection<E> {
     }
 
     /// Ends the connection at once, from outside its own task.
-    fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         self.is_broken.set(true);
-        self.out.take();
+        self.give_up();
         self.socket.shutdown(Shutdown::Both);
         self.moved.notify();
+    }
+
+    /// Takes in no more requests; what is in flight is answered.
+    pub(super) fn take_no_more(&self) {
+        self.socket.shutdown(Shutdown::Read);
+    }
+
+    /// Disconnects it if it was idle, or held up others, for too long: see [`OpenConnections::sweep`].
+    pub(super) fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
+        let quiet = now.saturating_sub(self.active_at.get());
+        if quiet >= stalled && self.is_silent() && self.shard.request_budget.is_short() {
+            tracing::debug!(
+                token = self.token.get(),
+                "disconnected: its request does not come, and others wait for the memory it holds"
+            );
+            self.abandon();
+        } else if self.is_writing.get() {
+            if quiet >= stalled {
+                tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
+                self.abandon();
+            }
+        } else if idle.is_some_and(|idle| quiet >= idle) && self.in_flight.get() == 0 {
+            tracing::debug!(token = self.token.get(), "disconnected: idle");
+            self.socket.shutdown(Shutdown::Read);
+        }
     }
 
     /// Takes no notice of what still comes for a moment: to close with bytes unread would reset the
@@ -383,7 +513,7 @@ impl<E: Env> Connection<E> {
         let mut left = LINGER_BYTES;
         let drain = async {
             let mut sink = Vec::new();
-            while let Ok(len) = self.read_more(&mut sink).await {
+            while let Ok(len) = self.read_more(&mut sink, READ_BYTES).await {
                 left = left.saturating_sub(len);
                 if len == 0 || left == 0 {
                     break;
@@ -406,98 +536,14 @@ impl<E: Env> Connection<E> {
     }
 }
 
-/// Bytes asked of the socket at once; enough for a deep pipeline of small requests.
+/// Bytes for which a connection asks at least; enough for a deep pipeline of small requests.
 const READ_BYTES: usize = 64 << 10;
-/// Bytes asked at once when a large frame is on its way.
-const READ_BYTES_LARGE: usize = 1 << 20;
+/// Bytes asked of the socket at once at most. They are copied twice before anyone else runs.
+const READ_BYTES_MAX: usize = 256 << 10;
+/// Bytes after which a connection lets others run, though its socket has more.
+const AT_ONCE_BYTES: usize = 256 << 10;
 
 thread_local! {
     /// One per executor: bytes are moved out of it before the next await.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The connections of one shard.
-pub struct OpenConnections<E: Env> {
-    connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
-    is_draining: Cell<bool>,
-    is_abandoning: Cell<bool>,
-    /// Counts the tasks that serve them.
-    pub gate: Gate,
-}
-
-impl<E: Env> OpenConnections<E> {
-    /// None.
-    pub fn new() -> OpenConnections<E> {
-        OpenConnections {
-            connections: RefCell::default(),
-            is_draining: Cell::new(false),
-            is_abandoning: Cell::new(false),
-            gate: Gate::new(),
-        }
-    }
-
-    fn insert(&self, token: u64, connection: &Rc<Connection<E>>) {
-        self.connections.borrow_mut().insert(token, Rc::downgrade(connection));
-        // Taken over before the server was told to stop, begun after.
-        if self.is_draining.get() {
-            connection.socket.shutdown(Shutdown::Read);
-        }
-        if self.is_abandoning.get() {
-            connection.abandon();
-        }
-    }
-
-    fn remove(&self, token: u64) {
-        self.connections.borrow_mut().remove(&token);
-    }
-
-    /// Keeps the shard alive until dropped.
-    pub fn enter(&self) -> GateGuard {
-        self.gate.enter()
-    }
-
-    fn each(&self, visit: impl Fn(&Connection<E>)) {
-        let all: Vec<_> = self.connections.borrow().values().filter_map(Weak::upgrade).collect();
-        all.iter().for_each(|connection| visit(connection));
-    }
-
-    /// Disconnects those that were idle, or took no replies, for too long. `idle`: `None` is never.
-    /// `stalled`: how long a client may leave its replies unread.
-    pub fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
-        self.each(|connection| {
-            let quiet = now.saturating_sub(connection.active_at.get());
-            if connection.is_writing.get() {
-                if quiet >= stalled {
-                    tracing::debug!(
-                        token = connection.token.get(),
-                        "disconnected: it does not read its replies"
-                    );
-                    connection.abandon();
-                }
-            } else if idle.is_some_and(|idle| quiet >= idle) && connection.in_flight.get() == 0 {
-                tracing::debug!(token = connection.token.get(), "disconnected: idle");
-                connection.socket.shutdown(Shutdown::Read);
-            }
-        });
-    }
-
-    /// Takes in no more requests; what is in flight is answered, then the connections end.
-    pub fn drain(&self) {
-        self.is_draining.set(true);
-        self.each(|connection| {
-            connection.socket.shutdown(Shutdown::Read);
-        });
-    }
-
-    /// Ends all of them at once.
-    pub fn abandon(&self) {
-        self.is_abandoning.set(true);
-        self.each(Connection::abandon);
-    }
-}
-
-impl<E: Env> Default for OpenConnections<E> {
-    fn default() -> Self {
-        OpenConnections::new()
-    }
 }

@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod lock;
 pub mod logging;
 pub mod notify;
+mod open;
 mod outbuffer;
 pub mod preflight;
 mod run;

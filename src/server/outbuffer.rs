@@ -1,5 +1,9 @@
 //! Replies on their way to a socket.
 
+use std::collections::VecDeque;
+
+use crate::shard::budget::Granted;
+
 /// A buffer of a connection that grew beyond this is given back when little or nothing is in it.
 pub const BYTES_KEPT: usize = 64 << 10;
 
@@ -9,11 +13,20 @@ pub const BYTES_KEPT: usize = 64 << 10;
 pub struct OutBuffer {
     bytes: Vec<u8>,
     sent: usize,
+    /// Bytes that were pushed and sent, ever.
+    pushed_total: u64,
+    sent_total: u64,
+    /// What was granted for replies, by whom, and where in the stream they end.
+    granted: VecDeque<(u64, usize, Granted)>,
 }
 
 impl OutBuffer {
-    /// Adds bytes behind those that wait.
-    pub fn push(&mut self, bytes: Vec<u8>) {
+    /// Adds replies behind those that wait, for which `owner` had granted some bytes.
+    pub fn push(&mut self, owner: usize, granted: Granted, bytes: Vec<u8>) {
+        self.pushed_total += bytes.len() as u64;
+        if !granted.is_none() {
+            self.granted.push_back((self.pushed_total, owner, granted));
+        }
         if self.bytes.is_empty() {
             self.bytes = bytes;
             return;
@@ -32,9 +45,25 @@ impl OutBuffer {
         &self.bytes[self.sent..]
     }
 
+    /// Who had granted how much for replies that are sent now; to be asked until it is `None`.
+    pub fn next_sent(&mut self) -> Option<(usize, Granted)> {
+        let (end, owner, granted) = *self.granted.front()?;
+        (end <= self.sent_total).then(|| {
+            self.granted.pop_front();
+            (owner, granted)
+        })
+    }
+
+    /// The same of all replies, none of which will be sent any more.
+    pub fn give_up(&mut self) -> impl Iterator<Item = (usize, Granted)> {
+        let granted = std::mem::take(self).granted;
+        granted.into_iter().map(|(_, owner, granted)| (owner, granted))
+    }
+
     /// Notes that the first `len` of these were sent.
     pub fn advance(&mut self, len: usize) {
         self.sent += len;
+        self.sent_total += len as u64;
         assert!(self.sent <= self.bytes.len(), "no more is sent than there was");
         let left = self.unsent().len();
         if self.bytes.capacity() > BYTES_KEPT && left < self.bytes.capacity() / 4 {
@@ -52,6 +81,10 @@ impl OutBuffer {
 mod tests {
     use super::*;
 
+    fn granted(replies: usize) -> Granted {
+        Granted { replies, gathers: 0 }
+    }
+
     #[test]
     fn bytes_leave_in_order_and_memory_follows_what_is_unsent() {
         let mut out = OutBuffer::default();
@@ -59,7 +92,7 @@ mod tests {
         for round in 0..100_000 {
             // Never quite caught up, however much goes through.
             let count = 1 + round % 300;
-            out.push((pushed..pushed + count).flat_map(u32::to_le_bytes).collect());
+            out.push(1, Granted::default(), (pushed..pushed + count).flat_map(u32::to_le_bytes).collect());
             pushed += count;
             while pushed - sent > 100 {
                 let next = out.unsent().first_chunk().copied().map(u32::from_le_bytes);
@@ -75,14 +108,32 @@ mod tests {
     #[test]
     fn large_memory_is_given_back_when_all_is_sent() {
         let mut out = OutBuffer::default();
-        out.push(vec![0; BYTES_KEPT + 1]);
+        out.push(1, Granted::default(), vec![0; BYTES_KEPT + 1]);
         out.advance(BYTES_KEPT + 1);
         assert_eq!(out.bytes.capacity(), 0);
-        out.push(vec![0; 100]);
+        out.push(1, Granted::default(), vec![0; 100]);
         out.advance(100);
         assert!(out.bytes.capacity() >= 100, "small memory is kept");
-        out.push(vec![1; 1 << 20]);
+        out.push(1, Granted::default(), vec![1; 1 << 20]);
         out.advance((1 << 20) - 10);
         assert!(out.bytes.capacity() <= BYTES_KEPT && out.unsent() == [1; 10], "also when some is left");
+    }
+
+    #[test]
+    fn what_was_granted_comes_back_when_its_last_byte_is_sent_or_never_will_be() {
+        let mut out = OutBuffer::default();
+        out.push(1, granted(100), vec![0; 200]);
+        out.push(2, Granted::default(), vec![0; 50]);
+        out.push(3, granted(10), vec![0; 10]);
+        out.push(1, granted(5), vec![0; 5]);
+        out.advance(199);
+        assert_eq!(out.next_sent(), None);
+        out.advance(61);
+        assert_eq!(
+            (out.next_sent(), out.next_sent(), out.next_sent()),
+            (Some((1, granted(100))), Some((3, granted(10))), None)
+        );
+        assert_eq!(out.give_up().collect::<Vec<_>>(), [(1, granted(5))]);
+        assert_eq!((out.unsent().len(), out.give_up().count()), (0, 0));
     }
 }

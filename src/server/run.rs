@@ -83,8 +83,12 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
             logs,
             start: start.clone(),
             options: engine_options(&config, &preflight),
-            limits: Limits::for_values(config.value_bytes_max as usize),
-            settings: Settings { is_durable: config.sync == SyncMode::Always },
+            limits: Limits::for_values(config.value_bytes_max as usize)
+                .with_pipeline(preflight.memory.pipeline_bytes()),
+            settings: Settings {
+                is_durable: config.sync == SyncMode::Always,
+                connection_bytes: preflight.memory.connections as usize,
+            },
             port,
             connections: connections.clone(),
             idle_timeout: config.idle_timeout,

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::accept::Connections;
-use super::connection::{Connection, OpenConnections};
+use super::connection::Connection;
+use super::open::OpenConnections;
 use crate::base::LogId;
 use crate::engine::manifest::State;
 use crate::engine::recovery::{self, Start};

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::Shard;
+use super::held::HeldReplies;
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::protocol::Limits;
@@ -17,7 +18,7 @@ impl<E: Env> Shard<E> {
             let durable = self.engine.wal().durable();
             let released = self.held.borrow_mut().release(durable);
             for held in released {
-                self.reply(held.origin, held.count, held.bytes);
+                self.reply(held.origin, held.replies);
             }
             if let Some(cause) = self.engine.wal().failed() {
                 let refusal = Refusal::new(
@@ -27,9 +28,9 @@ impl<E: Env> Shard<E> {
                     ),
                 );
                 let lost = self.held.borrow_mut().fail();
-                for held in lost {
-                    let bytes = refuse_all(&held.bytes, &refusal, self.slots.epoch());
-                    self.reply(held.origin, held.count, bytes);
+                for HeldReplies { origin, mut replies } in lost {
+                    replies.bytes = refuse_all(&replies.bytes, &refusal, self.slots.epoch());
+                    self.reply(origin, replies);
                 }
             }
             self.resume_after_room();
@@ -41,16 +42,17 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Looks again at what waits for memory whenever the engine has changed.
+    /// Looks again at what waits for memory whenever the engine has changed, or large replies have left.
     pub async fn room_loop(self: Rc<Self>) {
         loop {
-            let next = self.engine.changed().notified();
+            let (changed, left) = (self.engine.changed().notified(), self.replies_left.notified());
             if self.is_closing.get() {
                 return;
             }
+            self.resume_after_replies();
             self.resume_after_room();
             self.end_turn();
-            next.await;
+            futures_lite::future::or(changed, left).await;
         }
     }
 }

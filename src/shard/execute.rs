@@ -30,6 +30,8 @@ pub enum Attempt<E: Env> {
     Missing(MissingBlocks<E>),
     /// It needs memory that the next flush frees.
     Wait,
+    /// Its reply is large, and others must leave first.
+    NoRoom,
 }
 
 /// What a lookup tells a write that depends on it.
@@ -107,6 +109,9 @@ impl<E: Env> Shard<E> {
                 Err(Refusal::new(Code::Internal, "CHECKPOINT reached a shard's engine"))
             }
             Request::Tablets { .. } => Err(Refusal::new(Code::Internal, "TABLETS reached a shard's engine")),
+            Request::Ping { payload } if !self.has_reply_room(out, payload.len() + HEADER_BYTES) => {
+                Ok(Attempt::NoRoom)
+            }
             Request::Ping { payload } => {
                 out.ready(meta, &Reply::Pong(payload));
                 Ok(Attempt::Done)
@@ -123,8 +128,14 @@ impl<E: Env> Shard<E> {
     }
 
     fn get(&self, meta: Meta, key: &[u8], loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
+        let mut has_room = true;
         let lookup = self.engine.lookup(&self.key(key)?, loaded, |found| {
             let Found { entry, wait } = found;
+            let bytes = entry.as_ref().map_or(0, |entry| entry.value.len()) + HEADER_BYTES;
+            has_room = self.has_reply_room(out, bytes);
+            if !has_room {
+                return false;
+            }
             let reply = match &entry {
                 Some(entry) => Reply::Value { version: entry.lsn, value: entry.value },
                 None => Reply::Absent,
@@ -134,6 +145,7 @@ impl<E: Env> Shard<E> {
         });
         match lookup.map_err(refusal)? {
             Lookup::Missing(missing) => Ok(Attempt::Missing(smallvec![missing])),
+            Lookup::Done(_) if !has_room => Ok(Attempt::NoRoom),
             Lookup::Done(is_hit) => {
                 Metrics::add(&self.metrics.gets, 1);
                 Metrics::add(&self.metrics.get_hits, u64::from(is_hit));
@@ -191,9 +203,12 @@ impl<E: Env> Shard<E> {
             return Ok(Attempt::Missing(missing));
         }
         list.finish();
+        if !self.has_reply_room(out, bytes.len()) {
+            return Ok(Attempt::NoRoom);
+        }
         Metrics::add(&self.metrics.gets, count);
         Metrics::add(&self.metrics.get_hits, hits);
-        out.raw(wait, &bytes);
+        out.raw(wait, meta, &bytes);
         Ok(Attempt::Done)
     }
 

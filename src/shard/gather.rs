@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
-use super::outputs::{Meta, Outputs};
+use super::budget::Granted;
+use super::outputs::{Meta, Outputs, Replies};
 use super::{Message, Origin, Outlet, Shard, Stall};
 use crate::base::Lsn;
 use crate::env::{Env, Queue};
@@ -19,6 +20,8 @@ use crate::slot::Slot;
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How often a range delete is sent anew because a tablet has moved between its parts.
 const RETRIES_MAX: u32 = 100;
+/// What an item of a list of values takes beside its value.
+const ITEM_BYTES: usize = 16;
 /// What a part takes before its answer has come, and that of STATS after, roughly.
 const PART_BYTES: usize = 1 << 10;
 
@@ -49,12 +52,19 @@ pub(super) struct Gather<E: Env> {
     bytes: Cell<usize>,
     /// Its part of [`Shard::gathered`].
     kept: Cell<usize>,
+    /// Of [`Shard::gather_budget`], for its parts and the reply.
+    granted: Cell<usize>,
     token: Cell<u64>,
 }
 
 impl<E: Env> Gather<E> {
-    /// Asks each owner for its part of `keys`.
-    pub fn mget(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, keys: Keys<'_>) {
+    /// Asks each owner for its part of `keys`, unless large replies must leave first: how large this one is
+    /// shows only when all parts have come, so that until then it counts as the largest.
+    pub fn mget(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, keys: Keys<'_>, out: &mut Outputs) -> bool {
+        let largest = keys.len().saturating_mul(shard.limits.value_bytes_max as usize + ITEM_BYTES);
+        if !shard.has_gather_room(out, largest.min(shard.limits.frame_bytes_max as usize)) {
+            return false;
+        }
         let mut lists: Vec<KeyList> = vec![KeyList::default(); shard.slots.shards];
         let mut places = vec![Vec::new(); shard.slots.shards];
         for (place, key) in keys.enumerate() {
@@ -68,10 +78,13 @@ impl<E: Env> Gather<E> {
             encode_request(&mut frame, owner as u64 + 1, &Request::Mget { keys: list.keys() });
             (owner, frame)
         });
-        Self::ask(shard, origin, meta, kind, parts.collect());
+        let granted = std::mem::take(&mut out.granted.gathers);
+        Self::ask(shard, origin, meta, kind, granted, parts.collect());
+        true
     }
 
-    /// Asks every shard for its counters.
+    /// Asks every shard for its counters. Nobody needs leave for the answer: it is small, or with many tablets
+    /// a hundred bytes for each of them.
     pub fn stats(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, section: &str) {
         let shards = vec![MetricsSnapshot::default(); shard.slots.shards];
         let (kind, part) = match section {
@@ -83,10 +96,12 @@ impl<E: Env> Gather<E> {
             encode_request(&mut frame, owner as u64 + 1, &Request::Stats { section: part });
             (owner, frame)
         });
-        Self::ask(shard, origin, meta, kind, parts.collect());
+        Self::ask(shard, origin, meta, kind, 0, parts.collect());
     }
 
-    /// Has every shard remove its keys of a range.
+    /// Has every shard remove its keys of a range. Its answer is small, and its parts count as
+    /// [gathered](GATHERED_BYTES_MAX) until all of them are answered, however often they are sent: so there is
+    /// nothing to ask leave for.
     pub fn delete_range(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, range: &DeleteRange<'_>) {
         let DeleteRange { start, end, durability, .. } = *range;
         let kind = Kind::DeleteRange {
@@ -96,7 +111,7 @@ impl<E: Env> Gather<E> {
             is_begun: false,
             retries: 0,
         };
-        Self::ask(shard, origin, meta, kind, Self::range_parts(shard, start, end, durability));
+        Self::ask(shard, origin, meta, kind, 0, Self::range_parts(shard, start, end, durability));
     }
 
     fn range_parts(
@@ -145,7 +160,14 @@ impl<E: Env> Gather<E> {
         true
     }
 
-    fn ask(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, kind: Kind, parts: Vec<(usize, Vec<u8>)>) {
+    fn ask(
+        shard: &Rc<Shard<E>>,
+        origin: Origin,
+        meta: Meta,
+        kind: Kind,
+        granted: usize,
+        parts: Vec<(usize, Vec<u8>)>,
+    ) {
         let gather = Rc::new_cyclic(|me| Gather {
             me: me.clone(),
             shard: Rc::downgrade(shard),
@@ -156,6 +178,7 @@ impl<E: Env> Gather<E> {
             refusal: RefCell::new(None),
             bytes: Cell::new(0),
             kept: Cell::new(0),
+            granted: Cell::new(granted),
             token: Cell::new(0),
         });
         let token = shard.register(gather.clone());
@@ -203,7 +226,6 @@ impl<E: Env> Gather<E> {
                         self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
                         return;
                     }
-                    self.keep(&shard, value.value.len());
                     values[*place] = Some((value.version, value.value.to_vec()));
                 }
             }
@@ -230,7 +252,8 @@ impl<E: Env> Gather<E> {
     }
 
     fn answer(&self) -> Outputs {
-        let mut out = Outputs::default();
+        let mut out =
+            Outputs { granted: Granted { replies: 0, gathers: self.granted.take() }, ..Outputs::default() };
         if let Some(refusal) = self.refusal.take() {
             let refusal = match *self.kind.borrow() {
                 Kind::DeleteRange { is_begun: true, .. } => {
@@ -253,7 +276,7 @@ impl<E: Env> Gather<E> {
                     }
                 }
                 list.finish();
-                out.raw(None, &bytes);
+                out.raw(None, self.meta, &bytes);
             }
             Kind::Tablets(text) => out.ready(self.meta, &Reply::Stats(text)),
             Kind::DeleteRange { .. } => out.ready(self.meta, &Reply::Done),
@@ -293,9 +316,10 @@ impl<E: Env> Shard<E> {
 }
 
 impl<E: Env> Outlet for Gather<E> {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        let mut bytes = &bytes[..];
-        for _ in 0..count {
+    fn deliver(&self, _owner: usize, replies: Replies) {
+        assert!(replies.granted.is_none(), "parts are within what the gather was granted");
+        let mut bytes = &replies.bytes[..];
+        for _ in 0..replies.count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT);
             let Ok(Some(header)) = header else { unreachable!("shards send whole replies") };
             let frame = &bytes[..header.frame_bytes()];
@@ -306,7 +330,7 @@ impl<E: Env> Outlet for Gather<E> {
             }
             bytes = &bytes[header.frame_bytes()..];
         }
-        self.outstanding.set(self.outstanding.get() - count);
+        self.outstanding.set(self.outstanding.get() - replies.count);
     }
 
     fn stall(&self, _owner: usize, _why: Stall) {}

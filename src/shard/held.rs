@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::Origin;
+use super::outputs::Replies;
 use crate::base::BlockSeq;
 
 /// Replies of one origin that wait for one block.
@@ -13,10 +14,8 @@ use crate::base::BlockSeq;
 pub struct HeldReplies {
     /// Where they go.
     pub origin: Origin,
-    /// How many they are.
-    pub count: u32,
-    /// Encoded, back to back.
-    pub bytes: Vec<u8>,
+    /// Which.
+    pub replies: Replies,
 }
 
 /// All replies of a shard that wait. Bounded by [`HELD_BYTES_MAX`], and what one turn adds to it.
@@ -38,7 +37,7 @@ impl Held {
     ///
     /// # Panics
     /// If `block` was released already: the caller looked before it held.
-    pub fn hold(&mut self, block: BlockSeq, replies: HeldReplies) {
+    pub fn hold(&mut self, block: BlockSeq, held: HeldReplies) {
         if self.blocks.is_empty() {
             self.first = block.0;
         }
@@ -51,15 +50,12 @@ impl Held {
         while self.blocks.len() <= place {
             self.blocks.push_back(Vec::new());
         }
-        self.replies += u64::from(replies.count);
-        self.bytes += replies.bytes.len();
+        self.replies += u64::from(held.replies.count);
+        self.bytes += held.replies.bytes.len();
         let waiting = &mut self.blocks[place];
         match waiting.last_mut() {
-            Some(last) if last.origin == replies.origin => {
-                last.count += replies.count;
-                last.bytes.extend_from_slice(&replies.bytes);
-            }
-            _ => waiting.push(replies),
+            Some(last) if last.origin == held.origin => last.replies.append(&held.replies),
+            _ => waiting.push(held),
         }
     }
 
@@ -72,10 +68,10 @@ impl Held {
             }
             self.first += 1;
         }
-        let released: u64 = out.iter().map(|held| u64::from(held.count)).sum();
+        let released: u64 = out.iter().map(|held| u64::from(held.replies.count)).sum();
         assert!(released <= self.replies, "no reply is released twice");
         self.replies -= released;
-        self.bytes -= out.iter().map(|held| held.bytes.len()).sum::<usize>();
+        self.bytes -= out.iter().map(|held| held.replies.bytes.len()).sum::<usize>();
         out
     }
 
@@ -106,7 +102,8 @@ mod tests {
     use super::*;
 
     fn reply(token: u64, byte: u8) -> HeldReplies {
-        HeldReplies { origin: Origin { peer: 0, token }, count: 1, bytes: vec![byte] }
+        let replies = Replies { count: 1, bytes: vec![byte], ..Replies::default() };
+        HeldReplies { origin: Origin { peer: 0, token }, replies }
     }
 
     #[test]
@@ -119,10 +116,10 @@ mod tests {
         assert_eq!((held.len(), held.bytes()), (4, 4));
         let first = held.release(BlockSeq(6));
         assert_eq!(first.len(), 1);
-        assert_eq!(first[0].bytes, b"z");
+        assert_eq!(first[0].replies.bytes, b"z");
         let second = held.release(BlockSeq(8));
         assert_eq!(second.len(), 1, "two replies of one origin travel together");
-        assert_eq!((second[0].count, &second[0].bytes[..]), (2, &b"ab"[..]));
+        assert_eq!((second[0].replies.count, &second[0].replies.bytes[..]), (2, &b"ab"[..]));
         assert!(held.release(BlockSeq(8)).is_empty());
         assert_eq!(held.release(BlockSeq(20))[0].origin.token, 2);
         assert!(held.is_empty());

@@ -13,6 +13,7 @@
 
 mod arrange;
 mod balance;
+pub mod budget;
 mod checkpoint;
 mod commit;
 mod execute;
@@ -37,8 +38,10 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use self::budget::{Budget, Granted, LARGE_REPLY_BYTES, Reader};
 use self::held::{Held, HeldReplies};
 use self::mesh::Port;
+use self::outputs::Outputs;
 use crate::engine::Engine;
 use crate::env::{Env, Gate, Notify};
 use crate::metrics::Metrics;
@@ -46,6 +49,7 @@ use crate::placement::SlotTable;
 use crate::protocol::Limits;
 
 pub use self::moves::{Answer, Ask, Assigned, Trouble};
+pub use self::outputs::Replies;
 pub use self::route::{BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 
 /// Where a request came from and its replies go to: a token that peer `peer` knows.
@@ -68,14 +72,17 @@ pub enum Stall {
     Room,
     /// A tablet that they are about is moving.
     Move,
+    /// Large replies to this or to other origins must leave first.
+    Replies,
     /// They wait no more.
     Over,
 }
 
 /// Who takes the replies to requests dispatched under one token. All calls are synchronous.
 pub trait Outlet {
-    /// `count` encoded replies. Must not call back into the shard.
-    fn deliver(&self, count: u32, bytes: Vec<u8>);
+    /// Replies that `owner` made, to whom the outlet gives back what was granted for them once they have left.
+    /// Otherwise it must not call back into the shard.
+    fn deliver(&self, owner: usize, replies: Replies);
 
     /// Frames of this outlet begin or cease to wait at `owner`. Must not call back into the shard.
     fn stall(&self, owner: usize, why: Stall);
@@ -115,6 +122,8 @@ pub enum Message {
     },
     /// Replies of one turn to one peer, for any of its tokens.
     Replies(Vec<Reply>),
+    /// Replies for which the receiver had granted so much have left.
+    Left(Granted),
     /// Frames of the sender's token stall, or no longer do.
     Stall {
         /// Whose.
@@ -165,10 +174,8 @@ pub enum Message {
 pub struct Reply {
     /// Whose.
     pub token: u64,
-    /// How many.
-    pub count: u32,
-    /// Encoded, back to back.
-    pub bytes: Vec<u8>,
+    /// Which.
+    pub replies: Replies,
 }
 
 /// How a shard behaves.
@@ -176,6 +183,8 @@ pub struct Reply {
 pub struct Settings {
     /// Whether a write is answered, and seen by others, only once it is durable.
     pub is_durable: bool,
+    /// Memory for connections: see [`budget`].
+    pub connection_bytes: usize,
 }
 
 /// One shard: an engine, and what it takes to serve from it.
@@ -199,6 +208,16 @@ pub struct Shard<E: Env> {
     dirty: RefCell<Vec<u64>>,
     outbox: RefCell<Vec<Vec<Reply>>>,
     held: RefCell<Held>,
+    /// Requests that connections of this shard hold.
+    pub request_budget: Rc<Budget<Reader>>,
+    /// Large replies that this shard made, by whose frames.
+    pub reply_budget: Budget<Origin>,
+    /// Large answers that this shard gathers.
+    pub gather_budget: Budget<Origin>,
+    /// Bytes that scans of several shards may keep here between two pages.
+    scan_bytes_max: usize,
+    /// Notified when it may go on for someone.
+    replies_left: Notify,
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
     /// In an order of its own, as whatever is walked through: a run in a simulated world follows from its seed.
@@ -243,6 +262,11 @@ impl<E: Env> Shard<E> {
             dirty: RefCell::new(Vec::new()),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
+            request_budget: Rc::new(Budget::new(settings.connection_bytes / 2)),
+            reply_budget: Budget::new(settings.connection_bytes / 4),
+            gather_budget: Budget::new(settings.connection_bytes / 8),
+            scan_bytes_max: settings.connection_bytes / 8,
+            replies_left: Notify::new(),
             gathered: Cell::new(0),
             waiting: RefCell::default(),
             scans: scan::Scans::default(),
@@ -277,21 +301,64 @@ impl<E: Env> Shard<E> {
     }
 
     /// Sends replies on their way. They leave at the end of the turn.
-    fn reply(&self, origin: Origin, count: u32, bytes: Vec<u8>) {
-        if count == 0 {
+    fn reply(&self, origin: Origin, replies: Replies) {
+        if replies.count == 0 {
             return;
         }
         if origin.peer == self.id {
-            self.deliver(origin.token, count, bytes);
+            self.deliver(self.id, origin.token, replies);
         } else {
-            self.outbox.borrow_mut()[origin.peer].push(Reply { token: origin.token, count, bytes });
+            self.outbox.borrow_mut()[origin.peer].push(Reply { token: origin.token, replies });
         }
     }
 
-    fn deliver(&self, token: u64, count: u32, bytes: Vec<u8>) {
-        let Some(outlet) = self.outlet(token) else { return };
-        outlet.deliver(count, bytes);
-        self.soil(token);
+    fn deliver(&self, owner: usize, token: u64, replies: Replies) {
+        match self.outlet(token) {
+            None => self.left(owner, replies.granted),
+            Some(outlet) => {
+                outlet.deliver(owner, replies);
+                self.soil(token);
+            }
+        }
+    }
+
+    /// Replies for which `owner` had granted so much have left, or will never.
+    pub fn left(&self, owner: usize, granted: Granted) {
+        if granted.is_none() {
+            return;
+        }
+        if owner != self.id {
+            self.port.send(owner, Message::Left(granted));
+            return;
+        }
+        self.reply_budget.give_back(granted.replies);
+        self.gather_budget.give_back(granted.gathers);
+        if self.reply_budget.is_short() || self.gather_budget.is_short() {
+            self.replies_left.notify();
+        }
+    }
+
+    /// Whether a reply of `bytes` may be made now. If not, the line of `out` waits until it may.
+    pub(crate) fn has_reply_room(&self, out: &mut Outputs, bytes: usize) -> bool {
+        let Some(line) = out.line else { return true };
+        if bytes <= LARGE_REPLY_BYTES || out.granted.replies >= bytes {
+            return true;
+        }
+        let has_room = self.reply_budget.take(&line, bytes);
+        if has_room {
+            out.granted.replies += bytes;
+        }
+        has_room
+    }
+
+    /// The same for an answer that is gathered.
+    fn has_gather_room(&self, out: &mut Outputs, bytes: usize) -> bool {
+        let Some(line) = out.line else { return true };
+        let has_room = bytes <= LARGE_REPLY_BYTES || self.gather_budget.take(&line, bytes);
+        if has_room && bytes > LARGE_REPLY_BYTES {
+            out.granted.gathers += bytes;
+        }
+        has_room
     }
 
     fn soil(&self, token: u64) {
@@ -334,9 +401,9 @@ impl<E: Env> Shard<E> {
         self.forget(Origin { peer: self.id, token });
     }
 
-    fn hold(&self, block: crate::base::BlockSeq, origin: Origin, count: u32, bytes: Vec<u8>) {
-        Metrics::add(&self.metrics.held_replies, u64::from(count));
-        self.held.borrow_mut().hold(block, HeldReplies { origin, count, bytes });
+    fn hold(&self, block: crate::base::BlockSeq, origin: Origin, replies: Replies) {
+        Metrics::add(&self.metrics.held_replies, u64::from(replies.count));
+        self.held.borrow_mut().hold(block, HeldReplies { origin, replies });
         if self.engine.wal().failed().is_some() {
             // That block will never be durable, and nobody else would wake who tells so.
             self.engine.wal().durable_changed().notify();
@@ -402,9 +469,10 @@ impl<E: Env> Shard<E> {
                     }
                     Message::Replies(replies) => {
                         for reply in replies {
-                            self.deliver(reply.token, reply.count, reply.bytes);
+                            self.deliver(source, reply.token, reply.replies);
                         }
                     }
+                    Message::Left(granted) => self.left(self.id, granted),
                     Message::Stall { token, why } => self.take_stall(source, token, why),
                     Message::Resume { token } => self.resume_output(Origin { peer: source, token }),
                     Message::Forget { token } => self.forget(Origin { peer: source, token }),

@@ -6,7 +6,7 @@
 //! come ([`Message::Quiet`]); what is behind that in the ring is none for the tablet.
 //!
 //! What may still be at the owner then: requests that wait for the disk or for memory, which it lets end; and
-//! frames that wait for their client to take replies, which nobody may wait for. Those are refused when their
+//! frames that wait for their client, or others, to take replies, which nobody may wait for. Those are refused when their
 //! time comes, if the tablet has gone: nothing of them was done, and the client may try again.
 
 use std::cell::{Cell, RefCell};
@@ -205,14 +205,19 @@ impl<E: Env> Shard<E> {
     /// Whether a request must wait at this shard, before it is taken in. If so, the outlet is told.
     #[inline]
     pub(super) fn holds_back(&self, token: u64, outlet: &dyn Outlet, request: &Request<'_>) -> bool {
-        let Some(slots) = self.moves.holding.get() else { return false };
-        let is_everywhere = request.route() == Route::Everywhere;
-        if !is_everywhere && !slots_of(request).iter().any(|slot| slots.contains(*slot)) {
+        if !self.holds(request) {
             return false;
         }
         outlet.stall(HELD, Stall::Move);
         self.moves.held_back.borrow_mut().push(token);
         true
+    }
+
+    /// Whether a request is about slots that are held.
+    #[inline]
+    pub(super) fn holds(&self, request: &Request<'_>) -> bool {
+        let Some(slots) = self.moves.holding.get() else { return false };
+        request.route() == Route::Everywhere || slots_of(request).iter().any(|slot| slots.contains(*slot))
     }
 
     /// Notes that a request has a task of its own; undone by [`Shard::has_ended`].
@@ -309,6 +314,7 @@ impl<E: Env> Shard<E> {
                 for token in self.moves.held_back.take() {
                     self.take_stall(HELD, token, Stall::Over);
                 }
+                self.resume_after_move();
                 // Range deletes wait for it, at their shards and at those that send them.
                 self.engine.changed().notify();
                 // Unless this is a turn already, whoever waited would not be told before the next.

@@ -13,17 +13,19 @@ use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
 use crate::protocol::binary::{
-    FrameError, HEADER_BYTES, VERSION, decode_header, decode_request, encode_refusal,
+    FrameError, HEADER_BYTES, Keys, VERSION, decode_header, decode_request, encode_refusal,
 };
 use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
 use crate::slot::{Slot, SlotRange};
 
 /// Replies waiting to be sent above which a connection takes in nothing more.
-pub const BACKLOG_MAX: usize = 256 << 10;
+pub const BACKLOG_MAX: usize = 128 << 10;
 /// Requests of one connection that may be unanswered.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
-/// Bytes of requests that a connection may have taken in since it last had none unanswered; one request more
-/// may pass this. They wait at their owners or on the way there, where nothing else bounds them.
+/// Frames that are taken in before others have their turn.
+const TURN_FRAMES_MAX: u32 = 1_024;
+/// Bytes of requests that a connection may have taken in and unanswered; one request more may pass this. So
+/// one connection can't take all that [`super::budget`] has, where there is much.
 pub const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
 
 /// How far the bytes of a connection were taken in.
@@ -34,7 +36,7 @@ pub enum Dispatched {
         /// Bytes taken in.
         used: usize,
     },
-    /// Replies must leave, or come, first.
+    /// Replies must leave, or come, first; or others have their turn.
     Pause {
         /// Bytes taken in.
         used: usize,
@@ -61,9 +63,9 @@ impl<E: Env> Shard<E> {
         // One time for all that came with one read.
         self.engine.tick();
         let origin = Origin { peer: self.id, token };
-        let mut out = Outputs::default();
+        let mut out = Outputs::of(origin);
         let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };
-        let (mut used, mut fetched) = (0, 0);
+        let (mut used, mut fetched, mut taken) = (0, 0, 0);
         // What is sent from here on leaves in one message per owner at the end.
         if self.congested() {
             return Dispatched::Pause { used };
@@ -75,7 +77,9 @@ impl<E: Env> Shard<E> {
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
                 || outlet.is_full()
                 || outlet.is_stalled()
+                || taken == TURN_FRAMES_MAX
                 || self.gathers_too_much();
+            taken += 1;
             if must_wait {
                 break Dispatched::Pause { used };
             }
@@ -86,26 +90,25 @@ impl<E: Env> Shard<E> {
                     if bytes.len() - used < frame_bytes {
                         break Dispatched::NeedMore { used };
                     }
-                    outlet.accept(0);
-                    self.refuse(&mut out, opcode, request_id, &refusal);
+                    outlet.accept(frame_bytes);
+                    self.refuse(&mut out, opcode, request_id, frame_bytes, &refusal);
                     used += frame_bytes;
                     continue;
                 }
                 Err(FrameError::OutOfStep { request_id, opcode, refusal }) => {
                     outlet.accept(0);
-                    self.refuse(&mut out, opcode, request_id, &refusal);
+                    self.refuse(&mut out, opcode, request_id, 0, &refusal);
                     break Dispatched::OutOfStep;
                 }
             };
             let len = header.frame_bytes();
             let Some(frame) = bytes.get(used..used + len) else { break Dispatched::NeedMore { used } };
-            let meta =
-                Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
+            let meta = self.meta(&header);
             let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
                 Ok(request) => request,
                 Err(refusal) => {
-                    outlet.accept(0);
-                    self.refuse(&mut out, header.opcode as u8, header.request_id, &refusal);
+                    outlet.accept(len);
+                    self.refuse(&mut out, header.opcode as u8, header.request_id, len, &refusal);
                     used += len;
                     continue;
                 }
@@ -189,17 +192,15 @@ impl<E: Env> Shard<E> {
                 }
                 return;
             }
-            Route::Keys(keys) => {
-                let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
-                let first = owners.next().unwrap_or(self.id);
-                if owners.any(|owner| owner != first) {
-                    // Its parts must not overtake what this connection sent before.
-                    self.send_outbound(origin.token, outbound);
-                    Gather::mget(self, origin, meta, keys);
-                    return;
+            Route::Keys(keys) if self.is_divided(keys) => {
+                // Its parts must not overtake what this connection sent before.
+                self.send_outbound(origin.token, outbound);
+                if let Step::Stalled(why) = self.gather(origin, meta, keys, out) {
+                    self.stall(origin, origin, why, frame.to_vec());
                 }
-                first
+                return;
             }
+            Route::Keys(mut keys) => keys.next().map_or(self.id, |key| self.slots.shard(Slot::of_key(key))),
         };
         if owner != self.id {
             Metrics::add(&self.metrics.forwarded, 1);
@@ -211,6 +212,13 @@ impl<E: Env> Shard<E> {
         } else if let Step::Stalled(why) = self.step_request(origin, origin, frame, meta, request, out) {
             self.stall(origin, origin, why, frame.to_vec());
         }
+    }
+
+    /// Whether `keys` are not all of one shard.
+    fn is_divided(&self, keys: Keys<'_>) -> bool {
+        let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
+        let first = owners.next();
+        owners.any(|owner| Some(owner) != first)
     }
 
     /// Sends what was collected for other shards.
@@ -226,16 +234,17 @@ impl<E: Env> Shard<E> {
         if !matches!(section, "" | "total" | "shards" | "tablets") {
             let message = format!("STATS has no section {section:?}; it has: total, shards, tablets");
             let refusal = Refusal::new(Code::UnknownSection, message);
-            self.refuse(out, meta.opcode as u8, meta.request_id, &refusal);
+            self.refuse(out, meta.opcode as u8, meta.request_id, meta.frame_bytes, &refusal);
             return;
         }
         Gather::stats(self, origin, meta, section);
     }
 
-    fn refuse(&self, out: &mut Outputs, opcode: u8, request_id: u64, refusal: &Refusal) {
+    fn refuse(&self, out: &mut Outputs, opcode: u8, request_id: u64, frame_bytes: usize, refusal: &Refusal) {
         Metrics::add(&self.metrics.refusals, 1);
-        encode_refusal(&mut out.bytes, opcode, request_id, self.slots.epoch(), refusal);
-        out.count += 1;
+        encode_refusal(&mut out.ready.bytes, opcode, request_id, self.slots.epoch(), refusal);
+        out.ready.count += 1;
+        out.ready.frame_bytes += frame_bytes;
     }
 
     /// Answers HELLO, unless it asks for another shard: then that one does.
@@ -247,8 +256,9 @@ impl<E: Env> Shard<E> {
         out: &mut Outputs,
     ) -> Option<usize> {
         let refuse = |out: &mut Outputs, code, message: String| {
-            outlet.accept(0);
-            self.refuse(out, meta.opcode as u8, meta.request_id, &Refusal::new(code, message));
+            outlet.accept(meta.frame_bytes);
+            let refusal = Refusal::new(code, message);
+            self.refuse(out, meta.opcode as u8, meta.request_id, meta.frame_bytes, &refusal);
             None
         };
         if !(hello.version_min..=hello.version_max).contains(&VERSION) {
@@ -269,7 +279,7 @@ impl<E: Env> Shard<E> {
             }
             return Some(shard);
         }
-        outlet.accept(0);
+        outlet.accept(meta.frame_bytes);
         let ranges = self.slots.ranges().into_iter().filter_map(|(first, last, shard)| {
             SlotRange::new(first, last).map(|slots| ShardRange { slots, shard })
         });

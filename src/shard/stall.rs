@@ -12,17 +12,19 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::execute::{Attempt, MissingBlocks};
+use super::gather::Gather;
 use super::held::HELD_BYTES_MAX;
 use super::outputs::{Meta, Outputs};
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::protocol::binary::{HEADER_BYTES, decode_header, decode_request};
+use crate::protocol::binary::{FrameHeader, HEADER_BYTES, Keys, decode_header, decode_request};
 use crate::protocol::{Reply, Request};
+use crate::slot::Slot;
 
 /// Replies to one message beyond which the rest of it waits until they have left.
-const OUT_BYTES_MAX: usize = 256 << 10;
+const OUT_BYTES_MAX: usize = 128 << 10;
 /// Bytes of blocks being read for one origin beyond which its further frames wait.
 pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 
@@ -35,12 +37,14 @@ pub(super) struct Waiting {
     pub(super) loading_bytes: usize,
     for_output: bool,
     for_room: bool,
+    for_replies: bool,
+    for_move: bool,
 }
 
 impl Waiting {
-    /// Whether they wait for replies to be taken, which may be for ever.
+    /// Whether they wait for replies to be taken, which may be for ever, or for moves to end.
     pub fn waits_for_output(&self) -> bool {
-        self.for_output
+        self.for_output || self.for_replies || self.for_move
     }
 
     /// What was not executed.
@@ -70,12 +74,17 @@ impl Turns {
         !last.is_empty() && hashes.iter().any(|hash| last.contains_key(hash))
     }
 
-    /// Joins the lines of `hashes`, to read a block of `block_bytes` if not 0. Returns the own place and
+    /// The largest block that is read by one who misses `block_bytes`, or in the lines of `hashes`.
+    fn block_bytes(&self, hashes: &[u64], block_bytes: usize) -> usize {
+        let last = self.last.borrow();
+        let in_line = hashes.iter().filter_map(|hash| last.get(hash)).map(|turn| turn.block_bytes);
+        in_line.fold(block_bytes, usize::max)
+    }
+
+    /// Joins the lines of `hashes`; `block_bytes` as told by [`Turns::block_bytes`]. Returns the own place and
     /// those to wait for.
     fn join(&self, hashes: &[u64], block_bytes: usize) -> (Turn, Vec<Turn>) {
         let mut last = self.last.borrow_mut();
-        let in_line = hashes.iter().filter_map(|hash| last.get(hash)).map(|turn| turn.block_bytes).max();
-        let block_bytes = block_bytes.max(in_line.unwrap_or(0));
         let turn = Turn { is_done: Rc::new(Cell::new(false)), done: Notify::new(), block_bytes };
         let before = hashes.iter().filter_map(|hash| last.insert(*hash, turn.clone()));
         // A key named twice in one request does not wait for itself.
@@ -120,7 +129,7 @@ impl<E: Env> Shard<E> {
     fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) -> bool {
         // One time for all of them.
         self.engine.tick();
-        let mut out = Outputs::default();
+        let mut out = outputs(line, origin);
         let (mut at, mut fetched) = (0, 0);
         let mut stall = None;
         while at < frames.len() && stall.is_none() {
@@ -153,7 +162,7 @@ impl<E: Env> Shard<E> {
             Ok(Some(header)) => header,
             _ => unreachable!("frames are checked before they are executed"),
         };
-        let meta = Meta { opcode: header.opcode, request_id: header.request_id, epoch: self.slots.epoch() };
+        let meta = self.meta(&header);
         let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
             Ok(request) => request,
             Err(refusal) => {
@@ -162,7 +171,42 @@ impl<E: Env> Shard<E> {
                 return Step::Taken;
             }
         };
+        // One that waited where it was read. Whose its keys are may have changed since.
+        if let Request::Mget { keys } = request
+            && line == origin
+            && line.peer == self.id
+            && keys.into_iter().any(|key| self.slots.shard(Slot::of_key(key)) != self.id)
+        {
+            return self.gather(line, meta, keys, out);
+        }
         self.step_request(line, origin, frame, meta, &request, out)
+    }
+
+    /// Asks the owners of `keys`, unless it must wait.
+    pub(super) fn gather(
+        self: &Rc<Self>,
+        line: Origin,
+        meta: Meta,
+        keys: Keys<'_>,
+        out: &mut Outputs,
+    ) -> Step {
+        if self.holds(&Request::Mget { keys }) {
+            Step::Stalled(Stall::Move)
+        } else if Gather::mget(self, line, meta, keys, out) {
+            Step::Taken
+        } else {
+            Step::Stalled(Stall::Replies)
+        }
+    }
+
+    /// What replies to the request with this header repeat.
+    pub(super) fn meta(&self, header: &FrameHeader) -> Meta {
+        Meta {
+            opcode: header.opcode,
+            request_id: header.request_id,
+            epoch: self.slots.epoch(),
+            frame_bytes: header.frame_bytes(),
+        }
     }
 
     /// As [`Shard::step`], for a request that was decoded already.
@@ -185,8 +229,7 @@ impl<E: Env> Shard<E> {
         }
         Metrics::add(&self.metrics.requests, 1);
         if let Request::Scan(scan) = request {
-            self.scan(line, origin, meta, scan, out);
-            return Step::Taken;
+            return self.scan(line, origin, meta, scan, out);
         }
         if let Request::Checkpoint { dir } = request {
             self.checkpoint(origin, meta, dir);
@@ -198,17 +241,19 @@ impl<E: Env> Shard<E> {
         }
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
-                Attempt::Done => return Step::Taken,
+                Attempt::Done => Step::Taken,
                 Attempt::Wait => {
                     Metrics::add(&self.metrics.memory_waits, 1);
-                    return Step::Stalled(Stall::Room);
+                    Step::Stalled(Stall::Room)
                 }
-                Attempt::Missing(missing) => self.wait_for_disk(line, origin, frame, meta, request, missing),
+                Attempt::NoRoom => Step::Stalled(Stall::Replies),
+                Attempt::Missing(missing) => {
+                    self.wait_for_disk(line, origin, frame, meta, request, missing, out)
+                }
             }
         } else {
-            self.wait_for_disk(line, origin, frame, meta, request, MissingBlocks::new());
+            self.wait_for_disk(line, origin, frame, meta, request, MissingBlocks::new(), out)
         }
-        Step::Taken
     }
 
     fn hashes(&self, request: &Request<'_>) -> smallvec::SmallVec<[u64; 4]> {
@@ -232,6 +277,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Gives a request to a task of its own, which waits for its turn and for the disk.
+    #[allow(clippy::too_many_arguments)] // the request, and where it came from
     fn wait_for_disk(
         self: &Rc<Self>,
         line: Origin,
@@ -240,14 +286,21 @@ impl<E: Env> Shard<E> {
         meta: Meta,
         request: &Request<'_>,
         missing: MissingBlocks<E>,
-    ) {
-        Metrics::add(&self.metrics.disk_waits, 1);
+        out: &mut Outputs,
+    ) -> Step {
         let hashes = self.hashes(request);
-        let (turn, before) =
-            self.turns.join(&hashes, missing.iter().map(MissingBlock::len).max().unwrap_or(0));
+        let block_bytes = missing.iter().map(MissingBlock::len).max().unwrap_or(0);
+        let block_bytes = self.turns.block_bytes(&hashes, block_bytes);
         // Its reply may be as large as the blocks of all its keys, whoever reads them.
-        let reply_bytes = (hashes.len() * turn.block_bytes).min(self.limits.frame_bytes_max as usize);
-        let bytes = frame.len() + turn.block_bytes.max(reply_bytes);
+        let reply_bytes = (hashes.len() * block_bytes).min(self.limits.frame_bytes_max as usize);
+        let bytes = frame.len() + block_bytes.max(reply_bytes);
+        if !self.has_reply_room(out, bytes) {
+            return Step::Stalled(Stall::Replies);
+        }
+        Metrics::add(&self.metrics.disk_waits, 1);
+        let (turn, before) = self.turns.join(&hashes, block_bytes);
+        // What was granted goes with the task.
+        let mut out = Outputs { granted: std::mem::take(&mut out.granted), ..Outputs::default() };
         self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let slots = self.begins(request);
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
@@ -255,7 +308,6 @@ impl<E: Env> Shard<E> {
             for other in before {
                 other.done.until(|| other.is_done.get()).await;
             }
-            let mut out = Outputs::default();
             shard.attempt_until_done(meta, &frame, missing, &mut out).await;
             shard.turns.leave(&hashes, &turn);
             shard.has_ended(&slots);
@@ -264,6 +316,7 @@ impl<E: Env> Shard<E> {
             shard.end_turn();
             drop(guard);
         });
+        Step::Taken
     }
 
     async fn attempt_until_done(
@@ -295,6 +348,7 @@ impl<E: Env> Shard<E> {
                 Attempt::Done => return,
                 Attempt::Missing(next) => missing = next,
                 Attempt::Wait => futures_lite::future::or(changed, durable).await,
+                Attempt::NoRoom => unreachable!("room for its reply was granted before it was begun"),
             }
         }
     }
@@ -309,15 +363,16 @@ impl<E: Env> Shard<E> {
 
     /// Sends what was answered on its way.
     pub(super) fn settle(&self, origin: Origin, out: Outputs) {
-        for (block, count, bytes) in out.held {
+        for (block, replies) in out.held {
             // It may have become durable since; the release loop would then never look at it.
             if block <= self.engine.wal().durable() {
-                self.reply(origin, count, bytes);
+                self.reply(origin, replies);
             } else {
-                self.hold(block, origin, count, bytes);
+                self.hold(block, origin, replies);
             }
         }
-        self.reply(origin, out.count, out.bytes);
+        self.reply(origin, out.ready);
+        self.left(self.id, out.granted);
     }
 
     /// Keeps frames that can't run yet, and tells their origin.
@@ -328,6 +383,8 @@ impl<E: Env> Shard<E> {
         waiting.frames.push_front((origin, frames));
         waiting.for_output |= why == Stall::Output;
         waiting.for_room |= why == Stall::Room;
+        waiting.for_replies |= why == Stall::Replies;
+        waiting.for_move |= why == Stall::Move;
         drop(all);
         self.tell_stall(line, why);
     }
@@ -351,24 +408,52 @@ impl<E: Env> Shard<E> {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line) {
             waiting.frames.retain(|(origin, _)| *origin != line);
             waiting.for_output = false;
+            waiting.for_replies = false;
+            waiting.for_move = false;
         }
+        self.reply_budget.leave(&line);
+        self.gather_budget.leave(&line);
         self.try_resume(line);
+        self.reply_budget.leave_if_granted(&line);
+        self.gather_budget.leave_if_granted(&line);
+        // Others may have waited behind it.
+        self.replies_left.notify();
     }
 
     /// There may be memory again for those that wait for it.
     pub(super) fn resume_after_room(self: &Rc<Self>) {
+        self.resume_all(|waiting| &mut waiting.for_room);
+    }
+
+    /// No slots are held any more.
+    pub(super) fn resume_after_move(self: &Rc<Self>) {
+        self.resume_all(|waiting| &mut waiting.for_move);
+    }
+
+    /// Goes on with all that wait for one thing, which is there now.
+    fn resume_all(self: &Rc<Self>, waits_for: impl Fn(&mut Waiting) -> &mut bool) {
         let origins: Vec<Origin> = {
             let mut all = self.waiting.borrow_mut();
-            let waiting = all.iter_mut().filter(|(_, waiting)| waiting.for_room);
-            waiting
-                .map(|(origin, waiting)| {
-                    waiting.for_room = false;
-                    *origin
-                })
-                .collect()
+            let waiting = all
+                .iter_mut()
+                .filter_map(|(origin, waiting)| std::mem::take(waits_for(waiting)).then_some(*origin));
+            waiting.collect()
         };
         for origin in origins {
             self.try_resume(origin);
+        }
+    }
+
+    /// Goes on with those for whose replies there is room now.
+    pub(super) fn resume_after_replies(self: &Rc<Self>) {
+        while let Some(line) = self.reply_budget.next().or_else(|| self.gather_budget.next()) {
+            if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line) {
+                waiting.for_replies = false;
+            }
+            self.try_resume(line);
+            // The value may be another by now, or the line may wait for something else.
+            self.reply_budget.leave_if_granted(&line);
+            self.gather_budget.leave_if_granted(&line);
         }
     }
 
@@ -377,8 +462,11 @@ impl<E: Env> Shard<E> {
             let frames = {
                 let mut all = self.waiting.borrow_mut();
                 let Some(waiting) = all.get_mut(&origin) else { return };
-                let must_wait =
-                    waiting.for_output || waiting.for_room || waiting.loading_bytes > LOADING_BYTES_MAX;
+                let must_wait = waiting.for_output
+                    || waiting.for_room
+                    || waiting.for_replies
+                    || waiting.for_move
+                    || waiting.loading_bytes > LOADING_BYTES_MAX;
                 if waiting.frames.is_empty() {
                     if waiting.loading_bytes == 0 {
                         all.remove(&origin);
@@ -401,6 +489,11 @@ impl<E: Env> Shard<E> {
             }
         }
     }
+}
+
+/// For frames of `line` whose replies go to `origin`. Whoever gathers has asked for the room already.
+fn outputs(line: Origin, origin: Origin) -> Outputs {
+    if line == origin { Outputs::of(line) } else { Outputs::default() }
 }
 
 /// Length of the whole frame at the start of `bytes`.

@@ -2,16 +2,18 @@
 
 mod expiry;
 mod expiry_model;
+mod greedy;
 mod moves;
 mod scans;
 mod store;
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::budget::Granted;
 use super::mesh::mesh;
-use super::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
+use super::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Replies, Settings, Shard, Stall};
 use crate::base::Compression;
 use crate::disk::sim::SimDisk;
 use crate::engine::{Engine, EngineOptions, recovery};
@@ -29,19 +31,27 @@ struct Client {
     received: RefCell<Vec<u8>>,
     in_flight: Cell<u32>,
     stall: Cell<Option<Stall>>,
+    shard: RefCell<Weak<Shard<SimEnv>>>,
+    /// What it has to give back.
+    granted: RefCell<Vec<(usize, Granted)>>,
 }
 
 impl Outlet for Client {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        self.in_flight.set(self.in_flight.get() - count);
-        self.received.borrow_mut().extend_from_slice(&bytes);
+    fn deliver(&self, owner: usize, replies: Replies) {
+        self.in_flight.set(self.in_flight.get() - replies.count);
+        self.received.borrow_mut().extend_from_slice(&replies.bytes);
+        self.granted.borrow_mut().push((owner, replies.granted));
     }
 
     fn stall(&self, _owner: usize, why: Stall) {
         self.stall.set((why != Stall::Over).then_some(why));
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        let Some(shard) = self.shard.borrow().upgrade() else { return };
+        let granted = self.granted.take();
+        granted.into_iter().for_each(|(owner, granted)| shard.left(owner, granted));
+    }
 
     fn accept(&self, _bytes: usize) {
         self.in_flight.set(self.in_flight.get() + 1);
@@ -105,7 +115,8 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
     let engine = Engine::open(env, options, &start, 0, metrics.clone()).await.unwrap();
     let slots = Rc::new(SlotTable::new(&start.state));
     let port = mesh::<Message>(1, 4).remove(0);
-    let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
+    let (limits, settings) =
+        (Limits::for_values(1 << 20), Settings { is_durable: true, connection_bytes: 64 << 20 });
     let shard = Shard::new(0, env, engine, slots, limits, settings, metrics, port);
     env.spawn(Queue::Foreground, shard.clone().release_loop());
     env.spawn(Queue::Foreground, shard.clone().room_loop());
@@ -114,6 +125,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
 
 fn connect(shard: &Rc<Shard<SimEnv>>) -> (Rc<Client>, u64) {
     let client = Rc::new(Client::default());
+    client.shard.replace(Rc::downgrade(shard));
     let token = shard.register(client.clone());
     (client, token)
 }
@@ -174,6 +186,7 @@ fn replies_that_wait_for_a_commit_are_bounded() {
                 other => panic!("{other:?}"),
             }
             most = most.max(shard.held.borrow().bytes());
+            shard.end_turn();
             if client.is_stalled() {
                 env.sleep(Duration::from_millis(1)).await;
             }

@@ -266,6 +266,7 @@ impl Run {
                 let before = (self.work.rng.u8(..30) == 0 && !open.ask.is_local).then(|| open.clone());
                 let shard = self.owner_filter(store, place, now);
                 let open = &mut self.scans[place];
+                open.may_begin_anew = store.is_short && !open.ask.is_local;
                 let is_over = open.take(entries, cursor, is_new_snapshot, shard.as_ref().unwrap_or(now))?;
                 open.used = store.env.now();
                 if is_new_snapshot {

@@ -98,6 +98,8 @@ pub struct Scan {
     pub snap: Option<Snap>,
     /// Whether its snapshot may have ended, since something happened that ends one.
     pub may_renew: bool,
+    /// Whether what is kept for it between two pages may be thrown away for want of room.
+    pub may_begin_anew: bool,
     pub used: Duration,
     /// What it gave, if that is wanted.
     pub found: Option<Vec<PageEntry>>,
@@ -124,6 +126,7 @@ impl Scan {
             position: None,
             snap: None,
             may_renew: false,
+            may_begin_anew: false,
             used: Duration::ZERO,
             found: Some(Vec::new()),
         }
@@ -180,7 +183,7 @@ impl Scan {
         now: &Snap,
     ) -> Result<bool, (Option<Key>, String)> {
         let other = |what: &str| (None, format!("scan {}: {what}", self.ask.scan));
-        if is_new_snapshot && !self.may_renew {
+        if is_new_snapshot && !self.may_renew && !self.may_begin_anew {
             return Err(other("its snapshot is over, and nothing has ended it"));
         }
         self.check_limits(&entries).map_err(|what| other(&what))?;

@@ -5,6 +5,9 @@ use std::time::Duration;
 use atlaskv::base::{Codec, Compression};
 use atlaskv::engine::EngineOptions;
 
+/// Memory of connections that all scans and requests of a run fit in.
+const AMPLE_BYTES: usize = 1 << 30;
+
 /// One way to open a store.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -15,6 +18,8 @@ pub struct Shape {
     pub ring_messages: usize,
     /// Whether a write is durable before it is answered.
     pub is_durable: bool,
+    /// What all connections of a shard may hold.
+    pub connection_bytes: usize,
     pub options: EngineOptions,
 }
 
@@ -44,6 +49,13 @@ impl Shape {
             reserve_bytes: 0,
         };
         let ring_messages = [2, 16, 256][rng.usize(..3)];
-        Shape { shards: rng.usize(1..=4), tablets, ring_messages, is_durable, options }
+        let shards = rng.usize(1..=4);
+        let connection_bytes = [256 << 10, 4 << 20, AMPLE_BYTES][rng.usize(..3)];
+        Shape { shards, tablets, ring_messages, is_durable, connection_bytes, options }
+    }
+
+    /// Whether scans of several shards may begin anew for want of room.
+    pub fn is_short(&self) -> bool {
+        self.connection_bytes < AMPLE_BYTES
     }
 }

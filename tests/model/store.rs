@@ -1,7 +1,7 @@
 //! Shards as the server runs them, several in one simulated world, and the connections of a client to them.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use atlaskv::base::Lsn;
 use atlaskv::engine::{Engine, EngineError, recovery};
@@ -12,9 +12,10 @@ use atlaskv::metrics::{Metrics, MetricsSnapshot};
 use atlaskv::placement::SlotTable;
 use atlaskv::protocol::binary::{decode_reply, decode_reply_header};
 use atlaskv::protocol::{Limits, Reply};
+use atlaskv::shard::budget::Granted;
 use atlaskv::shard::mesh::{Port, mesh};
 use atlaskv::shard::topology::COORDINATOR;
-use atlaskv::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
+use atlaskv::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Replies, Settings, Shard, Stall};
 
 use crate::shape::Shape;
 
@@ -82,6 +83,9 @@ struct Recorder {
     in_flight: Cell<u32>,
     /// Owners where frames of it wait, and whether they wait for its replies to leave.
     stalls: RefCell<Vec<(usize, bool)>>,
+    shard: Weak<Shard<SimEnv>>,
+    /// What it has to give back, by owner.
+    granted: RefCell<Vec<(usize, Granted)>>,
 }
 
 /// A client's connection to one shard.
@@ -92,9 +96,10 @@ pub struct Connection {
 }
 
 impl Outlet for Recorder {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        let mut bytes = &bytes[..];
-        for _ in 0..count {
+    fn deliver(&self, owner: usize, replies: Replies) {
+        self.granted.borrow_mut().push((owner, replies.granted));
+        let mut bytes = &replies.bytes[..];
+        for _ in 0..replies.count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT).unwrap().unwrap();
             let (frame, rest) = bytes.split_at(header.frame_bytes());
             let body = &frame[frame.len() - header.body_bytes()..];
@@ -106,7 +111,7 @@ impl Outlet for Recorder {
             bytes = rest;
         }
         assert!(bytes.is_empty(), "as many replies as were told");
-        self.in_flight.set(self.in_flight.get() - count);
+        self.in_flight.set(self.in_flight.get() - replies.count);
         self.inbox.came.notify();
     }
 
@@ -120,7 +125,11 @@ impl Outlet for Recorder {
         self.inbox.came.notify();
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        let Some(shard) = self.shard.upgrade() else { return };
+        let granted = self.granted.take();
+        granted.into_iter().for_each(|(owner, granted)| shard.left(owner, granted));
+    }
 
     fn accept(&self, _bytes: usize) {
         self.in_flight.set(self.in_flight.get() + 1);
@@ -154,6 +163,8 @@ pub struct Store {
     /// The port behind the last shard, by which they are told to close.
     control: Port<Message>,
     ended: Gate,
+    /// Whether scans of several shards may begin anew for want of room.
+    pub is_short: bool,
 }
 
 impl Store {
@@ -170,7 +181,9 @@ impl Store {
         for (id, port) in ports.into_iter().enumerate() {
             let metrics = Rc::new(Metrics::default());
             let engine = Engine::open(env, shape.options.clone(), &start, id as u32, metrics.clone()).await?;
-            let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: shape.is_durable });
+            let limits = Limits::for_values(1 << 20);
+            let settings =
+                Settings { is_durable: shape.is_durable, connection_bytes: shape.connection_bytes };
             let slots = Rc::new(SlotTable::new(&start.state));
             let shard = Shard::new(id, env, engine, slots, limits, settings, metrics, port);
             spawn_loops(env, &shard, &ended);
@@ -179,13 +192,18 @@ impl Store {
         let inbox = Rc::new(Inbox::default());
         let connections = (0..count)
             .map(|shard| {
-                let recorder =
-                    Recorder { inbox: inbox.clone(), in_flight: Cell::new(0), stalls: RefCell::default() };
-                let recorder = Rc::new(recorder);
+                let recorder = Rc::new(Recorder {
+                    inbox: inbox.clone(),
+                    in_flight: Cell::new(0),
+                    stalls: RefCell::default(),
+                    shard: Rc::downgrade(&shards[shard]),
+                    granted: RefCell::default(),
+                });
                 Connection { shard, token: shards[shard].register(recorder.clone()), recorder }
             })
             .collect();
-        Ok(Store { env: env.clone(), shards, connections, inbox, control, ended })
+        let is_short = shape.is_short();
+        Ok(Store { env: env.clone(), shards, connections, inbox, control, ended, is_short })
     }
 
     pub fn coordinator(&self) -> &Rc<Shard<SimEnv>> {

@@ -43,6 +43,7 @@ async fn ask(store: &Store, connection: usize, request: &Request<'_>) -> Answer 
 /// Scans everything, while nothing is written. It must be what `snap` says.
 pub async fn scan_all(store: &Store, connection: usize, snap: &Snap) -> Result<Found, Difference> {
     let mut scan = Scan::of_all(0, connection);
+    scan.may_begin_anew = store.is_short;
     loop {
         match ask(store, connection, &Request::Scan(scan.ask.request())).await {
             Answer::Page { entries, cursor, is_new_snapshot } => {

@@ -68,7 +68,7 @@ fn hello_tells_limits_and_who_owns_what() {
         assert_eq!(limits.batch_bytes_max as usize, BATCH_BYTES_MAX);
         assert_eq!(limits.items_max, 65_535);
         assert!(limits.frame_bytes_max as usize >= 40 + 65_535 + VALUE_BYTES_MAX);
-        assert!(limits.pipeline_bytes_max >= limits.frame_bytes_max);
+        assert!(limits.pipeline_bytes_max >= 64 << 10);
         let mut next = 0;
         let mut owners = vec![0; server.shards];
         for range in &hello.ranges {

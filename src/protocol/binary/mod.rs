@@ -133,11 +133,17 @@
 //!                                           24  4  longest operation list, without its count
 //!                                           28  4  most operations in a BATCH and keys in an MGET
 //!                                           32  4  longest frame with its header, both directions
-//!                                           36  4  pipeline: bytes of requests without a reply that
-//!                                                  the server reads even if no reply is read
+//!                                           36  4  pipeline: see below
 //!                                           40  .. ranges: first slot u16, last slot u16 (included),
 //!                                                  shard u16, reserved u16; ascending, disjoint
 //! ```
+//! The server reads so many bytes of requests as *pipeline* says that are without a reply, even if no reply
+//! is read; and one request of any length, if no other is without its reply. A client that keeps to either
+//! may write before it reads. One that sends more must be ready to read replies at any time: what it sends is
+//! read when there is memory for it, and that may be once its replies have left. A pipeline is 65,536 bytes
+//! at least. A client that leaves replies unread, or ends in the middle of a request, while others wait for
+//! the memory, is disconnected after a while.
+//!
 //! Any connection serves any key; one to the owner of the key's slot saves a hop. The slot is CRC16
 //! (XMODEM) of the key, or of its `{tag}`, modulo 16384, as in Redis Cluster. A reply whose epoch differs
 //! from the low half of the last HELLO's tells that the table has changed.

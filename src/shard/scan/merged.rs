@@ -9,10 +9,12 @@ use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
 use crate::protocol::binary::{
-    Cursor, PageEncoder, ScanEntries, decode_reply, decode_reply_header, encode_request, entry_len,
+    Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, decode_reply, decode_reply_header, encode_request,
+    entry_len,
 };
 use crate::protocol::{Limits, Reply, Request, ScanRequest};
-use crate::shard::outputs::{Meta, Outputs};
+use crate::shard::outputs::{Meta, Outputs, Replies};
+use crate::shard::stall::Step;
 use crate::shard::{Message, Origin, Outlet, Shard, Stall};
 
 /// Times that parts are asked for one page. Each answers with something unless much that was deleted lies before
@@ -32,6 +34,8 @@ pub struct Merged {
     given: Vec<u8>,
     /// Of the slot table, as all parts know it.
     epoch: Option<u32>,
+    /// It took over from another, and no page has said so yet.
+    is_anew: bool,
 }
 
 /// What was got of one shard and not given yet.
@@ -58,7 +62,18 @@ impl Part {
 impl Merged {
     fn new(shards: usize, shape: &Shape, given: &[u8]) -> Merged {
         let parts = (0..shards).map(|_| Part::default()).collect();
-        Merged { range: shape.rest(given), parts, given: given.to_vec(), epoch: None }
+        Merged { range: shape.rest(given), parts, given: given.to_vec(), epoch: None, is_anew: false }
+    }
+
+    /// Bytes of what was got of the shards.
+    pub fn kept(&self) -> usize {
+        self.parts.iter().map(|part| part.entries.len()).sum()
+    }
+
+    /// Throws away what was got and not given.
+    pub fn begin_anew(&mut self, shape: &Shape) {
+        let new = Merged::new(self.parts.len(), shape, &self.given);
+        *self = Merged { is_anew: true, ..new };
     }
 
     /// The part that comes next; `Err`: those that must be asked first.
@@ -94,13 +109,28 @@ pub struct MergedPage<E: Env> {
     restarts: Cell<u32>,
     must_restart: Cell<bool>,
     refusal: RefCell<Option<Refusal>>,
+    /// Of the shard's gathers, for the parts and the page.
+    granted: Cell<usize>,
+    /// Bytes of parts for which there was no room. They are asked again once there is, from a new snapshot.
+    refused: Cell<usize>,
     token: Cell<u64>,
 }
 
 impl<E: Env> MergedPage<E> {
-    /// Begins a page.
-    pub fn begin(shard: &Rc<Shard<E>>, line: Origin, origin: Origin, meta: Meta, request: &ScanRequest<'_>) {
-        let shape = Shape::of(request);
+    /// Begins a page, unless it must wait for room.
+    pub fn begin(
+        shard: &Rc<Shard<E>>,
+        line: Origin,
+        origin: Origin,
+        meta: Meta,
+        request: &ScanRequest<'_>,
+        out: &mut Outputs,
+    ) -> Step {
+        let (shape, limits) = (Shape::of(request), PageLimits::of(request));
+        let usual = PAGE_OVERHEAD + limits.bytes + limits.bytes.max(PART_BYTES_MIN * shard.slots.shards);
+        if !shard.has_gather_room(out, usual.max(shard.scans.room(request.cursor, &shape))) {
+            return Step::Stalled(Stall::Replies);
+        }
         let known = match shard.scans.take(request.cursor, &shape) {
             Some(Session { what: What::Merged(merged), .. }) => {
                 request.cursor.map(|cursor| (cursor.session, merged))
@@ -108,7 +138,7 @@ impl<E: Env> MergedPage<E> {
             _ => None,
         };
         let is_new = known.is_none();
-        let (session, merged) = known.unwrap_or_else(|| {
+        let (session, mut merged) = known.unwrap_or_else(|| {
             let given = request.cursor.map_or(&[][..], |cursor| cursor.key);
             (shard.env.random().max(1), Merged::new(shard.slots.shards, &shape, given))
         });
@@ -120,20 +150,25 @@ impl<E: Env> MergedPage<E> {
             shape,
             session,
             page: if is_new { 0 } else { request.cursor.map_or(0, |cursor| cursor.page) },
-            limits: PageLimits::of(request),
+            limits,
+            is_new_snapshot: Cell::new(
+                is_new && request.cursor.is_some() || std::mem::take(&mut merged.is_anew),
+            ),
             merged: RefCell::new(merged),
             encoder: RefCell::new(Some(PageEncoder::new(meta.request_id, meta.epoch))),
-            is_new_snapshot: Cell::new(is_new && request.cursor.is_some()),
             outstanding: Cell::new(0),
             is_task: Cell::new(false),
             rounds: Cell::new(0),
             restarts: Cell::new(0),
             must_restart: Cell::new(false),
             refusal: RefCell::new(None),
+            granted: Cell::new(std::mem::take(&mut out.granted.gathers)),
+            refused: Cell::new(0),
             token: Cell::new(0),
         });
         page.token.set(shard.register(page.clone()));
         page.go_on(shard);
+        Step::Taken
     }
 
     /// Merges what is there, then asks for more or answers.
@@ -142,7 +177,7 @@ impl<E: Env> MergedPage<E> {
             let message = "SCAN: tablets move faster than the scan can begin; try again";
             self.refusal.replace(Some(Refusal::new(Code::SlotMoving, message)));
         }
-        if self.refusal.borrow().is_some() {
+        if self.refusal.borrow().is_some() || self.refused.get() > 0 {
             return self.answer(shard, false);
         }
         let wanted = match self.merge() {
@@ -221,7 +256,23 @@ impl<E: Env> MergedPage<E> {
         frame
     }
 
-    fn take_part(&self, owner: usize, epoch: u32, reply: Reply<'_>) {
+    /// Whether there is room for a part of so many bytes, beside the others and the page, which is at most as
+    /// large as a page should be or as one of them is.
+    fn has_room(&self, shard: &Shard<E>, merged: &Merged, owner: usize, part: usize) -> bool {
+        let others = merged.kept() - merged.parts[owner].entries.len();
+        let largest = merged.parts.iter().map(|part| part.entries.len()).fold(part, usize::max);
+        let need = others + part + self.limits.bytes.max(largest) + PAGE_OVERHEAD;
+        let missing = need.saturating_sub(self.granted.get());
+        let has_room = missing == 0 || shard.gather_budget.take_now(missing);
+        if has_room {
+            self.granted.set(self.granted.get() + missing);
+        } else {
+            self.refused.set(self.refused.get() + part);
+        }
+        has_room
+    }
+
+    fn take_part(&self, shard: &Shard<E>, owner: usize, epoch: u32, reply: Reply<'_>) {
         let mut merged = self.merged.borrow_mut();
         let page = match reply {
             Reply::Page(page) => page,
@@ -235,9 +286,12 @@ impl<E: Env> MergedPage<E> {
         let is_torn = page.is_new_snapshot || merged.epoch.is_some_and(|known| known != epoch);
         self.must_restart.set(self.must_restart.get() || is_torn);
         merged.epoch = Some(epoch);
+        let entries = page.entries.wire_bytes();
+        if !self.has_room(shard, &merged, owner, entries.len()) {
+            return;
+        }
         let part = &mut merged.parts[owner];
-        part.entries.clear();
-        part.entries.extend_from_slice(page.entries.wire_bytes());
+        part.entries = entries.to_vec();
         (part.at, part.left) = (0, page.entries.len());
         part.cursor.clear();
         part.cursor.extend_from_slice(page.cursor.unwrap_or_default());
@@ -256,20 +310,30 @@ impl<E: Env> MergedPage<E> {
     fn answer(&self, shard: &Rc<Shard<E>>, is_end: bool) {
         shard.unregister(self.token.get());
         let mut out = Outputs::default();
+        out.granted.gathers = self.granted.take();
         let encoder = self.encoder.take();
         if let Some(refusal) = self.refusal.take() {
             out.ready(self.meta, &Reply::Refused(refusal));
         } else if let Some(encoder) = encoder {
-            let merged = self.merged.replace(Merged::new(0, &self.shape, &[]));
+            let mut merged = self.merged.replace(Merged::new(0, &self.shape, &[]));
+            // For the parts and a page that may be as large as all of them.
+            let room = 2 * (merged.kept() + self.refused.get()) + PAGE_OVERHEAD;
+            if self.refused.get() > 0 {
+                merged.begin_anew(&self.shape);
+            }
             let mut cursor = Vec::new();
             if !is_end {
                 let page = self.page.wrapping_add(1);
                 let session = self.session;
                 Cursor { shard: shard.id as u16, page, session, key: &merged.given }.encode(&mut cursor);
                 let (used, shape) = (shard.env.now(), self.shape.clone());
-                shard.keep_session(session, Session { page, used, shape, what: What::Merged(merged) });
+                shard.keep_session(session, Session { page, used, shape, what: What::Merged(merged), room });
             }
-            out.raw(None, &encoder.finish(self.is_new_snapshot.get(), (!is_end).then_some(&cursor[..])));
+            out.raw(
+                None,
+                self.meta,
+                &encoder.finish(self.is_new_snapshot.get(), (!is_end).then_some(&cursor[..])),
+            );
         }
         shard.settle(self.origin, out);
         if self.is_task.get() {
@@ -279,20 +343,23 @@ impl<E: Env> MergedPage<E> {
 }
 
 impl<E: Env> Outlet for MergedPage<E> {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        let mut bytes = &bytes[..];
-        for _ in 0..count {
+    fn deliver(&self, owner: usize, replies: Replies) {
+        let Some(shard) = self.shard.upgrade() else { return };
+        let mut bytes = &replies.bytes[..];
+        for _ in 0..replies.count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT);
             let Ok(Some(header)) = header else { unreachable!("shards send whole replies") };
             let frame = &bytes[..header.frame_bytes()];
             let body = &frame[frame.len() - header.body_bytes()..];
             match decode_reply(&header, body) {
-                Ok(reply) => self.take_part(header.request_id as usize - 1, header.epoch, reply),
+                Ok(reply) => self.take_part(&shard, header.request_id as usize - 1, header.epoch, reply),
                 Err(error) => unreachable!("shards send replies that parse: {error}"),
             }
             bytes = &bytes[header.frame_bytes()..];
         }
-        self.outstanding.set(self.outstanding.get() - count);
+        self.outstanding.set(self.outstanding.get() - replies.count);
+        // From here on they count among what this shard gathers.
+        shard.left(owner, replies.granted);
     }
 
     fn stall(&self, _owner: usize, _why: Stall) {}

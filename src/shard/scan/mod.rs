@@ -10,9 +10,12 @@
 //! - A cursor says which session goes on, and which page of it; and the last key. Where the session is gone or has
 //!   gone on, as when a client asks again, a new snapshot takes over behind that key, and the page says so.
 //! - The first page of a snapshot waits until all that it shows is durable.
+//! - A page is small ([`LARGE_REPLY_BYTES`]) unless there is room for a larger one among the shard's
+//!   [replies](super::budget) at the moment when it would grow beyond. An entry that is larger waits for room; where
+//!   a task finds it, the page ends before it, and the next one is not begun before there is room.
 //!
 //! Bounds: [`SESSIONS_MAX`] sessions, the longest unused going first, each for [`SESSION_LIFE`] at most;
-//! [`RUNNING_MAX`] pages being made; a page of [`PAGE_BYTES_MAX`], or of one entry; and [`WORK_MAX`] steps for it.
+//! of what those of several shards keep an eighth of the memory for connections, or one session alone; [`RUNNING_MAX`] pages being made; a page of [`PAGE_BYTES_MAX`], or of one entry; and [`WORK_MAX`] steps for it.
 
 mod merged;
 
@@ -22,10 +25,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::merged::{Merged, MergedPage};
+use super::budget::{Granted, LARGE_REPLY_BYTES};
 use super::execute::refusal;
 use super::outputs::{Meta, Outputs};
-use super::{Origin, Shard};
-use crate::base::BlockSeq;
+use super::stall::Step;
+use super::{Origin, Shard, Stall};
+use crate::base::{BlockSeq, KEY_BYTES_MAX};
 use crate::engine::EngineError;
 use crate::engine::scan::{Filled, Scan, ScanRange};
 use crate::env::{Env, Pacer, Queue};
@@ -59,11 +64,30 @@ struct Session<E: Env> {
     used: Duration,
     shape: Shape,
     what: What<E>,
+    /// Bytes for which its next page needs room before it is begun, beyond the usual.
+    room: usize,
 }
 
 enum What<E: Env> {
     Local(Box<Scan<E>>),
     Merged(Merged),
+}
+
+impl<E: Env> Session<E> {
+    /// Bytes of entries that it keeps. What the engine reads ahead has a bound of its own.
+    fn kept(&self) -> usize {
+        match &self.what {
+            What::Local(_) => 0,
+            What::Merged(merged) => merged.kept(),
+        }
+    }
+
+    /// Throws these entries away; the scan asks for them again, from a new snapshot.
+    fn forget_kept(&mut self) {
+        if let What::Merged(merged) = &mut self.what {
+            merged.begin_anew(&self.shape);
+        }
+    }
 }
 
 /// What of a request is the same for all its pages.
@@ -132,13 +156,26 @@ impl<E: Env> Default for Scans<E> {
 impl<E: Env> Scans<E> {
     /// The session that `cursor` goes on with, if it is here and waits for just that page.
     fn take(&self, cursor: Option<Cursor<'_>>, shape: &Shape) -> Option<Session<E>> {
+        let id = self.find(cursor, shape, |_| ())?.0;
+        self.sessions.borrow_mut().remove(&id)
+    }
+
+    /// The room that the same session needs before its next page is begun.
+    fn room(&self, cursor: Option<Cursor<'_>>, shape: &Shape) -> usize {
+        self.find(cursor, shape, |session| session.room).map_or(0, |(_, room)| room)
+    }
+
+    fn find<R>(
+        &self,
+        cursor: Option<Cursor<'_>>,
+        shape: &Shape,
+        look: impl FnOnce(&Session<E>) -> R,
+    ) -> Option<(u64, R)> {
         let cursor = cursor.filter(|cursor| cursor.session != 0)?;
-        let mut sessions = self.sessions.borrow_mut();
-        let is_it = |session: &Session<E>| session.page == cursor.page && session.shape == *shape;
-        if !sessions.get(&cursor.session).is_some_and(is_it) {
-            return None;
-        }
-        sessions.remove(&cursor.session)
+        let sessions = self.sessions.borrow();
+        let session = sessions.get(&cursor.session)?;
+        let is_it = session.page == cursor.page && session.shape == *shape;
+        is_it.then(|| (cursor.session, look(session)))
     }
 
     /// Ends all.
@@ -164,6 +201,12 @@ struct LocalPage<E: Env> {
     wait: Option<BlockSeq>,
     /// An entry that no frame holds.
     oversized: Option<(usize, usize)>,
+    /// Bytes that it may have.
+    room: usize,
+    /// Granted for it.
+    granted: Granted,
+    /// An entry that is larger than its room, with all that goes with it.
+    needed: usize,
     work: u32,
 }
 
@@ -176,18 +219,18 @@ impl<E: Env> Shard<E> {
         meta: Meta,
         request: &ScanRequest<'_>,
         out: &mut Outputs,
-    ) {
+    ) -> Step {
         if self.scans.running.get() >= RUNNING_MAX {
             let message = format!("{RUNNING_MAX} scans are answered at this moment; try again");
             Metrics::add(&self.metrics.refusals, 1);
             out.ready(meta, &Reply::Refused(Refusal::new(Code::Overloaded, message)));
-            return;
+            return Step::Taken;
         }
         let slot = request.slot();
         if request.is_local || slot.is_some() || self.slots.shards == 1 {
-            self.scan_local(line, origin, meta, request, slot, out);
+            self.scan_local(line, origin, meta, request, slot, out)
         } else {
-            MergedPage::begin(self, line, origin, meta, request);
+            MergedPage::begin(self, line, origin, meta, request, out)
         }
     }
 
@@ -199,16 +242,20 @@ impl<E: Env> Shard<E> {
         request: &ScanRequest<'_>,
         slot: Option<Slot>,
         out: &mut Outputs,
-    ) {
+    ) -> Step {
         let local = match self.scanned(slot) {
             Ok(local) => local,
             Err(refusal) => {
                 Metrics::add(&self.metrics.refusals, 1);
                 out.ready(meta, &Reply::Refused(refusal));
-                return;
+                return Step::Taken;
             }
         };
         let shape = Shape::of(request);
+        let needed = self.scans.room(request.cursor, &shape);
+        if !self.has_reply_room(out, needed) {
+            return Step::Stalled(Stall::Replies);
+        }
         let known = match self.scans.take(request.cursor, &shape) {
             Some(Session { what: What::Local(scan), .. }) => {
                 request.cursor.map(|cursor| (cursor.session, scan))
@@ -234,6 +281,9 @@ impl<E: Env> Shard<E> {
             encoder: PageEncoder::new(meta.request_id, meta.epoch),
             is_new_snapshot: is_new && request.cursor.is_some(),
             oversized: None,
+            room: needed.max(LARGE_REPLY_BYTES),
+            granted: std::mem::take(&mut out.granted),
+            needed: 0,
             work: WORK_MAX,
         };
         let begun = self.env.now();
@@ -241,7 +291,22 @@ impl<E: Env> Shard<E> {
             match page.fill(self) {
                 Ok(Filled::Paused) if page.work > 0 && self.env.now() - begun < AT_ONCE => {}
                 Ok(Filled::Paused | Filled::Missing) => break,
-                result => return page.finish(self, result, out),
+                Ok(Filled::Full) if page.needed > 0 => {
+                    // Its first entry. The same request comes again when there is room for it.
+                    if !self.has_reply_room(out, page.needed) {
+                        out.granted = out.granted.and(std::mem::take(&mut page.granted));
+                        if !is_new && !page.is_new_snapshot {
+                            page.keep(self);
+                        }
+                        return Step::Stalled(Stall::Replies);
+                    }
+                    page.room = std::mem::take(&mut page.needed);
+                    page.granted = page.granted.and(std::mem::take(&mut out.granted));
+                }
+                result => {
+                    page.finish(self, result, out);
+                    return Step::Taken;
+                }
             }
         }
         Metrics::add(&self.metrics.scan_tasks, 1);
@@ -257,6 +322,7 @@ impl<E: Env> Shard<E> {
             shard.end_turn();
             drop(guard);
         });
+        Step::Taken
     }
 
     /// The tablet of this slot, by its local number; without a slot all of this shard are meant. Refused if one of
@@ -297,6 +363,15 @@ impl<E: Env> Shard<E> {
         {
             sessions.remove(&oldest);
         }
+        let mut kept = session.kept() + sessions.values().map(Session::kept).sum::<usize>();
+        while kept > self.scan_bytes_max
+            && let Some(oldest) =
+                sessions.values_mut().filter(|other| other.kept() > 0).min_by_key(|other| other.used)
+        {
+            // What it needs to go on is remembered, so that it does go on.
+            kept -= oldest.kept();
+            oldest.forget_kept();
+        }
         sessions.insert(id, session);
         drop(sessions);
         self.sweep_scans();
@@ -329,7 +404,7 @@ impl<E: Env> LocalPage<E> {
     fn fill(&mut self, shard: &Shard<E>) -> Result<Filled, EngineError> {
         let mut slice = SLICE.min(self.work);
         let given = slice;
-        let LocalPage { scan, encoder, limits, shape, oversized, .. } = self;
+        let LocalPage { scan, encoder, limits, shape, oversized, room, granted, needed, .. } = self;
         let frame_bytes_max = shard.limits.frame_bytes_max as usize;
         let filled = scan.fill(&shard.engine, &mut slice, |key, entry| {
             let value = if shape.is_keys_only { &[][..] } else { entry.value };
@@ -342,9 +417,20 @@ impl<E: Env> LocalPage<E> {
             }
             // The overhead has an entry's own in it already; the cursor repeats the key.
             let overhead = HEADER_BYTES + PAGE_OVERHEAD - entry_len(b"", 0, 1);
-            if overhead + encoder.entries_len() + len + key.len() > frame_bytes_max {
+            let page_bytes = overhead + encoder.entries_len() + len + key.len();
+            if page_bytes > frame_bytes_max {
                 *oversized = is_first.then_some((key.len(), value.len()));
                 return false;
+            }
+            if page_bytes > *room {
+                let full = page_bytes.max(overhead + limits.bytes + KEY_BYTES_MAX);
+                let missing = full.saturating_sub(granted.replies);
+                if missing > 0 && !shard.reply_budget.take_now(missing) {
+                    *needed = if is_first { page_bytes } else { 0 };
+                    return false;
+                }
+                granted.replies += missing;
+                *room = full;
             }
             encoder.push(&ScanEntry { key, version: entry.lsn, expiry_ms: entry.expiry_ms, value });
             true
@@ -378,8 +464,16 @@ impl<E: Env> LocalPage<E> {
         }
     }
 
+    /// Keeps its session for the same request.
+    fn keep(self, shard: &Rc<Shard<E>>) {
+        let LocalPage { page, shape, needed: room, .. } = self;
+        let what = What::Local(self.scan);
+        shard.keep_session(self.session, Session { page, used: shard.env.now(), shape, what, room });
+    }
+
     /// Answers, and keeps what goes on.
-    fn finish(self, shard: &Rc<Shard<E>>, result: Result<Filled, EngineError>, out: &mut Outputs) {
+    fn finish(mut self, shard: &Rc<Shard<E>>, result: Result<Filled, EngineError>, out: &mut Outputs) {
+        out.granted = out.granted.and(std::mem::take(&mut self.granted));
         let filled = match result {
             Ok(filled) => filled,
             Err(error) => {
@@ -404,10 +498,11 @@ impl<E: Env> LocalPage<E> {
             let key = self.scan.position().unwrap_or(&self.passed);
             let page = self.page.wrapping_add(1);
             Cursor { shard: shard.id as u16, page, session: self.session, key }.encode(&mut cursor);
-            let (used, shape) = (shard.env.now(), self.shape);
-            shard.keep_session(self.session, Session { page, used, shape, what: What::Local(self.scan) });
+            let (used, shape, room) = (shard.env.now(), self.shape, self.needed);
+            let what = What::Local(self.scan);
+            shard.keep_session(self.session, Session { page, used, shape, what, room });
         }
         let reply = self.encoder.finish(self.is_new_snapshot, (!is_end).then_some(&cursor[..]));
-        out.raw(self.wait, &reply);
+        out.raw(self.wait, self.meta, &reply);
     }
 }

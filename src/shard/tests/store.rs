@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use crate::base::{Codec, Compression, Lsn};
@@ -14,8 +14,9 @@ use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::placement::SlotTable;
 use crate::protocol::binary::{decode_reply, decode_reply_header, encode_request};
 use crate::protocol::{Condition, Deadline, Durability, Expiry, Lifetime, Limits, Reply, Request};
+use crate::shard::budget::Granted;
 use crate::shard::mesh::{Port, mesh};
-use crate::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Settings, Shard, Stall};
+use crate::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Replies, Settings, Shard, Stall};
 use crate::slot::Slot;
 
 /// What a request was answered.
@@ -69,6 +70,9 @@ struct Recorder {
     in_flight: Cell<u32>,
     /// Owners where frames of it wait.
     stalls: RefCell<Vec<usize>>,
+    shard: RefCell<Weak<Shard<SimEnv>>>,
+    /// What it has to give back, by owner.
+    granted: RefCell<Vec<(usize, Granted)>>,
     came: Notify,
 }
 
@@ -111,9 +115,10 @@ impl Connection {
 }
 
 impl Outlet for Recorder {
-    fn deliver(&self, count: u32, bytes: Vec<u8>) {
-        let mut bytes = &bytes[..];
-        for _ in 0..count {
+    fn deliver(&self, owner: usize, replies: Replies) {
+        self.granted.borrow_mut().push((owner, replies.granted));
+        let mut bytes = &replies.bytes[..];
+        for _ in 0..replies.count {
             let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT).unwrap().unwrap();
             let (frame, rest) = bytes.split_at(header.frame_bytes());
             let body = &frame[frame.len() - header.body_bytes()..];
@@ -121,7 +126,7 @@ impl Outlet for Recorder {
             self.replies.borrow_mut().insert(header.request_id, answer);
             bytes = rest;
         }
-        self.in_flight.set(self.in_flight.get() - count);
+        self.in_flight.set(self.in_flight.get() - replies.count);
         self.came.notify();
     }
 
@@ -135,7 +140,11 @@ impl Outlet for Recorder {
         self.came.notify();
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        let Some(shard) = self.shard.borrow().upgrade() else { return };
+        let granted = self.granted.take();
+        granted.into_iter().for_each(|(owner, granted)| shard.left(owner, granted));
+    }
 
     fn accept(&self, _bytes: usize) {
         self.in_flight.set(self.in_flight.get() + 1);
@@ -191,6 +200,10 @@ const OPTIONS: EngineOptions = EngineOptions {
 
 impl Store {
     pub async fn open(env: &SimEnv, count: usize) -> Store {
+        Store::open_with(env, count, 64 << 20).await
+    }
+
+    pub async fn open_with(env: &SimEnv, count: usize, connection_bytes: usize) -> Store {
         let found = recovery::load(env, 16).await.unwrap();
         let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
         let start = recovery::plan(found.state, scans, count as u32).unwrap();
@@ -202,7 +215,8 @@ impl Store {
         for (id, port) in ports.into_iter().enumerate() {
             let metrics = Rc::new(Metrics::default());
             let engine = Engine::open(env, OPTIONS, &start, id as u32, metrics.clone()).await.unwrap();
-            let (limits, settings) = (Limits::for_values(1 << 20), Settings { is_durable: true });
+            let (limits, settings) =
+                (Limits::for_values(1 << 20), Settings { is_durable: true, connection_bytes });
             let slots = Rc::new(SlotTable::new(&start.state));
             let shard = Shard::new(id, env, engine, slots, limits, settings, metrics, port);
             let (served, guard) = (shard.clone(), ended.enter());
@@ -226,6 +240,7 @@ impl Store {
             shards.push(shard);
         }
         let recorder = Rc::new(Recorder::default());
+        recorder.shard.replace(Rc::downgrade(&shards[0]));
         let token = shards[0].register(recorder.clone());
         Store { env: env.clone(), shards, control, ended, recorder, token, last_id: Cell::new(0) }
     }
@@ -233,6 +248,7 @@ impl Store {
     /// One more client, at this shard.
     pub fn connect(&self, shard: usize) -> Connection {
         let recorder = Rc::new(Recorder::default());
+        recorder.shard.replace(Rc::downgrade(&self.shards[shard]));
         let token = self.shards[shard].register(recorder.clone());
         Connection { shard, token, recorder, last_id: Cell::new(0) }
     }
