@@ -208,10 +208,14 @@ counters! {
     scrub_rounds,
     /// Bytes that it has read.
     scrub_bytes,
-    /// Damaged places that it has found, each once a round.
+    /// Damaged places that it has found, each once.
     scrub_damage,
-    /// Reads that met damage and were refused.
+    /// Damaged places that reads of keys met and were refused for, each at most once a minute.
     read_damage,
+    /// Those that scans met, likewise.
+    scan_damage,
+    /// Those that merges met.
+    merge_damage,
     /// Bytes replayed from old logs at start.
     replay_bytes,
     /// Microseconds that took.

@@ -6,6 +6,7 @@
 //! - Reads near the end of a file may return stale bytes: only aligned reads are used, and a read past
 //!   the size known here is an error.
 //! - Sizes by path are wrong after a rename: the size is taken once from the descriptor, then kept.
+//! - Its errors lose the system's code when they become [`io::Error`]: `cause` keeps it.
 //! - A panic in the runtime's helper thread would wedge it: closures sent there can't unwind.
 
 use std::cell::Cell;
@@ -15,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use glommio::GlommioError;
 use glommio::io::{Directory, DmaFile, OpenOptions as DmaOptions, ReadResult};
 
 use super::{DirEntry, Disk, DiskError, File, OpenMode, OpenOptions, Result, Space};
@@ -72,6 +74,15 @@ impl std::ops::DerefMut for WriteBuffer {
     }
 }
 
+/// The system's error, with its code: the runtime's own conversion keeps no more than the kind, which has no name for
+/// what a failing device says.
+fn cause<T>(error: GlommioError<T>) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error.into(),
+    }
+}
+
 impl GlommioDisk {
     /// The tree below `root`, which must exist. Call [`GlommioDisk::prime`] before anything else.
     pub fn new(root: &Path) -> GlommioDisk {
@@ -89,8 +100,8 @@ impl GlommioDisk {
         let path = self.path(NAME);
         let probe = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
         probe.and_then(|probe| probe.write_all_at(&[0u8; PAGE_SIZE], 0)).map_err(error)?;
-        let file = DmaFile::open(&path).await.map_err(|e| error(e.into()))?;
-        file.close().await.map_err(|e| error(e.into()))
+        let file = DmaFile::open(&path).await.map_err(|e| error(cause(e)))?;
+        file.close().await.map_err(|e| error(cause(e)))
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -142,7 +153,7 @@ impl Disk for GlommioDisk {
         let full = self.path(path);
         // The runtime statfs()es the path after opening it and panics if that fails; a missing file is
         // reported by the open itself, before that.
-        let file = dma.dma_open(&full).await.map_err(|e| DiskError::new("open", path, e.into()))?;
+        let file = dma.dma_open(&full).await.map_err(|e| DiskError::new("open", path, cause(e)))?;
         let len = fstat_len(&file).map_err(|error| DiskError::new("open", path, error));
         let len = match len {
             Ok(len) => len,
@@ -193,7 +204,7 @@ impl Disk for GlommioDisk {
     }
 
     async fn sync_dir(&self, path: &str) -> Result<()> {
-        let error = |error: glommio::GlommioError<()>| DiskError::new("sync_dir", path, error.into());
+        let error = |error: GlommioError<()>| DiskError::new("sync_dir", path, cause(error));
         let dir = Directory::open(self.path(path)).await.map_err(error)?;
         let synced = dir.sync().await.map_err(error);
         let closed = dir.close().await.map_err(error);
@@ -222,14 +233,15 @@ fn fstat_len(file: &DmaFile) -> io::Result<u64> {
 }
 
 impl GlommioFile {
-    fn error(&self, operation: &'static str, error: impl Into<io::Error>) -> DiskError {
-        DiskError::new(operation, &self.path, error.into())
+    fn error(&self, operation: &'static str, error: io::Error) -> DiskError {
+        DiskError::new(operation, &self.path, error)
     }
 
     async fn read_piece(&self, offset: u64, len: usize) -> Result<ReadResult> {
-        let read = self.file.read_at_aligned(offset, len).await.map_err(|e| self.error("read", e))?;
+        let read = self.file.read_at_aligned(offset, len).await;
+        let read = read.map_err(|error| self.error("read", cause(error)).at(offset))?;
         if read.len() != len {
-            return Err(self.error("read", io::ErrorKind::UnexpectedEof));
+            return Err(self.error("read", io::ErrorKind::UnexpectedEof.into()).at(offset));
         }
         Ok(read)
     }
@@ -251,7 +263,7 @@ impl File for GlommioFile {
         let is_aligned = offset.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE);
         assert!(is_aligned && len > 0, "{}: {len} bytes at {offset} are not whole pages", self.path);
         if offset.checked_add(len as u64).is_none_or(|end| end > self.len.get()) {
-            return Err(self.error("read", io::ErrorKind::UnexpectedEof));
+            return Err(self.error("read", io::ErrorKind::UnexpectedEof.into()).at(offset));
         }
         if len <= READ_BYTES_MAX {
             return self.read_piece(offset, len).await.map(ReadBytes::One);
@@ -268,21 +280,22 @@ impl File for GlommioFile {
         let len = buffer.len();
         let is_aligned = offset.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE);
         assert!(is_aligned && len > 0, "{}: {len} bytes at {offset} are not whole pages", self.path);
-        let written = self.file.write_at(buffer.0, offset).await.map_err(|e| self.error("write", e))?;
+        let written = self.file.write_at(buffer.0, offset).await;
+        let written = written.map_err(|error| self.error("write", cause(error)).at(offset))?;
         if written != len {
             // Legal for the kernel, and most often a disk that has just filled up.
-            return Err(self.error("write", io::ErrorKind::WriteZero));
+            return Err(self.error("write", io::ErrorKind::WriteZero.into()).at(offset));
         }
         self.len.set(self.len.get().max(offset + len as u64));
         Ok(())
     }
 
     async fn sync(&self) -> Result<()> {
-        self.file.fdatasync().await.map_err(|e| self.error("sync", e))
+        self.file.fdatasync().await.map_err(|error| self.error("sync", cause(error)))
     }
 
     async fn close(self) -> Result<()> {
         let path = self.path;
-        self.file.close().await.map_err(|e| DiskError::new("close", path, e.into()))
+        self.file.close().await.map_err(|error| DiskError::new("close", path, cause(error)))
     }
 }

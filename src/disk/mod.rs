@@ -26,26 +26,50 @@ pub type Result<T> = std::result::Result<T, DiskError>;
 
 /// A failed disk operation: what was tried on which path, and the cause.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} of {path} failed ({source})")]
+#[error("{operation} of {path}{} failed ({source})", At(*.offset))]
 pub struct DiskError {
     /// What was tried: `read`, `write`, `open` and so on.
     pub operation: &'static str,
     /// On what, below the data directory.
     pub path: String,
+    /// Where in the file, if that is known.
+    pub offset: Option<u64>,
     /// The cause.
     pub source: io::Error,
+}
+
+struct At(Option<u64>);
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |offset| write!(f, " at byte {offset}"))
+    }
 }
 
 impl DiskError {
     /// A failed `operation` on `path`.
     pub fn new(operation: &'static str, path: impl Into<String>, source: io::Error) -> DiskError {
-        DiskError { operation, path: path.into(), source }
+        DiskError { operation, path: path.into(), offset: None, source }
+    }
+
+    /// Says where in the file it was.
+    #[must_use]
+    pub fn at(self, offset: u64) -> DiskError {
+        DiskError { offset: Some(offset), ..self }
     }
 
     /// Whether there was no space (or quota) left. The one error that may go away by itself.
     pub fn is_full(&self) -> bool {
         matches!(self.source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
             || matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// Whether the device, or the file system by a checksum of its own, says that it can't give back what was
+    /// written to it. A moment later it may.
+    pub fn is_unreadable(&self) -> bool {
+        // The block layer's words for bad media and failed protection, and the file systems' for bad checksums.
+        const CODES: [i32; 5] = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG, libc::EUCLEAN];
+        self.operation == "read" && self.source.raw_os_error().is_some_and(|code| CODES.contains(&code))
     }
 
     /// Whether the file or directory does not exist.

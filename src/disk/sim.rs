@@ -479,12 +479,12 @@ impl File for SimFile {
 
     async fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         self.check(offset, len);
-        self.disk.operate("read", &self.path).await?;
+        self.disk.operate("read", &self.path).await.map_err(|error| error.at(offset))?;
         let inode = self.inode.borrow();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         match inode.current.get(start..start.saturating_add(len)) {
             Some(bytes) => Ok(bytes.to_vec()),
-            None => Err(DiskError::new("read", &self.path, io::ErrorKind::UnexpectedEof.into())),
+            None => Err(DiskError::new("read", &self.path, io::ErrorKind::UnexpectedEof.into()).at(offset)),
         }
     }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::compaction::{self, AgedChoice, Choice, Merge, Merged, Policy, Run, Shape};
+use super::damage::MetBy;
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError};
 use super::run::RunIter;
@@ -91,8 +92,14 @@ impl<E: Env> Engine<E> {
     }
 
     async fn compaction_failed(&self, tablet: &Tablet<E>, error: &EngineError) {
-        tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}");
+        let damage = if error.is_damage() {
+            "; until the next start this tablet's tables stay as they are"
+        } else {
+            ""
+        };
+        tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}{damage}");
         Metrics::add(&self.metrics.compaction_failures, 1);
+        self.note_damage(MetBy::Merge, error);
         if error.is_damage() {
             tablet.no_merge_until.set(Duration::MAX);
         } else if error.is_full() {

@@ -22,6 +22,7 @@ pub mod cache;
 pub mod checkpoint;
 mod compact;
 pub mod compaction;
+mod damage;
 mod descend;
 pub mod expiry;
 mod flush;
@@ -62,6 +63,7 @@ pub use self::transfer::TransferError;
 pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
 
 use self::cache::BlockCache;
+use self::damage::Damage;
 use self::expiry::Clock;
 use self::load::Load;
 use self::manifest::ShardManifest;
@@ -144,8 +146,8 @@ pub struct Engine<E: Env> {
     finished_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
     /// Held by whoever writes memtables to tables.
     flushing: Lock,
-    /// When damage that a read met was told last.
-    damage_told: Cell<Option<Duration>>,
+    /// Damage that was met lately.
+    damage: Damage,
     /// The checkpoint that was begun.
     checkpoint: RefCell<Option<checkpoint::Pending<E>>>,
     /// The tablet that is about to leave or to split.

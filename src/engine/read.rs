@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::cache::Place;
+use super::damage::MetBy;
 use super::sstable::{Block, Partition, Table};
 use super::{Engine, EngineError};
 use crate::base::{BlockSeq, Entry, FileId, Lsn, OpKind};
@@ -199,7 +200,7 @@ impl<E: Env> Engine<E> {
     /// so the caller looks up again.
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
         let result = self.load_part(missing, loaded).await;
-        result.inspect_err(|error| self.note_damage(error))
+        result.inspect_err(|error| self.note_damage(MetBy::Read, error))
     }
 
     async fn load_part(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {

@@ -260,7 +260,7 @@ impl<E: Env> Engine<E> {
             obsolete: std::cell::RefCell::default(),
             finished_logs: std::cell::RefCell::default(),
             flushing: Lock::new(),
-            damage_told: std::cell::Cell::new(None),
+            damage: super::damage::Damage::default(),
             checkpoint: std::cell::RefCell::new(None),
             leaving: std::cell::RefCell::new(None),
             arriving: std::cell::RefCell::default(),

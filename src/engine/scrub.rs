@@ -1,17 +1,20 @@
-//! Scrub: reads all tables again, slowly, and tells what is damaged, before someone needs it and while copies
-//! that are whole may still be there. Also what is told of damage that a read meets.
+//! Scrub: reads again, slowly, what lies on disk for good, and tells what is damaged, before someone needs it and
+//! while copies that are whole may still be there.
 //!
 //! - It reads past the cache, at most [`EngineOptions::scrub_bytes_per_s`](super::EngineOptions) a second, in the
 //!   queue of the least urgent work, and holds one table at a time: files that are to go wait for one table's time.
+//! - It covers of each live table footer, top of the index, partitions and blocks; and the manifest as the next start
+//!   would read it. Not the logs: the one that is being written is given up as it grows, and those of earlier starts
+//!   were read by this one and go with the next flush.
 //! - A round goes through the tablets in turn, and through the files of each by their ids, which grow with time:
 //!   what is written meanwhile comes behind, or in the next round.
-//! - Damage goes to the log with file and offset, each place once a round, and into counters. What a read meets
-//!   is told at most once in [`TOLD_EVERY`].
+//! - Damage goes to the log with file and offset, and into a counter, each place once ([`super::damage`]).
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::sstable::{IndexBudget, Table, TableError};
+use super::damage::{self, MetBy};
+use super::sstable::{IndexBudget, Table};
 use super::{Engine, EngineError, Tablet};
 use crate::base::FileId;
 use crate::env::{Env, Pacer};
@@ -19,8 +22,6 @@ use crate::metrics::Metrics;
 
 /// Between two rounds of a shard that has hardly anything.
 const ROUND_MIN: Duration = Duration::from_secs(60);
-/// Between two lines of the log about damage that reads meet; the counter counts all.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 impl<E: Env> Engine<E> {
     /// Scrubs until the engine stops.
@@ -40,11 +41,42 @@ impl<E: Env> Engine<E> {
                     }
                 }
             }
+            self.scrub_manifest().await;
+            if self.is_stopping.get() {
+                return;
+            }
             Metrics::add(&self.metrics.scrub_rounds, 1);
             self.rest(ROUND_MIN.saturating_sub(self.env.now() - begun)).await;
             if self.is_stopping.get() {
                 return;
             }
+        }
+    }
+
+    /// What the next start reads first.
+    async fn scrub_manifest(&self) {
+        let beat = async |bytes| {
+            self.scrubbed(bytes).await;
+            !self.is_stopping.get()
+        };
+        for checked in [self.manifest.check_current().await, self.manifest.check(beat).await] {
+            if let Err(error) = checked {
+                self.tell_scrubbed(&error.into());
+            }
+        }
+    }
+
+    /// Counts bytes that were read, and rests as the rate wants it.
+    async fn scrubbed(&self, bytes: u64) {
+        Metrics::add(&self.metrics.scrub_bytes, bytes);
+        self.rest(Duration::from_secs_f64(bytes as f64 / self.options.scrub_bytes_per_s as f64)).await;
+    }
+
+    /// Tells of what it met. What is no damage may be better another time.
+    fn tell_scrubbed(&self, error: &EngineError) {
+        self.note_damage(MetBy::Scrub, error);
+        if damage::place(error).is_none() {
+            tracing::warn!("scrub: {error}");
         }
     }
 
@@ -62,14 +94,14 @@ impl<E: Env> Engine<E> {
                     tracing::warn!("scrub: {error}");
                 }
             }
-            Err(error) => return self.tell_scrubbed(&error),
+            Err(error) => return self.tell_scrubbed(&error.into()),
         }
         let mut pacer = Pacer::new(&self.env);
         for number in 0..table.partitions() {
             let partition = match table.read_partition(number).await {
                 Ok(partition) => partition,
                 Err(error) => {
-                    self.tell_scrubbed(&error);
+                    self.tell_scrubbed(&error.into());
                     continue;
                 }
             };
@@ -77,7 +109,7 @@ impl<E: Env> Engine<E> {
             let mut block = 0;
             while block < partition.len() && !self.is_stopping.get() {
                 let checked = table.check_blocks(&partition, block, &mut pacer, |error| {
-                    self.tell_scrubbed(&error);
+                    self.tell_scrubbed(&error.into());
                 });
                 match checked.await {
                     Ok((blocks, len)) => {
@@ -86,38 +118,15 @@ impl<E: Env> Engine<E> {
                     }
                     Err(error) => {
                         // The disk does not give it: some other time, perhaps.
-                        self.tell_scrubbed(&error);
+                        self.tell_scrubbed(&error.into());
                         break;
                     }
                 }
             }
-            Metrics::add(&self.metrics.scrub_bytes, bytes as u64);
-            self.rest(Duration::from_secs_f64(bytes as f64 / self.options.scrub_bytes_per_s as f64)).await;
+            self.scrubbed(bytes as u64).await;
             if self.is_stopping.get() {
                 return;
             }
-        }
-    }
-
-    fn tell_scrubbed(&self, error: &TableError) {
-        if matches!(error, TableError::Disk(_)) {
-            tracing::warn!("scrub: {error}");
-            return;
-        }
-        Metrics::add(&self.metrics.scrub_damage, 1);
-        tracing::error!("scrub found damage: {error}; reads of keys in it are refused, all else is served");
-    }
-
-    /// Counts damage that a read has met, and tells of it.
-    pub(super) fn note_damage(&self, error: &EngineError) {
-        if !error.is_damage() {
-            return;
-        }
-        Metrics::add(&self.metrics.read_damage, 1);
-        let now = self.env.now();
-        if self.damage_told.get().is_none_or(|told| now.saturating_sub(told) >= TOLD_EVERY) {
-            self.damage_told.set(Some(now));
-            tracing::error!("a read met damage and was refused: {error}");
         }
     }
 }

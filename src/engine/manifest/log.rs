@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use super::ManifestError;
 use super::edit::{Change, Edit};
-use super::format::{DIR, FileKey};
+use super::format::{BlockHeader, CURRENT, DIR, FileKey, Parsed, block_len, parse_block};
 use super::install::{TEMPORARY, encode_block, remove_if_there, write_snapshot};
-use super::read::{parse, read_file, state_of};
+use super::read::{TRANSFER_BYTES, misplaced, parse, read_current, read_file, state_of};
 use super::state::State;
 use crate::base::PAGE_SIZE;
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
@@ -245,6 +245,62 @@ impl<E: Env> ShardManifest<E> {
         Ok(())
     }
 
+    /// Reads `CURRENT` again, as a start would: with the first shard, which is enough.
+    pub async fn check_current(&self) -> Result<(), ManifestError> {
+        let key = self.key.get();
+        if key.shard > 0 {
+            return Ok(());
+        }
+        let current = read_current(&self.env).await?;
+        if current.is_some_and(|current| current.generation == key.generation) {
+            return Ok(());
+        }
+        let what = format!("it does not name generation {}, which is live", key.generation);
+        Err(ManifestError::Corrupt { path: CURRENT.to_owned(), offset: 0, what })
+    }
+
+    /// Reads this shard's file again up to the last edit, block by block. `beat` is told the bytes of each, and says
+    /// whether to go on. A file that is rewritten meanwhile is left at that.
+    pub async fn check(&self, beat: impl AsyncFn(u64) -> bool) -> Result<(), ManifestError> {
+        let key = self.key.get();
+        match self.check_edits(key, self.end.get(), beat).await {
+            Err(_) if self.key.get() != key => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn check_edits(
+        &self,
+        key: FileKey,
+        end: u64,
+        beat: impl AsyncFn(u64) -> bool,
+    ) -> Result<(), ManifestError> {
+        let path = key.path();
+        let options = OpenOptions { mode: OpenMode::Read, dsync: false };
+        let file = self.env.disk().open(&path, options).await?;
+        let checked = async {
+            let (mut at, mut seq, mut last_crc) = (0, 1, 0);
+            while at < end {
+                let corrupt = |what| ManifestError::Corrupt { path: path.clone(), offset: at, what };
+                let (header, len) = match read_block(&file, at, end).await? {
+                    Some(read) => read,
+                    None => return Err(corrupt(format!("edit {seq} is not whole, though it was committed"))),
+                };
+                if let Some(what) = misplaced(&header, key, seq, last_crc) {
+                    return Err(corrupt(what));
+                }
+                (at, seq, last_crc) = (at + len, seq + 1, header.crc.get());
+                if !beat(len).await {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let result = checked.await;
+        file.close().await?;
+        result
+    }
+
     /// Closes the file. Waits for a commit that is under way.
     pub async fn close(self) -> Result<(), ManifestError> {
         self.idle.until(|| !self.is_busy.get()).await;
@@ -253,4 +309,25 @@ impl<E: Env> ShardManifest<E> {
             Err(_) => unreachable!("only a commit shares the file, and none is under way"),
         }
     }
+}
+
+/// Reads the block at `at` of a file in which edits end at `end`, and its length. `None`: there is none that is whole.
+async fn read_block(
+    file: &impl File,
+    at: u64,
+    end: u64,
+) -> Result<Option<(BlockHeader, u64)>, ManifestError> {
+    let page = file.read_at(at, PAGE_SIZE).await?;
+    let (Parsed::Block(header, _) | Parsed::Damaged(header, _)) = parse_block(&page) else { return Ok(None) };
+    let len = block_len(header.payload_len.get() as usize);
+    if at + len as u64 > end {
+        return Ok(None);
+    }
+    let mut block = page.to_vec();
+    while block.len() < len {
+        let part = (len - block.len()).min(TRANSFER_BYTES);
+        block.extend_from_slice(&file.read_at(at + block.len() as u64, part).await?);
+    }
+    let is_whole = matches!(parse_block(&block), Parsed::Block(..));
+    Ok(is_whole.then_some((header, len as u64)))
 }

@@ -27,6 +27,7 @@ use std::task::Poll;
 
 use self::memory::MemorySource;
 use self::tables::TableSource;
+use super::damage::MetBy;
 use super::merge::Ranking;
 use super::snapshot::Snapshot;
 use super::sstable::{Block, Bound, Partition, TableError, Wanted};
@@ -256,6 +257,15 @@ impl<E: Env> Scan<E> {
         &mut self,
         engine: &Engine<E>,
         work: &mut u32,
+        visit: impl FnMut(&[u8], &Entry<'_>) -> bool,
+    ) -> Result<Filled, EngineError> {
+        self.fill_some(engine, work, visit).inspect_err(|error| engine.note_damage(MetBy::Scan, error))
+    }
+
+    fn fill_some(
+        &mut self,
+        engine: &Engine<E>,
+        work: &mut u32,
         mut visit: impl FnMut(&[u8], &Entry<'_>) -> bool,
     ) -> Result<Filled, EngineError> {
         self.snapshot.touch(engine.env.now())?;
@@ -395,6 +405,10 @@ impl<E: Env> Scan<E> {
     /// Reads what sources miss, side by side. Suspends; blocks that were read stay with the scan. After an error
     /// it is of no further use.
     pub async fn load(&mut self, engine: &Engine<E>) -> Result<(), EngineError> {
+        self.load_some(engine).await.inspect_err(|error| engine.note_damage(MetBy::Scan, error))
+    }
+
+    async fn load_some(&mut self, engine: &Engine<E>) -> Result<(), EngineError> {
         let tables =
             self.sources.iter().filter(|source| matches!(source.kind, Kind::Table(_))).count().max(1);
         let ahead_max = match engine.ahead_bytes.get() < AHEAD_BYTES_MAX {

@@ -111,6 +111,38 @@ fn executors_that_start_together_can_all_read() {
     }
 }
 
+/// The runtime's errors became ones without the system's code. What a failing device says has no other name, so
+/// nobody could tell it from anything else.
+#[test]
+fn errors_keep_the_code_of_the_system() {
+    let dir = disk_dir();
+    on_executor(&dir, async |env| {
+        let disk = env.disk();
+        let open = async |path, mode| disk.open(path, OpenOptions { mode, dsync: false }).await;
+        let page = || {
+            let mut page = disk.alloc(PAGE_SIZE);
+            page.fill(7);
+            page
+        };
+        let error = open("absent", OpenMode::Read).await.err().unwrap();
+        assert_eq!(error.source.raw_os_error(), Some(libc::ENOENT), "{error}");
+        let file = open("file", OpenMode::CreateNew).await.unwrap();
+        file.write_at(0, page()).await.unwrap();
+        file.write_at(PAGE_SIZE as u64, page()).await.unwrap();
+        file.close().await.unwrap();
+        let error = open("file", OpenMode::CreateNew).await.err().unwrap();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EEXIST), "{error}");
+        // A read and a write that the kernel refuses after they went through the ring.
+        let file = open("file", OpenMode::Read).await.unwrap();
+        let error = file.write_at(PAGE_SIZE as u64, page()).await.unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EBADF), "{error}");
+        assert!(error.to_string().starts_with("write of file at byte 4096 failed ("), "{error}");
+        file.close().await.unwrap();
+        let error = disk.sync_dir("absent").await.unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+    });
+}
+
 /// A read beside a merge, which keeps its core busy in steps of 20 µs and asks its pacer after each. It
 /// takes 0.2 ms as things are, 1.5 ms without pacing, 100 ms and more without the preempt timer.
 ///
