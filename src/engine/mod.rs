@@ -203,11 +203,17 @@ impl<E: Env> Tablet<E> {
     }
 }
 
+/// The hash of a key by which the tables of a store with this [seed](manifest::Store::hash_seed) know it.
+#[inline]
+pub fn key_hash(key: &[u8], seed: u64) -> u64 {
+    xxh3_64_with_seed(key, seed)
+}
+
 impl<E: Env> Engine<E> {
     /// The hash of a key by which memtables, filters and blocks know it.
     #[inline]
     pub fn hash(&self, key: &[u8]) -> u64 {
-        xxh3_64_with_seed(key, self.hash_seed)
+        key_hash(key, self.hash_seed)
     }
 
     /// Reads the clock by which keys expire; whoever executes requests does so once per turn.

@@ -39,7 +39,7 @@ pub use inspect::{
 };
 pub use install::install;
 pub use log::ShardManifest;
-pub use read::{load, merge_shards};
+pub use read::{generations, load, load_generation, merge_shards};
 pub use state::{LogMeta, State, Store, TabletState};
 
 use std::rc::Rc;

@@ -160,7 +160,25 @@ pub(super) async fn list_files<E: Env>(env: &E) -> Result<Vec<FileKey>, Manifest
 
 /// Reads the current generation. `None`: the data directory is new. Changes nothing on disk.
 pub async fn load<E: Env>(env: &E) -> Result<Option<State>, ManifestError> {
-    let Some(current) = read_current(env).await? else { return Ok(None) };
+    match read_current(env).await? {
+        Some(current) => load_generation(env, current).await,
+        None => Ok(None),
+    }
+}
+
+/// The generations of which there are files, the newest first, each as `CURRENT` would name it if none of its files
+/// is missing.
+pub async fn generations<E: Env>(env: &E) -> Result<Vec<Current>, ManifestError> {
+    let mut shards: BTreeMap<u64, u32> = BTreeMap::new();
+    for key in list_files(env).await? {
+        let known = shards.entry(key.generation).or_default();
+        *known = (*known).max(key.shard.saturating_add(1));
+    }
+    Ok(shards.into_iter().rev().map(|(generation, shards)| Current { generation, shards }).collect())
+}
+
+/// Reads a generation, whether it is the current one or not.
+pub async fn load_generation<E: Env>(env: &E, current: Current) -> Result<Option<State>, ManifestError> {
     let generation = current.generation;
     if current.shards == 0 {
         return Err(corrupt(CURRENT, 12, "a generation of no shards"));

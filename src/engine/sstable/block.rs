@@ -19,13 +19,13 @@ pub struct Block {
     codec: Codec,
 }
 
-/// Length of the block that `bytes` seem to start with, if they hold as much. A guess until it is parsed:
-/// for tools that have no index to go by.
-pub(super) fn guess_len(bytes: &[u8]) -> Option<usize> {
+/// Length of the block that `bytes` seem to start with, if it is at most `rest`. A guess until it is parsed: for
+/// tools that have no index to go by.
+pub(super) fn guess_len(bytes: &[u8], rest: usize) -> Option<usize> {
     let (header, _) = BlockHeader::ref_from_prefix(bytes).ok()?;
     Codec::from_u8(header.codec)?;
     let len = page_align(BLOCK_HEADER_BYTES + header.stored_len.get() as usize);
-    (header.count.get() > 0 && len <= bytes.len()).then_some(len)
+    (header.count.get() > 0 && len <= rest).then_some(len)
 }
 
 impl Block {

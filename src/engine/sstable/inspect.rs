@@ -209,10 +209,10 @@ impl Inspection<'_> {
         while at < end {
             let rest = &self.bytes[at..end];
             let place = |len| BlockHandle { offset: at as u64, len };
-            let block = guess_len(rest)
+            let block = guess_len(rest, rest.len())
                 .map(place)
                 .filter(|handle| Block::parse(self.file, handle.offset, self.slice(*handle)).is_ok());
-            let partition = partition::guess_len(rest)
+            let partition = partition::guess_len(rest, rest.len())
                 .map(place)
                 .filter(|handle| Partition::parse(self.file, handle.offset, self.slice(*handle)).is_ok());
             let Some(handle) = block.or(partition) else {

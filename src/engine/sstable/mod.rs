@@ -18,6 +18,7 @@ mod iterator;
 mod partition;
 mod pins;
 mod reader;
+mod salvage;
 mod top;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use iterator::TableIter;
 pub use partition::Partition;
 pub use pins::IndexBudget;
 pub use reader::Table;
+pub use salvage::{LostBytes, SalvageIter};
 
 use crate::base::{Codec, FileId, Lsn, TabletId};
 use crate::disk::DiskError;

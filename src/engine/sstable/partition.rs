@@ -25,12 +25,12 @@ pub struct Partition {
     filter: Range<usize>,
 }
 
-/// Length of the partition that `bytes` seem to start with, if they hold as much. A guess until it is parsed.
-pub(super) fn guess_len(bytes: &[u8]) -> Option<usize> {
+/// Length of the partition that `bytes` seem to start with, if it is at most `rest`. A guess until it is parsed.
+pub(super) fn guess_len(bytes: &[u8], rest: usize) -> Option<usize> {
     let (header, _) = PartitionHeader::ref_from_prefix(bytes).ok()?;
     let (_, filter) = layout(header).filter(|_| header.kind == PARTITION_KIND)?;
     let len = page_align(filter.end * LINE_BYTES);
-    (len <= bytes.len()).then_some(len)
+    (len <= rest).then_some(len)
 }
 
 /// Where the separators end, in bytes, and where the filter stands, in lines.

@@ -24,7 +24,9 @@ mod tests;
 
 pub use plan::{Place, ReplayPlan, Run, RunBuilder};
 pub use replay::LogReader;
-pub use scan::{LogScan, SegmentFile, TornTail, inspect_segment, list_logs, remove_log, scan_log};
+pub use scan::{
+    LogScan, SegmentFile, TornTail, inspect_segment, list_logs, remove_log, scan_log, scan_log_behind,
+};
 pub use writer::{Appended, Wal, WalOptions, WalRoom, WalTablet};
 
 use crate::base::{EntryIndex, LogId, TabletId};
@@ -54,7 +56,7 @@ pub enum WalError {
     },
     /// Damage in the middle of a log: acknowledged writes are lost.
     #[error(
-        "{path}: damaged at byte {offset}, and it is not the end of the log; lost: {lost}; restore this file from a copy, or move the data directory away; atlaskv-inspect wal {path} shows what is readable"
+        "{path}: damaged at byte {offset}, and it is not the end of the log; lost: {lost}; restore this file from a copy, or save the rest with atlaskv-inspect salvage; atlaskv-inspect wal {path} shows what is readable"
     )]
     Rot {
         /// The segment.

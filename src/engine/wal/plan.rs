@@ -88,6 +88,16 @@ impl ReplayPlan {
         flushed: impl Fn(TabletId) -> EntryIndex,
         needs: impl Fn(TabletId, LogId) -> bool,
     ) -> Result<ReplayPlan, WalError> {
+        ReplayPlan::merge_behind(scans, flushed, needs, Err)
+    }
+
+    /// Does the same, but goes on behind gaps for which `gap` says `Ok`.
+    pub fn merge_behind<'a>(
+        scans: impl IntoIterator<Item = &'a RunBuilder>,
+        flushed: impl Fn(TabletId) -> EntryIndex,
+        needs: impl Fn(TabletId, LogId) -> bool,
+        mut gap: impl FnMut(WalError) -> Result<(), WalError>,
+    ) -> Result<ReplayPlan, WalError> {
         let mut runs = RunBuilder::default();
         for scan in scans {
             for (tablet, found) in &scan.tablets {
@@ -102,7 +112,7 @@ impl ReplayPlan {
             for run in runs {
                 if run.first > covered.next() {
                     let last = EntryIndex(run.first.0 - 1);
-                    return Err(WalError::Gap { tablet, first: covered.next(), last });
+                    gap(WalError::Gap { tablet, first: covered.next(), last })?;
                 }
                 covered = covered.max(run.last);
             }

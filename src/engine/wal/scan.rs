@@ -226,6 +226,18 @@ pub async fn scan_log<E: Env>(
     known_end: Option<BlockSeq>,
     flushed: &dyn Fn(TabletId) -> EntryIndex,
 ) -> Result<LogScan, WalError> {
+    scan_log_behind(env, log, segments, known_end, flushed, &mut Err).await
+}
+
+/// Does the same, but goes on behind rot for which `rot` says `Ok`.
+pub async fn scan_log_behind<E: Env>(
+    env: &E,
+    log: LogId,
+    segments: Vec<SegmentFile>,
+    known_end: Option<BlockSeq>,
+    flushed: &dyn Fn(TabletId) -> EntryIndex,
+    rot: &mut dyn FnMut(WalError) -> Result<(), WalError>,
+) -> Result<LogScan, WalError> {
     let mut found = Vec::new();
     let mut bytes_read = 0;
     let (mut nonce, mut broken) = (None, None);
@@ -239,7 +251,7 @@ pub async fn scan_log<E: Env>(
         broken = last.map(|offset| (place as u32, offset)).or(broken);
         env.yield_now().await;
     }
-    let mut scan = judge(log, segments, found, known_end, flushed, bytes_read)?;
+    let mut scan = judge(log, segments, found, known_end, flushed, bytes_read, rot)?;
     // An earlier start has cut the log where its end is known.
     if let Some((place, offset)) = broken.filter(|_| known_end.is_none() && scan.torn.is_none())
         && scan.blocks.last().is_none_or(|last| (place, offset) > *last)
@@ -264,6 +276,7 @@ fn judge(
     known_end: Option<BlockSeq>,
     flushed: &dyn Fn(TabletId) -> EntryIndex,
     bytes: u64,
+    passes: &mut dyn FnMut(WalError) -> Result<(), WalError>,
 ) -> Result<LogScan, WalError> {
     if let Some(end) = known_end {
         found.retain(|block| block.info.seq <= end);
@@ -294,7 +307,7 @@ fn judge(
             if !was_durable || info.seq <= scan.end {
                 break;
             }
-            pass_over(&scan, &found, before, at, expected, info.seq, flushed)?;
+            pass_over(&scan, &found, before, at, expected, info.seq, flushed).or_else(&mut *passes)?;
         }
         let block = &found[at];
         scan.blocks.push((block.segment, block.offset));
@@ -309,17 +322,18 @@ fn judge(
         None => found.first(),
         Some(before) => found.get(before + 1),
     };
+    let is_short = known_end.is_some_and(|end| scan.end < end);
     if let Some(cut) = cut {
-        if known_end.is_some_and(|end| scan.end < end) {
-            return Err(rot(&scan, cut, "blocks that an earlier start had read".to_owned()));
+        if is_short {
+            passes(rot(&scan, cut, "blocks that an earlier start had read".to_owned()))?;
+        } else {
+            scan.torn = Some(torn_at(&scan, cut.segment, cut.offset));
         }
-        scan.torn = Some(torn_at(&scan, cut.segment, cut.offset));
-    }
-    if known_end.is_some_and(|end| scan.end < end) {
+    } else if is_short {
         let (path, offset) = missing_place(&scan, &found, before, None);
         let behind = behind(&scan, &found, before);
         let lost = format!("blocks {} and later{behind}, which an earlier start had read", scan.end.next());
-        return Err(WalError::Rot { path, offset, lost });
+        passes(WalError::Rot { path, offset, lost })?;
     }
     Ok(scan)
 }

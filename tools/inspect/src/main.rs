@@ -1,9 +1,11 @@
 //! `atlaskv-inspect`: looks into a data directory without a server, and never writes to it; copies checkpoints
-//! into backups, and these into new data directories.
+//! into backups, and these into new data directories; salvages what is damaged.
 
 mod backup;
 mod dump;
+mod fresh;
 mod readonly;
+mod salvage;
 mod verify;
 
 use std::io::{self, Write};
@@ -13,10 +15,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 all is well, 1 there is damage, 2 it can't be read or the command is wrong.
-A file is read as a whole: there must be memory for the largest one.";
+Exit codes: 0 all is well, 1 there is damage or something is lost, 2 it can't be read or the command is wrong.
+A file is read as a whole: there must be memory for the largest one. A salvage needs about as much as the server had.";
 
-/// Looks into an AtlasKV data directory without a server; never writes to it. Makes and restores backups
+/// Looks into an AtlasKV data directory without a server; never writes to it. Makes and restores backups, and salvages what is damaged
 #[derive(Parser)]
 #[command(name = "atlaskv-inspect", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
@@ -47,6 +49,16 @@ enum Command {
         backup: PathBuf,
         /// A new or empty directory
         target: PathBuf,
+    },
+    /// Write what is readable of a damaged data directory into a fresh one, and list what is lost
+    Salvage {
+        /// The damaged data directory; no server may be using it
+        dir: PathBuf,
+        /// A new or empty directory, with room for all that is in the other
+        fresh: PathBuf,
+        /// If the manifest can't be read, take all tables and logs for valid: deleted keys may come back
+        #[arg(long)]
+        without_manifest: bool,
     },
     /// Show the blocks and records of a write-ahead log segment
     Wal {
@@ -123,6 +135,9 @@ fn run(command: Command, out: &mut impl Write) -> Outcome {
         Command::Verify { dir } => verify::verify(&dir, out),
         Command::Backup { checkpoint, target, name } => backup::backup(&checkpoint, &target, name, out),
         Command::Restore { backup, target } => backup::restore(&backup, &target, out),
+        Command::Salvage { dir, fresh, without_manifest } => {
+            salvage::salvage(&dir, &fresh, without_manifest, out)
+        }
         Command::Wal { file, detail } => dump::wal(&file, &read(&file)?, detail, out),
         Command::Sst { file, detail } => dump::sst(&file, &read(&file)?, detail, out),
         Command::Manifest { file } => dump::manifest(&file, &read(&file)?, out),

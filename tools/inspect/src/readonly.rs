@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use atlaskv::base::PAGE_SIZE;
 use atlaskv::disk::{DirEntry, Disk, DiskError, File, OpenMode, OpenOptions, Result, Space};
 use atlaskv::env::{Env, Queue};
 
@@ -15,6 +16,7 @@ use atlaskv::env::{Env, Queue};
 #[derive(Clone)]
 pub struct ReadOnly {
     root: PathBuf,
+    is_patient: bool,
 }
 
 /// An open file of it.
@@ -22,12 +24,26 @@ pub struct ReadFile {
     file: StdFile,
     path: String,
     bytes: u64,
+    is_patient: bool,
 }
 
 impl ReadOnly {
     /// The data directory at `root`.
     pub fn new(root: &Path) -> ReadOnly {
-        ReadOnly { root: root.to_path_buf() }
+        ReadOnly { root: root.to_path_buf(), is_patient: false }
+    }
+
+    /// The same, of which pages that the device does not give are read as zeros: no checksum takes them for data.
+    pub fn patient(root: &Path) -> ReadOnly {
+        ReadOnly { root: root.to_path_buf(), is_patient: true }
+    }
+
+    /// Opens an existing file.
+    pub fn open_as(&self, path: &str, writes: bool) -> Result<ReadFile> {
+        let failed = |error| DiskError::new("open", path, error);
+        let file = StdFile::options().read(true).write(writes).open(self.root.join(path)).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        Ok(ReadFile { file, path: path.to_owned(), bytes, is_patient: self.is_patient })
     }
 }
 
@@ -47,10 +63,7 @@ impl Disk for ReadOnly {
         if options.mode != OpenMode::Read {
             return refused("open", path);
         }
-        let failed = |error| DiskError::new("open", path, error);
-        let file = StdFile::open(self.root.join(path)).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        Ok(ReadFile { file, path: path.to_owned(), bytes })
+        self.open_as(path, false)
     }
 
     async fn rename(&self, from: &str, _: &str) -> Result<()> {
@@ -96,6 +109,13 @@ impl Disk for ReadOnly {
     }
 }
 
+impl ReadFile {
+    /// As the system knows it.
+    pub fn file(&self) -> &StdFile {
+        &self.file
+    }
+}
+
 impl File for ReadFile {
     type Buffer = Vec<u8>;
     type ReadBuffer = Vec<u8>;
@@ -109,14 +129,23 @@ impl File for ReadFile {
     }
 
     async fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let failed = |error| DiskError::new("read", &self.path, error);
+        let failed = |error| DiskError::new("read", &self.path, error).at(offset);
         // Before anything is allocated: a damaged length may be any number.
         if offset.checked_add(len as u64).is_none_or(|end| end > self.bytes) {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
         }
         let mut buffer = vec![0; len];
-        self.file.read_exact_at(&mut buffer, offset).map_err(failed)?;
-        Ok(buffer)
+        match self.file.read_exact_at(&mut buffer, offset).map_err(failed) {
+            Err(error) if self.is_patient && error.is_unreadable() => {
+                for (page, at) in buffer.chunks_mut(PAGE_SIZE).zip((offset..).step_by(PAGE_SIZE)) {
+                    if self.file.read_exact_at(page, at).is_err() {
+                        page.fill(0);
+                    }
+                }
+                Ok(buffer)
+            }
+            result => result.map(|()| buffer),
+        }
     }
 
     async fn write_at(&self, _: u64, _: Vec<u8>) -> Result<()> {

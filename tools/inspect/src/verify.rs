@@ -46,7 +46,7 @@ pub fn verify(dir: &Path, out: &mut impl Write) -> Outcome {
 }
 
 /// Keeps servers out while it is held. A copy of a data directory need not have a lock file.
-fn lock(dir: &Path) -> Result<Option<File>, Failure> {
+pub fn lock(dir: &Path) -> Result<Option<File>, Failure> {
     if !dir.is_dir() {
         return Err(Failure::Refused(format!("{}: no such directory", dir.display())));
     }

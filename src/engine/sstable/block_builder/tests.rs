@@ -38,7 +38,7 @@ fn fill(codec: Codec, entries: &[(Vec<u8>, Vec<u8>)]) -> Filled {
         let offset = out.len();
         let finished = builder.finish(FileId(1), offset as u64, &mut out);
         let stored = &out[offset..];
-        assert_eq!((stored.len(), guess_len(stored)), (finished.len, Some(finished.len)));
+        assert_eq!((stored.len(), guess_len(stored, stored.len())), (finished.len, Some(finished.len)));
         let header = <BlockHeader as zerocopy::FromBytes>::ref_from_prefix(stored).unwrap().0;
         used += BLOCK_HEADER_BYTES + header.stored_len.get() as usize;
         let block = Block::parse(FileId(1), offset as u64, stored).unwrap();

@@ -80,7 +80,7 @@ fn every_key_leads_to_its_first_block_and_is_in_its_filter() {
             let mut bytes = bytes.clone();
             let len = bytes.len();
             seal_run(FileId(1), place, &[len], &mut bytes);
-            assert_eq!(guess_len(&bytes), Some(len));
+            assert_eq!(guess_len(&bytes, bytes.len()), Some(len));
             let partition = Partition::parse(FileId(1), place, &bytes).unwrap();
             assert!(len == PAGE_SIZE || partition.len() == 1, "seed {seed}");
             assert_eq!(*first, covered, "seed {seed}");
