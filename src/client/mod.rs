@@ -41,7 +41,11 @@
 //! // All or nothing, for keys of one slot: the part in braces is what is hashed.
 //! let mut batch = Batch::new();
 //! batch.put(b"{ann}.balance", b"90")?.delete(b"{ann}.pending")?;
-//! client.batch(&batch)?;
+//! batch.check(b"{ann}.account", Condition::IfPresent)?;
+//! match client.batch(&batch)? {
+//!     Outcome::BatchFailed { item, .. } => println!("nothing is done: item {item} is not as it should be"),
+//!     done => println!("{done:?}"),
+//! }
 //!
 //! // Keys in order, as many as one likes: pages are fetched as they are needed.
 //! for entry in client.scan(KeyRange::prefix(b"user:")).limit(100) {

@@ -19,7 +19,7 @@ pub struct Versioned {
 pub enum Outcome {
     /// It was applied.
     Written {
-        /// Its version; of a batch's first operation, the n-th after it having this plus n.
+        /// Its version; of a batch's first write, the n-th after it having this plus n.
         version: Lsn,
     },
     /// The key to be deleted, or to be given another expiry, was absent; nothing changed.
@@ -27,6 +27,13 @@ pub enum Outcome {
     /// The condition does not hold; nothing changed.
     ConditionFailed {
         /// The version that the key has instead; `None` when it is absent.
+        current: Option<Lsn>,
+    },
+    /// A condition of the batch does not hold; nothing changed.
+    BatchFailed {
+        /// The first item whose condition does not hold, counted from 0 in the order in which they were added.
+        item: u32,
+        /// The version that its key has instead; `None` when it is absent.
         current: Option<Lsn>,
     },
 }
@@ -83,6 +90,7 @@ impl Response {
             Reply::Absent => Response::Outcome(Outcome::Absent),
             Reply::Written { version } => Response::Outcome(Outcome::Written { version }),
             Reply::ConditionFailed { current } => Response::Outcome(Outcome::ConditionFailed { current }),
+            Reply::BatchFailed { item, current } => Response::Outcome(Outcome::BatchFailed { item, current }),
             Reply::Values(values) => Response::Values(
                 values
                     .map(|value| value.map(|v| Versioned { value: v.value.to_vec(), version: v.version }))

@@ -165,7 +165,7 @@ impl Client {
         match outcome {
             Outcome::Written { .. } => Ok(true),
             Outcome::Absent => Ok(false),
-            Outcome::ConditionFailed { .. } => Err(self.unexpected()),
+            Outcome::ConditionFailed { .. } | Outcome::BatchFailed { .. } => Err(self.unexpected()),
         }
     }
 
@@ -181,12 +181,10 @@ impl Client {
         self.write(&Request::Delete { key, condition, durability })
     }
 
-    /// Applies all of a batch or nothing; the version of its first operation.
-    pub fn batch(&mut self, batch: &Batch) -> Result<Lsn, Error> {
-        match self.write(&Request::Batch { ops: batch.ops.ops(), durability: batch.durability })? {
-            Outcome::Written { version } => Ok(version),
-            _ => Err(self.unexpected()),
-        }
+    /// Applies all of a batch or nothing: [`Outcome::Written`] with the version of its first write, or
+    /// [`Outcome::BatchFailed`], which no batch without conditions is.
+    pub fn batch(&mut self, batch: &Batch) -> Result<Outcome, Error> {
+        self.write(&Request::Batch { ops: batch.ops.ops(), durability: batch.durability })
     }
 
     /// Adds to the decimal number that the key holds, an absent key counting as 0.

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::*;
-use crate::base::{Lsn, OpKind};
+use crate::base::Lsn;
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{
     Cursor, HEADER_BYTES, PageEncoder, VERSION, ValueListEncoder, decode_header, decode_request,
     encode_refusal, encode_reply,
 };
-use crate::protocol::{Hello, Limits, Reply, Request, ScanEntry, ShardRange};
+use crate::protocol::{Action, Hello, Limits, Reply, Request, ScanEntry, ShardRange};
 use crate::slot::{Slot, SlotRange};
 
 /// What goes wrong at the next request that is not HELLO.
@@ -262,12 +262,18 @@ impl State {
             }
             Request::Batch { ops, .. } => {
                 let version = Lsn(store.last + 1);
+                let unmet = (0..).zip(ops).find(|(_, op)| !op.condition.holds(current(op.key)));
+                if let Some((item, op)) = unmet {
+                    return answer(Reply::BatchFailed { item, current: current(op.key) });
+                }
                 for op in ops {
-                    match op.kind {
-                        OpKind::Put => store.put(op.key, op.value),
-                        OpKind::Delete => store.delete(op.key),
-                        OpKind::RangeDelete => unreachable!("a batch is about single keys"),
-                    };
+                    match op.action {
+                        Action::Put { value, .. } => drop(store.put(op.key, value)),
+                        Action::Delete => drop(store.delete(op.key)),
+                        Action::Expire(deadline) => store.expire(op.key, deadline),
+                        Action::Persist => drop(store.expiries.remove(op.key)),
+                        Action::Check => {}
+                    }
                 }
                 answer(Reply::Written { version });
             }

@@ -258,7 +258,7 @@ pub enum Request<'a> {
     },
     /// See [`OpCode::Batch`].
     Batch {
-        /// At least one, all of one slot. Later ones win over earlier ones of the same key.
+        /// At least one of them a write, all of one slot. They take effect in this order.
         ops: Ops<'a>,
         /// When to answer.
         durability: Durability,

@@ -3,12 +3,14 @@
 //! [`Request`] and [`Reply`] are what the rest of the server sees; [`binary`] is how they look on the
 //! wire. Everything here borrows from the bytes it was decoded from.
 
+mod batch;
 pub mod binary;
 mod command;
 mod expiry;
 mod reply;
 mod scan;
 
+pub use batch::{Action, BatchOp};
 pub use command::{Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode, Request, Route};
 pub use expiry::{Deadline, Expiry};
 pub use reply::{Hello, Lifetime, Reply, ShardRange};

@@ -68,12 +68,19 @@ pub enum Reply<'a> {
     Absent,
     /// To SET, BATCH, and DELETE, EXPIRE or PERSIST of a present key.
     Written {
-        /// Version of the write; of a batch's first operation, the n-th after it having this plus n.
+        /// Version of the write; of a batch's first write, the n-th after it having this plus n.
         version: Lsn,
     },
     /// To a write whose condition does not hold. Nothing changed.
     ConditionFailed {
         /// The version that the key has instead; `None` when it is absent.
+        current: Option<Lsn>,
+    },
+    /// To a batch of which a condition does not hold. Nothing changed.
+    BatchFailed {
+        /// The first item whose condition does not hold, counted from 0.
+        item: u32,
+        /// The version that its key has instead; `None` when it is absent.
         current: Option<Lsn>,
     },
     /// To MGET, in the order of its keys.

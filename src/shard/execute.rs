@@ -15,7 +15,7 @@ use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room,
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
-use crate::protocol::binary::{HEADER_BYTES, Keys, Ops, ValueListEncoder};
+use crate::protocol::binary::{HEADER_BYTES, Keys, ValueListEncoder};
 use crate::protocol::{Condition, Durability, Expiry, Reply, Request};
 use crate::slot::Slot;
 
@@ -98,7 +98,7 @@ impl<E: Env> Shard<E> {
                 self.change_expiry(meta, key, 0, condition, durability, loaded, out)
             }
             Request::Ttl { key } => self.ttl(meta, key, loaded, out),
-            Request::Batch { ops, durability } => self.batch(meta, ops, durability, out),
+            Request::Batch { ops, durability } => self.batch(meta, ops, durability, loaded, out),
             Request::DeleteRange(ref range) => self.delete_range(meta, range, out),
             Request::Stats { section } => {
                 let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
@@ -342,27 +342,6 @@ impl<E: Env> Shard<E> {
         let value = sum.to_string();
         let op = self.put(&key, value.as_bytes(), expiry_ms);
         self.write(meta, &key, op, durability, |version| Reply::Counter { version, value: sum }, out)
-    }
-
-    fn batch(
-        &self,
-        meta: Meta,
-        ops: Ops<'_>,
-        durability: Durability,
-        out: &mut Outputs,
-    ) -> Result<Attempt<E>, Refusal> {
-        let is_put = ops.into_iter().any(|op| op.kind == OpKind::Put);
-        let bytes = ops.wire_bytes().len() + ops.len() * WRITE_OVERHEAD;
-        if self.room(is_put, bytes)? == Room::Wait {
-            return Ok(Attempt::Wait);
-        }
-        Metrics::add(&self.metrics.batches, 1);
-        let list: Vec<Op<'_>> = ops.collect();
-        let hashes: Vec<u64> = list.iter().map(|op| self.engine.hash(op.key)).collect();
-        let tablet = self.key(list[0].key)?.tablet;
-        let appended = self.engine.write(tablet, &list, &hashes).map_err(refusal)?;
-        self.written(meta, appended.block, durability, &Reply::Written { version: appended.lsn }, out);
-        Ok(Attempt::Done)
     }
 
     pub(super) fn write(

@@ -13,6 +13,7 @@
 
 mod arrange;
 mod balance;
+mod batch;
 pub mod budget;
 mod checkpoint;
 mod commit;

@@ -228,7 +228,9 @@ fn a_batch_is_applied_whole_and_in_order() {
             // The last one on a key wins.
             batch.put(&key("a"), b"second").unwrap().put(&key("c"), b"c").unwrap();
             batch.delete(&key("c")).unwrap();
-            let first = client.batch(&batch).unwrap();
+            let Outcome::Written { version: first } = client.batch(&batch).unwrap() else {
+                panic!("no condition")
+            };
             let a = client.get(&key("a")).unwrap().unwrap();
             assert_eq!((&a.value[..], a.version), (&b"second"[..], Lsn(first.0 + 4)));
             let b = client.get(&key("b")).unwrap().unwrap();

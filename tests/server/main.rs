@@ -1,6 +1,7 @@
 //! The server binary as its users meet it: started as a process, spoken to over TCP, killed.
 
 mod abuse;
+mod batch;
 mod budget;
 mod checkpoint;
 mod commands;

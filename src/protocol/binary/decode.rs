@@ -6,7 +6,8 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::*;
-use super::items::{Keys, ListError, Ops, Values};
+use super::items::{Keys, ListError, Values};
+use super::ops::decode_ops;
 use super::{range, scan};
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
@@ -14,7 +15,7 @@ use crate::protocol::{
     Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply, Request,
     ShardRange,
 };
-use crate::slot::{Slot, SlotRange};
+use crate::slot::SlotRange;
 
 /// A frame that is refused by its header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -297,7 +298,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
 }
 
 #[cold]
-fn value_too_large(opcode: OpCode, len: u64, limits: &Limits) -> Refusal {
+pub(super) fn value_too_large(opcode: OpCode, len: u64, limits: &Limits) -> Refusal {
     let limit = limits.value_bytes_max;
     let message = format!(
         "{}: a value of {len} bytes is more than the {limit} allowed (--max-value-size)",
@@ -363,7 +364,7 @@ pub fn decode_request<'a>(
     })
 }
 
-fn malformed(message: &'static str) -> Refusal {
+pub(super) fn malformed(message: &'static str) -> Refusal {
     Refusal::new(Code::Malformed, message)
 }
 
@@ -398,41 +399,7 @@ fn decode_keys<'a>(value: &'a [u8], limits: &Limits) -> Result<Keys<'a>, Refusal
     if keys.is_empty() { Err(malformed("MGET: the list of keys is empty")) } else { Ok(keys) }
 }
 
-fn decode_ops<'a>(value: &'a [u8], limits: &Limits) -> Result<Ops<'a>, Refusal> {
-    let mut slot: Option<Slot> = None;
-    let mut refused = None;
-    let ops = Ops::parse(value, limits.items_max, |op| {
-        let this = Slot::of_key(op.key);
-        if op.key.len() > limits.key_bytes_max as usize {
-            let message = format!(
-                "BATCH: a key of {} bytes is more than the {} allowed",
-                op.key.len(),
-                limits.key_bytes_max
-            );
-            refused = Some(Refusal::new(Code::InvalidKey, message));
-        } else if op.value.len() > limits.value_bytes_max as usize {
-            refused = Some(value_too_large(OpCode::Batch, op.value.len() as u64, limits));
-        } else if *slot.get_or_insert(this) != this {
-            let first = slot.unwrap_or(this);
-            let message = format!(
-                "BATCH: keys of slots {first} and {this} in one batch; give them one {{hash tag}} to make them atomic"
-            );
-            refused = Some(Refusal::new(Code::CrossSlot, message));
-        }
-        refused.is_none()
-    });
-    let ops = ops.map_err(|error| match (error, refused.take()) {
-        (ListError::TooMany(count), _) => too_many("BATCH", count, limits),
-        (_, Some(refusal)) => refusal,
-        (ListError::Broken(index) | ListError::Refused(index), None) => Refusal::new(
-            Code::Malformed,
-            format!("BATCH: the list is broken at operation {index}, counted from 0"),
-        ),
-    })?;
-    if ops.is_empty() { Err(malformed("BATCH: the list of operations is empty")) } else { Ok(ops) }
-}
-
-fn too_many(what: &str, count: u32, limits: &Limits) -> Refusal {
+pub(super) fn too_many(what: &str, count: u32, limits: &Limits) -> Refusal {
     let message = format!("{what}: {count} items are more than the {} allowed", limits.items_max);
     Refusal::new(Code::BatchTooLarge, message)
 }
@@ -513,6 +480,12 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
             if is_plain =>
         {
             Ok(Reply::ConditionFailed { current: Some(version).filter(|&version| version != Lsn::ZERO) })
+        }
+        (OpCode::Batch, Status::ConditionFailed) => {
+            let item = U32::ref_from_bytes(body)
+                .map_err(|_| ReplyError::Malformed("the number of a batch's item has 4 bytes"))?;
+            let current = Some(version).filter(|&version| version != Lsn::ZERO);
+            Ok(Reply::BatchFailed { item: item.get(), current })
         }
         (_, Status::Absent | Status::ConditionFailed | Status::Refused(_)) => {
             Err(ReplyError::Malformed("the status does not fit the operation"))

@@ -5,11 +5,11 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
-use super::items::{Keys, Ops, WireOp, WireValue};
+use super::items::{Keys, WireValue};
 use super::{range, scan};
-use crate::base::{KEY_BYTES_MAX, Lsn, OpKind};
+use crate::base::{KEY_BYTES_MAX, Lsn};
 use crate::error::Refusal;
-use crate::protocol::{Condition, Deadline, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
+use crate::protocol::{Condition, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
 
 /// A length for the wire.
 ///
@@ -46,12 +46,7 @@ fn push_request(
         Condition::IfVersion(version) => version,
         Condition::None | Condition::IfAbsent | Condition::IfPresent => Lsn::ZERO,
     };
-    let (flags, expiry_ms) = match options.expiry {
-        Expiry::Never => (EXPIRY_NEVER, 0),
-        Expiry::Set(deadline @ Deadline::In(_)) => (EXPIRY_IN, deadline.ms()),
-        Expiry::Set(deadline @ Deadline::At(_)) => (EXPIRY_AT, deadline.ms()),
-        Expiry::Keep => (EXPIRY_KEEP, 0),
-    };
+    let (flags, expiry_ms) = wire_expiry(options.expiry);
     let header = WireHeader {
         magic: REQUEST_MAGIC,
         version: VERSION,
@@ -189,6 +184,9 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
         Reply::ConditionFailed { current } => {
             push(Status::ConditionFailed, current.unwrap_or(Lsn::ZERO), &[]);
         }
+        Reply::BatchFailed { item, current } => {
+            push(Status::ConditionFailed, current.unwrap_or(Lsn::ZERO), &item.to_le_bytes());
+        }
         Reply::Counter { version, value } => push(Status::Done, *version, &value.to_le_bytes()),
         Reply::Lifetime { version, lifetime: None } => push(Status::Done, *version, &[]),
         Reply::Lifetime { version, lifetime: Some(lifetime) } => {
@@ -286,71 +284,6 @@ impl KeyList {
     }
 
     /// Removes all keys, keeping the buffer.
-    pub fn clear(&mut self) {
-        self.count = 0;
-        self.bytes.clear();
-    }
-}
-
-/// The operations of a BATCH in the making.
-#[derive(Clone, Debug, Default)]
-pub struct OpList {
-    count: usize,
-    bytes: Vec<u8>,
-}
-
-impl OpList {
-    /// Adds a put.
-    ///
-    /// # Panics
-    /// If the key is empty or longer than a key can be, or the value is 4 GiB long; the caller has looked.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) {
-        self.push(OpKind::Put, key, value);
-    }
-
-    /// Adds a delete.
-    ///
-    /// # Panics
-    /// If the key is empty or longer than a key can be; the caller has looked.
-    pub fn delete(&mut self, key: &[u8]) {
-        self.push(OpKind::Delete, key, &[]);
-    }
-
-    fn push(&mut self, kind: OpKind, key: &[u8], value: &[u8]) {
-        assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "key length checked by the caller");
-        let wire = WireOp {
-            kind: kind as u8,
-            reserved: 0,
-            key_len: key_len_u16(key),
-            value_len: len_u32(value.len()),
-        };
-        self.bytes.extend_from_slice(wire.as_bytes());
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.count += 1;
-    }
-
-    /// How many operations.
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether there is none; such a list is refused by the server.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Bytes of all operations on the wire, to be compared with the server's limit.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// The list as [`Request::Batch`] takes it.
-    pub fn ops(&self) -> Ops<'_> {
-        Ops::of_written(self.count, &self.bytes)
-    }
-
-    /// Removes all operations, keeping the buffer.
     pub fn clear(&mut self) {
         self.count = 0;
         self.bytes.clear();

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::base::Lsn;
 use crate::error::Code;
-use crate::protocol::OpCode;
+use crate::protocol::{Deadline, Expiry, OpCode};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 40;
@@ -37,6 +37,17 @@ pub(super) const EXPIRY_IN: u16 = 1;
 pub(super) const EXPIRY_AT: u16 = 2;
 /// That of the key.
 pub(super) const EXPIRY_KEEP: u16 = 3;
+
+/// What the expiry is, and its number.
+#[inline]
+pub(super) fn wire_expiry(expiry: Expiry) -> (u16, u64) {
+    match expiry {
+        Expiry::Never => (EXPIRY_NEVER, 0),
+        Expiry::Set(deadline @ Deadline::In(_)) => (EXPIRY_IN, deadline.ms()),
+        Expiry::Set(deadline @ Deadline::At(_)) => (EXPIRY_AT, deadline.ms()),
+        Expiry::Keep => (EXPIRY_KEEP, 0),
+    }
+}
 
 /// A header as it stands on the wire, of a request or a reply.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -70,7 +81,7 @@ pub struct FrameHeader {
     pub(super) value_len: u32,
     pub(super) durability: crate::protocol::Durability,
     pub(super) condition: crate::protocol::Condition,
-    pub(super) expiry: crate::protocol::Expiry,
+    pub(super) expiry: Expiry,
 }
 
 impl FrameHeader {

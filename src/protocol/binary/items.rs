@@ -4,17 +4,10 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::base::{Lsn, Op, OpKind};
+use super::ops::split_op;
+use crate::base::Lsn;
+use crate::protocol::BatchOp;
 use crate::slot::Slot;
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(super) struct WireOp {
-    pub kind: u8,
-    pub reserved: u8,
-    pub key_len: U16,
-    pub value_len: U32,
-}
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -25,7 +18,6 @@ pub(super) struct WireValue {
     pub version: U64,
 }
 
-const _: () = assert!(size_of::<WireOp>() == 8);
 const _: () = assert!(size_of::<WireValue>() == 16);
 
 /// The first item of `bytes` and what follows it; `None` if it does not parse.
@@ -35,15 +27,6 @@ pub(super) fn split_key(bytes: &[u8]) -> Split<'_, &[u8]> {
     let (len, rest) = U16::ref_from_prefix(bytes).ok()?;
     let key = rest.split_at_checked(usize::from(len.get()))?;
     (len.get() > 0).then_some(key)
-}
-
-pub(super) fn split_op(bytes: &[u8]) -> Split<'_, Op<'_>> {
-    let (wire, rest) = WireOp::ref_from_prefix(bytes).ok()?;
-    let kind = OpKind::from_u8(wire.kind)?;
-    let (key, rest) = rest.split_at_checked(usize::from(wire.key_len.get()))?;
-    let (value, rest) = rest.split_at_checked(wire.value_len.get() as usize)?;
-    let is_sound = wire.reserved == 0 && !key.is_empty() && (kind == OpKind::Put || value.is_empty());
-    is_sound.then_some((Op { kind, key, value, expiry_ms: 0 }, rest))
 }
 
 /// A present key's value in the reply to MGET.
@@ -157,8 +140,8 @@ list! {
     Keys, &'a [u8], split_key
 }
 list! {
-    /// The operations of a BATCH, never with an expiry: an iterator that may be copied and started again.
-    Ops, Op<'a>, split_op
+    /// The items of a BATCH: an iterator that may be copied and started again.
+    Ops, BatchOp<'a>, split_op
 }
 list! {
     /// The values in the reply to MGET, `None` for an absent key: an iterator that may be copied and

@@ -34,7 +34,8 @@
 //!
 //! # Operations
 //! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST, DELRANGE, FLUSH); a condition by
-//! SET, and by DELETE, EXPIRE and PERSIST except if-absent. An option where it is not taken is refused (code 20).
+//! SET, and by DELETE, EXPIRE and PERSIST except if-absent; in a BATCH each item has its own. An option where it is
+//! not taken is refused (code 20).
 //!
 //! ```text
 //! no. name    key      value in the request        reply with status 0: version, value
@@ -44,7 +45,7 @@
 //!   4 SET     key      value                       new       -
 //!   5 DELETE  key      -                           new       -
 //!   6 MGET    -        key list                    -         value list
-//!   7 BATCH   -        operation list              first's   -           operation n has version + n
+//!   7 BATCH   -        item list                   first's   -           the n-th write after it has version + n
 //!   8 INCR    key      i64, 8 bytes                new       sum, i64, 8 bytes
 //!   9 STATS   section  -                           -         text, lines of key=value
 //!  10 EXPIRE  key      -                           new       -
@@ -94,8 +95,7 @@
 //! ```
 //! Both are 1 to 2^48 − 1, and so is the time that a time to live leads to; all else is refused (code 21), as
 //! is an expiry where none is taken. A time that is past removes the key: such a SET or EXPIRE is a DELETE,
-//! and what it replies is that write's version. A SET without expiry and a put of a BATCH take the key's
-//! expiry away, INCR keeps it. EXPIRE and PERSIST are writes: the key keeps its value and gets a new version.
+//! and what it replies is that write's version. A SET without expiry takes the key's expiry away, INCR keeps it. EXPIRE and PERSIST are writes: the key keeps its value and gets a new version.
 //! All times are by the clock of the shard that owns the key.
 //!
 //! ```text
@@ -108,7 +108,8 @@
 //! ```text
 //!       0  done
 //!       1  absent: GET, DELETE, EXPIRE, PERSIST or TTL of a key that has no value; nothing changed
-//!       2  condition failed: nothing changed; version is the key's current one, 0 if it is absent
+//!       2  condition failed: nothing changed; version is the key's current one, 0 if it is absent; of a
+//!          BATCH the value is the number of the item whose condition it is (u32, counted from 0)
 //!   3..15  not in use
 //! 16..191  refused: the value is a sentence in UTF-8 (at most 1024 bytes); numbers: [`crate::error::Code`]
 //! ```
@@ -130,8 +131,8 @@
 //!                                            8  8  topology epoch
 //!                                           16  4  longest key
 //!                                           20  4  longest value, and PING payload
-//!                                           24  4  longest operation list, without its count
-//!                                           28  4  most operations in a BATCH and keys in an MGET
+//!                                           24  4  longest item list, without its count
+//!                                           28  4  most items in a BATCH and keys in an MGET
 //!                                           32  4  longest frame with its header, both directions
 //!                                           36  4  pipeline: see below
 //!                                           40  .. ranges: first slot u16, last slot u16 (included),
@@ -152,15 +153,26 @@
 //! A count (u32), then that many items back to back, and nothing after them.
 //!
 //! ```text
-//! key list           value list                        operation list
-//! 0  2  key length   0  1  0 absent, 1 present         0  1  1 put, 2 delete
-//! 2  .. key          1  3  reserved                    1  1  reserved
-//!                    4  4  value length, 0 if absent   2  2  key length
-//!                    8  8  version, 0 if absent        4  4  value length, 0 if delete
-//!                   16  .. value                       8  .. key, then value
+//! key list           value list                        item list
+//! 0  2  key length   0  1  0 absent, 1 present         0  1  1 put, 2 delete, 3 expire, 4 persist, 5 check
+//! 2  .. key          1  3  reserved                    1  1  bits 0-1: what the expiry is, as in a header's flags
+//!                    4  4  value length, 0 if absent         bits 2-3: the condition, as in a header; others 0
+//!                    8  8  version, 0 if absent        2  2  key length
+//!                   16  .. value                       4  4  value length, 0 but in a put
+//!                                                      8  8  version (only with condition 3)
+//!                                                     ..  8  expiry, ms (only with expiry 1 or 2)
+//!                                                     ..  .. key, then value
 //! ```
-//! Key and operation lists have at least one item. The keys of an operation list are all of one slot.
-//! An MGET whose values don't fit a frame is refused (code 29).
+//! Key and item lists have at least one item. An MGET whose values don't fit a frame is refused (code 29).
+//!
+//! # Batches
+//! The keys of a BATCH are all of one slot, and one may be named several times. First all conditions are compared
+//! with the keys as the batch finds them: if one does not hold, nothing is done, and status 2 names the first such
+//! item. Otherwise its items take effect in their order, and all at once for everyone else, for a log that is
+//! cut, and for a tablet that splits or moves. Puts are SETs, deletes DELETEs, expire EXPIRE and persist PERSIST, with
+//! the same expiries and conditions, but each has a version whether it changes anything or not: those of an absent key
+//! leave it absent. A check is a condition alone; it has no version and is not counted, and there must be a write as
+//! well.
 //!
 //! # Scans
 //! SCAN gives the keys of a range in order, page by page: those of all shards in one order, of each shard as of
@@ -225,15 +237,17 @@ mod decode;
 mod encode;
 mod header;
 mod items;
+mod ops;
 mod range;
 mod scan;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
-pub use encode::{KeyList, OpList, ValueListEncoder, encode_refusal, encode_reply, encode_request};
+pub use encode::{KeyList, ValueListEncoder, encode_refusal, encode_reply, encode_request};
 pub use header::{
     FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
 };
 pub use items::{Keys, Ops, Value, Values};
+pub use ops::OpList;
 pub use scan::{CURSOR_BYTES_MAX, Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, entry_len};

@@ -1,7 +1,9 @@
+mod batch;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::base::{EXPIRY_MS_MAX, Lsn, Op, OpKind};
+use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::*;
 use crate::slot::{Slot, SlotRange};
@@ -138,6 +140,11 @@ impl Owned {
     }
 }
 
+/// Key, value, kind, expiry and condition of a batch's item; `None`: if-absent.
+fn item() -> impl Strategy<Value = (Vec<u8>, Vec<u8>, u8, Expiry, Option<Condition>)> {
+    (key(), bytes(100), 0..6u8, expiry(), proptest::option::of(of_present()))
+}
+
 fn request() -> impl Strategy<Value = Owned> {
     let hello = (0..=1u8, 1..=u8::MAX, proptest::option::of(0..u16::MAX)).prop_map(|(min, max, shard)| {
         Owned::Hello(HelloRequest { version_min: min, version_max: max, shard })
@@ -147,15 +154,22 @@ fn request() -> impl Strategy<Value = Owned> {
         keys.iter().for_each(|key| list.push(key));
         Owned::Mget(list)
     });
-    let op = (key(), proptest::option::of(bytes(100)));
-    let batch = (proptest::collection::vec(op, 1..20), durability()).prop_map(|(ops, durability)| {
+    let batch = (proptest::collection::vec(item(), 1..20), durability()).prop_map(|(items, durability)| {
         let mut list = OpList::default();
-        for (mut key, value) in ops {
+        list.put(b"{tag}", b"a write");
+        for (mut key, value, kind, expiry, condition) in items {
             key.splice(..0, *b"{tag}");
-            match value {
-                Some(value) => list.put(&key, &value),
-                None => list.delete(&key),
-            }
+            let (action, condition) = match (kind, expiry, condition) {
+                (0, Expiry::Set(deadline), Some(condition)) => (Action::Expire(deadline), condition),
+                (1, _, Some(condition)) => (Action::Persist, condition),
+                (2, _, Some(condition)) => (Action::Delete, condition),
+                (3, _, Some(Condition::None)) => (Action::Check, Condition::IfAbsent),
+                (3, _, Some(condition)) => (Action::Check, condition),
+                (_, expiry, condition) => {
+                    (Action::Put { value: &value, expiry }, condition.unwrap_or(Condition::IfAbsent))
+                }
+            };
+            list.push(&BatchOp { key: &key, condition, action });
         }
         Owned::Batch(list, durability)
     });
@@ -208,6 +222,8 @@ fn reply_bytes() -> impl Strategy<Value = Vec<u8>> {
         version.clone().prop_map(move |version| encode(OpCode::Batch, &Reply::Written { version })),
         proptest::option::of(version.clone())
             .prop_map(move |current| encode(OpCode::Set, &Reply::ConditionFailed { current })),
+        (any::<u32>(), proptest::option::of(version.clone()))
+            .prop_map(move |(item, current)| encode(OpCode::Batch, &Reply::BatchFailed { item, current })),
         (version.clone(), proptest::option::of((1..=u64::MAX, 1..=u64::MAX))).prop_map(
             move |(version, lifetime)| {
                 let lifetime =
@@ -305,7 +321,7 @@ proptest! {
             let body = &out[HEADER_BYTES..header.frame_bytes()];
             match decode_request(&header, body, &limits()) {
                 Ok(Request::Mget { keys }) => prop_assert_eq!(keys.len(), keys.count()),
-                Ok(Request::Batch { ops, .. }) => prop_assert!(ops.into_iter().all(|op| op.expiry_ms == 0)),
+                Ok(Request::Batch { ops, .. }) => prop_assert!(ops.into_iter().any(|op| op.action.is_write())),
                 Ok(request) => { let _ = request.route(); }
                 Err(refusal) => prop_assert!(!refusal.message.is_empty()),
             }
@@ -468,38 +484,6 @@ fn expire_takes_a_time_and_nothing_else() {
         (frame[4], frame[32]) = (0, 0);
         assert_eq!(decode(&frame, &limits()).unwrap().1.opcode(), opcode);
     }
-}
-
-#[test]
-fn batches_are_of_one_slot_and_within_limits() {
-    let refuse = |list: &OpList, limits: &Limits| {
-        let mut out = Vec::new();
-        encode_request(&mut out, 1, &Request::Batch { ops: list.ops(), durability: Durability::Default });
-        decode(&out, limits).map(|_| ()).unwrap_err()
-    };
-    let mut list = OpList::default();
-    assert_eq!(refuse(&list, &limits()).code, Code::Malformed);
-    list.put(b"a", b"1");
-    list.put(b"b", b"1");
-    let refusal = refuse(&list, &limits());
-    assert_eq!(refusal.code, Code::CrossSlot);
-    assert!(refusal.message.contains(&Slot::of_key(b"a").to_string()), "{refusal}");
-    assert_eq!(refuse(&list, &Limits { items_max: 1, ..limits() }).code, Code::BatchTooLarge);
-    assert_eq!(refuse(&list, &Limits { batch_bytes_max: 10, ..limits() }).code, Code::BatchTooLarge);
-    list.clear();
-    list.put(b"a", &[0; 11]);
-    assert_eq!(refuse(&list, &Limits { value_bytes_max: 10, ..limits() }).code, Code::ValueTooLarge);
-}
-
-#[test]
-fn operations_are_those_of_the_log() {
-    let mut list = OpList::default();
-    list.put(b"k", b"v");
-    list.delete(b"k");
-    let ops: Vec<Op<'_>> = list.ops().collect();
-    assert_eq!(ops[0], Op { kind: OpKind::Put, key: b"k", value: b"v", expiry_ms: 0 });
-    assert_eq!(ops[1], Op { kind: OpKind::Delete, key: b"k", value: b"", expiry_ms: 0 });
-    assert_eq!(list.bytes(), ops.iter().map(Op::encoded_len).sum::<usize>(), "the limits are the same");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use atlaskv::base::{EntryIndex, Lsn};
 use atlaskv::client::{Condition, Config, Deadline, Durability, Expiry, Options, SetOptions};
 use clap::{Args, Parser, Subcommand};
 
+use crate::batch;
 use crate::execute::Failure;
 use crate::text;
 
@@ -188,9 +189,11 @@ pub enum Command {
     },
     /// Move all tablets to the first COUNT of the server's cores, while it serves.
     Cores { count: u32 },
-    /// Do several writes to keys of one slot, all or none: put KEY VALUE and del KEY, one after another.
+    /// Do several writes to keys of one slot, all or none: items one after another, each perhaps with an expiry as SET
+    /// takes it, and --if-absent, --if-present or --if-version VERSION. If one of these does not hold before the batch,
+    /// nothing is done. A check is a condition alone.
     Batch {
-        #[arg(required = true, allow_hyphen_values = true, value_name = "put KEY VALUE | del KEY")]
+        #[arg(required = true, allow_hyphen_values = true, value_name = batch::ITEMS)]
         words: Vec<OsString>,
         /// Answer only once it is on disk, whatever the server's --sync says.
         #[arg(long)]
@@ -351,7 +354,7 @@ pub fn one_line(error: &clap::Error) -> String {
 }
 
 /// A version as it is printed, `entry.ordinal`, or as one number.
-fn parse_version(text: &str) -> Result<Lsn, String> {
+pub fn parse_version(text: &str) -> Result<Lsn, String> {
     let parse = || match text.split_once('.') {
         Some((index, ordinal)) => {
             let index = EntryIndex(index.parse().ok()?);
@@ -366,7 +369,7 @@ fn parse_version(text: &str) -> Result<Lsn, String> {
 }
 
 /// A time to live: a whole number with its unit.
-fn parse_ttl(text: &str) -> Result<Duration, String> {
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit_ms = match unit {
         "ms" => Some(1),

@@ -6,11 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use atlaskv::base::Lsn;
-use atlaskv::client::{Batch, Client, Error, KeyRange, Outcome, Scan, Versioned};
+use atlaskv::client::{Client, Error, KeyRange, Outcome, Scan, Versioned};
 
 use crate::Command;
 use crate::arguments::{durability, options};
-use crate::text;
+use crate::batch;
+use crate::text::{self, name};
 
 /// How values are printed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -182,12 +183,24 @@ impl Session {
             Command::Checkpoint { dir } => Ok(out.write_all(self.client.checkpoint(dir)?.as_bytes())?),
             Command::Cores { count } => self.arrange("cores", &[*count], out),
             Command::Batch { words, sync } => {
-                let mut batch = parse_batch(words)?;
-                let version = self.client.batch(batch.durability(durability(*sync)))?;
-                self.print_version(version, out)?;
-                Ok(writeln!(out, "ok")?)
+                let (mut batch, keys) = batch::parse(words)?;
+                let outcome = self.client.batch(batch.durability(durability(*sync)))?;
+                self.print_batch(outcome, &keys, out)
             }
         }
+    }
+
+    fn print_batch(&self, outcome: Outcome, keys: &[&OsString], out: &mut impl Write) -> Result<(), Failure> {
+        let Outcome::BatchFailed { item, current } = outcome else {
+            return self.print_outcome(outcome, keys[0], out);
+        };
+        let has = match current {
+            Some(version) => format!("it has version {version}"),
+            None => "it is absent".to_owned(),
+        };
+        let key = keys.get(item as usize).map_or_else(String::new, |key| name(key));
+        let number = u64::from(item) + 1;
+        Err(Failure::Unmet(format!("{key}: condition of item {number} failed: {has}; nothing was done")))
     }
 
     fn arrange(&mut self, verb: &str, numbers: &[u32], out: &mut impl Write) -> Result<(), Failure> {
@@ -222,8 +235,11 @@ impl Session {
                 self.print_version(version, out)?;
                 Ok(writeln!(out, "ok")?)
             }
-            Outcome::Absent | Outcome::ConditionFailed { current: None } => Err(absent(key)),
-            Outcome::ConditionFailed { current: Some(version) } => {
+            Outcome::Absent
+            | Outcome::ConditionFailed { current: None }
+            | Outcome::BatchFailed { current: None, .. } => Err(absent(key)),
+            Outcome::ConditionFailed { current: Some(version) }
+            | Outcome::BatchFailed { current: Some(version), .. } => {
                 Err(Failure::Unmet(format!("{}: condition failed: it has version {version}", name(key))))
             }
         }
@@ -307,47 +323,13 @@ fn write_bytes(bytes: &[u8], is_escaped: bool, out: &mut impl Write) -> io::Resu
     out.write_all(text.as_bytes())
 }
 
-/// A key in a message.
-fn name(key: &OsString) -> String {
-    let mut name = String::new();
-    text::escape(key.as_bytes(), &mut name);
-    name
-}
-
 fn absent(key: &OsString) -> Failure {
     Failure::Unmet(format!("{}: no such key", name(key)))
-}
-
-/// `put KEY VALUE` and `del KEY`, one after another.
-fn parse_batch(words: &[OsString]) -> Result<Batch, Failure> {
-    let mut batch = Batch::new();
-    let mut words = words.iter();
-    while let Some(verb) = words.next() {
-        let mut word = |what: &str| {
-            let missing = || Failure::Usage(format!("batch: {} lacks its {what}", verb.display()));
-            words.next().map(|word| word.as_bytes()).ok_or_else(missing)
-        };
-        match verb.as_bytes() {
-            b"put" | b"set" => batch.put(word("key")?, word("value")?)?,
-            b"del" => batch.delete(word("key")?)?,
-            _ => return Err(Failure::Usage(format!("batch: {} is neither put nor del", name(verb)))),
-        };
-    }
-    Ok(batch)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_batch_is_made_of_puts_and_deletes() {
-        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(parse_batch(&words("put {a}x 1 del {a}y set {a}z 3")).unwrap().len(), 3);
-        for (line, code) in [("put a", 2), ("frob a", 2), ("del", 2), ("put a 1 del b", 3)] {
-            assert_eq!(parse_batch(&words(line)).unwrap_err().code(), code, "{line}");
-        }
-    }
 
     #[test]
     fn the_worse_failure_wins() {

@@ -1,6 +1,7 @@
 //! `atlaskv-cli`: one command, or a prompt for many, against a running server.
 
 mod arguments;
+mod batch;
 mod execute;
 mod prompt;
 mod text;

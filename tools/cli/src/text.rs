@@ -1,6 +1,8 @@
 //! Bytes as people read and write them. What [`escape`] prints, [`split_words`] reads back, in quotes.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 
 /// Appends `bytes` so that a terminal shows what they are: printable characters as they are, all else,
 /// and the backslash, escaped.
@@ -20,6 +22,13 @@ pub fn escape(bytes: &[u8], out: &mut String) {
         }
         chunk.invalid().iter().for_each(|&byte| escape_byte(byte, out));
     }
+}
+
+/// A word in a message.
+pub fn name(word: &OsStr) -> String {
+    let mut name = String::new();
+    escape(word.as_bytes(), &mut name);
+    name
 }
 
 fn escape_byte(byte: u8, out: &mut String) {

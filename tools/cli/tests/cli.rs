@@ -5,12 +5,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 
-use atlaskv::base::{Lsn, OpKind};
+use atlaskv::base::Lsn;
 use atlaskv::error::{Code, Refusal};
 use atlaskv::protocol::binary::{
     Cursor, HEADER_BYTES, PageEncoder, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
 };
-use atlaskv::protocol::{Hello, Lifetime, Limits, Reply, Request, ScanEntry, ShardRange};
+use atlaskv::protocol::{Action, Hello, Lifetime, Limits, Reply, Request, ScanEntry, ShardRange};
 use atlaskv::slot::SlotRange;
 
 type Store = BTreeMap<Vec<u8>, (Lsn, Vec<u8>)>;
@@ -96,8 +96,14 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
             encoder.finish();
         }
         Request::Batch { ops, .. } => {
-            for op in ops.filter(|op| op.kind == OpKind::Put) {
-                store.insert(op.key.to_vec(), (next, op.value.to_vec()));
+            let current = |key: &[u8]| store.get(key).map(|(version, _)| *version);
+            if let Some((item, op)) = (0..).zip(ops).find(|(_, op)| !op.condition.holds(current(op.key))) {
+                return reply(Reply::BatchFailed { item, current: current(op.key) });
+            }
+            for op in ops {
+                if let Action::Put { value, .. } = op.action {
+                    store.insert(op.key.to_vec(), (next, value.to_vec()));
+                }
             }
             reply(Reply::Written { version: next });
         }
@@ -205,6 +211,14 @@ fn commands_print_what_they_should_and_exit_as_they_should() {
     expect(server, &["batch", "put", "{t}a", "1", "del", "{t}b"], b"ok\n", 0);
     expect(server, &["get", "{t}a"], b"1\n", 0);
     expect(server, &["batch", "put", "a", "1", "put", "b", "1"], b"", 3);
+    let put =
+        ["batch", "check", "{t}none", "--if-absent", "put", "{t}a", "-2", "--if-present", "--ttl", "9s"];
+    expect(server, &put, b"ok\n", 0);
+    let refused = expect(server, &["batch", "put", "{t}b", "1", "put", "{t}a", "3", "--if-absent"], b"", 1);
+    let said = "{t}a: condition of item 2 failed: it has version";
+    assert!(refused.contains(said), "{refused}");
+    expect(server, &["get", "{t}a"], b"-2\n", 0);
+    expect(server, &["batch", "put", "{t}a", "3", "--frob"], b"", 2);
     expect(server, &["del", "k"], b"ok\n", 0);
     expect(server, &["frob"], b"", 2);
     expect(server, &["set", "k"], b"", 2);
