@@ -1,6 +1,6 @@
 //! How a client reaches its server, and how patient it is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a client reaches its server, and how patient it is. The defaults suit a local network.
 #[derive(Clone, Debug)]
@@ -19,6 +19,9 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Longest pause between retries.
     pub backoff_max: Duration,
+    /// How long a request of a [`super::Client`] that is refused as overloaded, or a range delete that is done in part,
+    /// is tried again, with the same pauses; zero: not at all. Those of a pipeline are not tried again.
+    pub overload_patience: Duration,
     /// Bytes of a pipeline's requests that are on their way to one shard at a time. The server's own
     /// limit holds in any case; a single larger request goes alone.
     pub window_bytes: usize,
@@ -42,6 +45,7 @@ impl Config {
             retries: 3,
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
+            overload_patience: Duration::from_secs(5),
             // What a server has taken in is acknowledged long before its replies are due, so a window of
             // the size of the usual socket buffer keeps both sides busy.
             window_bytes: 256 << 10,
@@ -72,10 +76,39 @@ impl Backoff {
     pub(super) fn wait(&mut self) -> bool {
         let Some(left) = self.retries_left.checked_sub(1) else { return false };
         self.retries_left = left;
-        // Clients that lost the same server at the same moment come back at different ones.
-        let pause = self.pause.min(self.pause_max).mul_f64(0.5 + fastrand::f64());
-        std::thread::sleep(pause.min(self.pause_max));
-        self.pause = self.pause.saturating_mul(2);
+        std::thread::sleep(next_pause(&mut self.pause, self.pause_max));
+        true
+    }
+}
+
+/// The pause before the next attempt. Clients that were turned away at the same moment come back at different ones.
+fn next_pause(pause: &mut Duration, pause_max: Duration) -> Duration {
+    let this = (*pause).min(pause_max).mul_f64(0.5 + fastrand::f64());
+    *pause = pause.saturating_mul(2);
+    this.min(pause_max)
+}
+
+/// The pauses of a call that is refused for now.
+pub(super) struct Patience {
+    pause: Duration,
+    pause_max: Duration,
+    /// `None`: no time ends it.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    pub(super) fn new(config: &Config) -> Patience {
+        let until = Instant::now().checked_add(config.overload_patience);
+        Patience { pause: config.backoff_min, pause_max: config.backoff_max, until }
+    }
+
+    /// Waits before another attempt; false when there is to be none.
+    pub(super) fn wait(&mut self) -> bool {
+        let pause = next_pause(&mut self.pause, self.pause_max);
+        if self.until.is_some_and(|until| Instant::now() + pause >= until) {
+            return false;
+        }
+        std::thread::sleep(pause);
         true
     }
 }

@@ -13,6 +13,9 @@
 //!   [`Error::UnknownOutcome`]: it may or may not have been applied, and may still be applied.
 //! - A request that got no answer in time fails and takes its connection with it.
 //!
+//! A request that is refused as overloaded, of which nothing was done, is tried again for a while: see
+//! [`Config::overload_patience`].
+//!
 //! ```no_run
 //! use std::time::Duration;
 //!

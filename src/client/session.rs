@@ -1,7 +1,7 @@
 //! The client: which connection a request takes, and what happens when one breaks.
 
 use super::batch::Batch;
-use super::config::{Backoff, Config};
+use super::config::{Backoff, Config, Patience};
 use super::connection::Connection;
 use super::error::Error;
 use super::pipeline::Pipeline;
@@ -272,8 +272,8 @@ impl Client {
     /// Removes the keys of a range, in time that does not depend on how many they are. A range of everything is
     /// refused: that is what [`Client::flush_all`] is for.
     ///
-    /// Every shard does its part by itself. After [`Code::PartlyDone`] some have and others have not; repeating it
-    /// does the rest.
+    /// Every shard does its part by itself. After [`Code::PartlyDone`] some have and others have not, and repeating it
+    /// does the rest; the client has done that for as long as [`Config::overload_patience`] says.
     pub fn delete_range(&mut self, range: &KeyRange) -> Result<(), Error> {
         self.delete_range_with(range, Durability::Default)
     }
@@ -313,13 +313,17 @@ impl Client {
         }
     }
 
-    /// One request, repeated on a broken connection if that is harmless.
+    /// One request, repeated on a broken connection if that is harmless, and while the server is overloaded.
     fn call(&mut self, request: &Request<'_>) -> Result<Response, Error> {
         check(request, &self.topology.limits)?;
         let mut backoff = Backoff::new(&self.config);
+        let mut patience = Patience::new(&self.config);
         loop {
             let mut was_sent = false;
             match self.call_once(request, &mut was_sent) {
+                // Of the first nothing was done; the second does what is left.
+                Err(Error::Refused(Refusal { code: Code::Overloaded | Code::PartlyDone, .. }))
+                    if patience.wait() => {}
                 Err(error) if error.is_transport() && !(was_sent && request.is_write()) && backoff.wait() => {
                 }
                 result => return result.map_err(|error| error.of_request(request.is_write(), was_sent)),

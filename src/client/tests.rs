@@ -1,3 +1,5 @@
+mod overload;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,6 +31,8 @@ enum Fault {
     WrongId,
     /// The reply is not this protocol.
     Noise,
+    /// It is refused.
+    Refuse(Code),
 }
 
 /// A server that keeps everything in one map and can be told to fail.
@@ -162,6 +166,12 @@ impl State {
                                 return;
                             }
                             Some(Fault::WrongId) => id += 1,
+                            Some(Fault::Refuse(code)) => {
+                                let refusal = Refusal::new(code, "as the test wants it");
+                                encode_refusal(&mut out, header.opcode as u8, id, epoch, &refusal);
+                                replies.push(out);
+                                continue;
+                            }
                             Some(Fault::Noise) => {
                                 stream.write_all(b"-ERR unknown command\r\n").unwrap();
                                 return;

@@ -85,7 +85,7 @@ pub enum EngineError {
     },
     /// A range delete of all tablets would take too much of the log.
     #[error(
-        "deleting this range takes {bytes} bytes of the log, once for each of {tablets} tablets, and {limit} are allowed; use shorter bounds"
+        "deleting this range takes {bytes} bytes of the log, once for each of {tablets} tablets, and {limit} are allowed; use shorter bounds, or start with more --cores or --memory"
     )]
     RangeTooLong {
         /// How many tablets.

@@ -69,6 +69,7 @@ fn connect(address: &str, timeout_secs: f64) -> Result<Client, Error> {
         connect_timeout: timeout.min(Duration::from_secs(3)),
         read_timeout: timeout,
         write_timeout: timeout,
+        overload_patience: timeout,
         ..Config::new(address)
     })
 }
