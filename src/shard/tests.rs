@@ -1,11 +1,14 @@
 //! A shard on the simulated env, and a client that keeps what it is told.
 
+mod batch;
 mod expiry;
 mod expiry_model;
 mod greedy;
 mod moves;
+mod ranges;
 mod scans;
 mod store;
+mod versions;
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};

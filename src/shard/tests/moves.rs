@@ -269,3 +269,52 @@ fn a_move_that_fails_before_its_commit_changes_nothing() {
         world.kill();
     }
 }
+
+/// Frames that wait for their client to take replies do not keep a tablet from moving, and may go on in the moment in
+/// which it is written down for its next owner: what would be done then would stay behind. They are refused, and nothing
+/// is done.
+#[test]
+fn what_comes_while_a_tablet_is_packed_is_refused() {
+    for seed in 1..6 {
+        let world = SimWorld::new(seed);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        world.run(async {
+            let store = Rc::new(Store::open(&env, 2).await);
+            // Of the shard at which the client is not: it has its frames in one message.
+            let mut keys = (0..).map(|number| format!("{{{number}}}").into_bytes());
+            let key = keys.find(|key| store.shards[0].slots.shard(Slot::of_key(key)) == 1).unwrap();
+            let large = [&key[..], b"large"].concat();
+            store.set(&large, &vec![b'x'; 300 << 10], Expiry::Never).await.version();
+            let connection = Rc::new(store.connect(0));
+            let (get, write) = (Request::Get { key: &large }, set(&key, b"late"));
+            let asked = connection.send_all(&store, &[get, write, Request::Get { key: &key }]);
+            while !connection.is_stalled_at(1) {
+                store.sleep(Duration::from_micros(10)).await;
+            }
+            let (owner, tablet, target) = place(&store, &key).await;
+            assert_eq!(owner, 1);
+            let met = Rc::new(Cell::new(false));
+            let (again, late, seen) = (store.clone(), connection.clone(), met.clone());
+            env.spawn(Queue::Foreground, async move {
+                while !again.shards[1].is_packing() {
+                    again.sleep(Duration::from_micros(1)).await;
+                }
+                late.resume(&again, 1);
+                seen.set(again.shards[1].is_packing());
+                drop((again, late));
+            });
+            store.shards[COORDINATOR].move_tablet(tablet, target).await.unwrap();
+            assert!(met.get(), "seed {seed}: it was packed for some time");
+            assert!(matches!(connection.answer(asked[0]).await, Answer::Value(..)), "seed {seed}");
+            for id in &asked[1..] {
+                assert_eq!(connection.answer(*id).await, Answer::Refused(Code::SlotMoving), "seed {seed}");
+            }
+            assert_eq!(store.get(&key).await, Answer::Absent, "seed {seed}: nothing was done");
+            assert!(matches!(store.get(&large).await, Answer::Value(..)));
+            drop(connection);
+            store.sleep(Duration::from_millis(1)).await;
+            Rc::into_inner(store).expect("all have ended").close().await;
+        });
+        world.kill();
+    }
+}

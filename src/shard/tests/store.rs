@@ -16,7 +16,7 @@ use crate::protocol::binary::{decode_reply, decode_reply_header, encode_request}
 use crate::protocol::{Condition, Deadline, Durability, Expiry, Lifetime, Limits, Reply, Request};
 use crate::shard::budget::Granted;
 use crate::shard::mesh::{Port, mesh};
-use crate::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Replies, Settings, Shard, Stall};
+use crate::shard::{Dispatched, IN_FLIGHT_MAX, Message, Origin, Outlet, Replies, Settings, Shard, Stall};
 use crate::slot::Slot;
 
 /// What a request was answered.
@@ -27,10 +27,12 @@ pub enum Answer {
     Absent,
     Written(Lsn),
     Unmet(Option<Lsn>),
+    BatchUnmet(u32, Option<Lsn>),
     Sum(i64),
     Lifetime(Option<Lifetime>),
     /// Keys and values, where to go on, and whether a part is of a later moment.
     Page(Vec<(Vec<u8>, Vec<u8>)>, Option<Vec<u8>>, bool),
+    Done,
     Refused(Code),
 }
 
@@ -44,6 +46,7 @@ impl Answer {
             Reply::Absent => Answer::Absent,
             Reply::Written { version } => Answer::Written(version),
             Reply::ConditionFailed { current } => Answer::Unmet(current),
+            Reply::BatchFailed { item, current } => Answer::BatchUnmet(item, current),
             Reply::Counter { value, .. } => Answer::Sum(value),
             Reply::Lifetime { lifetime, .. } => Answer::Lifetime(lifetime),
             Reply::Page(page) => Answer::Page(
@@ -51,6 +54,7 @@ impl Answer {
                 page.cursor.map(<[u8]>::to_vec),
                 page.is_new_snapshot,
             ),
+            Reply::Done => Answer::Done,
             Reply::Refused(refusal) => Answer::Refused(refusal.code),
             other => panic!("nobody asked for {other:?}"),
         }
@@ -68,6 +72,8 @@ impl Answer {
 struct Recorder {
     replies: RefCell<BTreeMap<u64, Answer>>,
     in_flight: Cell<u32>,
+    /// Nothing more is taken in before all that was is answered.
+    is_fenced: Cell<bool>,
     /// Owners where frames of it wait.
     stalls: RefCell<Vec<usize>>,
     shard: RefCell<Weak<Shard<SimEnv>>>,
@@ -87,23 +93,71 @@ pub struct Connection {
 impl Connection {
     /// Sends a request, as soon as the shard takes it in. Returns its number.
     pub async fn send(&self, store: &Store, request: &Request<'_>) -> u64 {
-        let id = self.last_id.get() + 1;
-        self.last_id.set(id);
-        let mut frame = Vec::new();
-        encode_request(&mut frame, id, request);
+        let (id, frame) = self.frame(request);
         let shard = &store.shards[self.shard];
         loop {
             let came = self.recorder.came.notified();
             let dispatched = shard.dispatch(self.token, &*self.recorder, &frame);
             shard.end_turn();
             match dispatched {
-                Dispatched::NeedMore { used } if used == frame.len() => return id,
+                Dispatched::NeedMore { used } | Dispatched::Pause { used } if used == frame.len() => {
+                    return id;
+                }
                 Dispatched::Pause { used: 0 } => {
                     futures_lite::future::or(came, shard.relieved.notified()).await;
                 }
                 other => panic!("one frame was sent: {other:?}"),
             }
         }
+    }
+
+    fn frame(&self, request: &Request<'_>) -> (u64, Vec<u8>) {
+        let id = self.last_id.get() + 1;
+        self.last_id.set(id);
+        let mut frame = Vec::new();
+        encode_request(&mut frame, id, request);
+        (id, frame)
+    }
+
+    /// Sends requests with one read, which the shard must take in at once. Returns their numbers.
+    pub fn send_all(&self, store: &Store, requests: &[Request<'_>]) -> Vec<u64> {
+        let (ids, frames): (Vec<u64>, Vec<Vec<u8>>) = requests.iter().map(|r| self.frame(r)).unzip();
+        let (shard, bytes) = (&store.shards[self.shard], frames.concat());
+        let dispatched = shard.dispatch(self.token, &*self.recorder, &bytes);
+        assert_eq!(dispatched, Dispatched::NeedMore { used: bytes.len() });
+        shard.end_turn();
+        ids
+    }
+
+    /// Hands a request to its owner as a part of one that several shards do. Returns its number.
+    pub fn send_part(&self, store: &Store, owner: usize, request: &Request<'_>) -> u64 {
+        let (id, frame) = self.frame(request);
+        self.recorder.accept(frame.len());
+        let origin = Origin { peer: self.shard, token: self.token };
+        let (shard, owner) = (&store.shards[self.shard], &store.shards[owner]);
+        if owner.id == shard.id {
+            owner.execute(origin, origin, frame);
+        } else {
+            let (line, token) = (self.token, self.token);
+            shard.port.send(owner.id, Message::Requests { line, token, frames: frame });
+        }
+        shard.end_turn();
+        id
+    }
+
+    pub fn is_answered(&self, id: u64) -> bool {
+        self.recorder.replies.borrow().contains_key(&id)
+    }
+
+    /// Whether its frames wait at `owner`.
+    pub fn is_stalled_at(&self, owner: usize) -> bool {
+        self.recorder.stalls.borrow().contains(&owner)
+    }
+
+    /// The client has taken its replies: `owner` goes on, at once.
+    pub fn resume(&self, store: &Store, owner: usize) {
+        store.shards[owner].resume_output(Origin { peer: self.shard, token: self.token });
+        store.shards[owner].end_turn();
     }
 
     /// What request `id` was answered.
@@ -127,6 +181,7 @@ impl Outlet for Recorder {
             bytes = rest;
         }
         self.in_flight.set(self.in_flight.get() - replies.count);
+        self.is_fenced.set(self.is_fenced.get() && self.in_flight.get() > 0);
         self.came.notify();
     }
 
@@ -158,14 +213,16 @@ impl Outlet for Recorder {
         self.in_flight.get()
     }
 
-    fn fence(&self) {}
+    fn fence(&self) {
+        self.is_fenced.set(true);
+    }
 
     fn backlog(&self) -> usize {
         0
     }
 
     fn is_stalled(&self) -> bool {
-        !self.stalls.borrow().is_empty()
+        self.is_fenced.get() || !self.stalls.borrow().is_empty()
     }
 }
 
@@ -270,7 +327,10 @@ impl Store {
         let mut frame = Vec::new();
         encode_request(&mut frame, id, request);
         let dispatched = self.shards[0].dispatch(self.token, &*self.recorder, &frame);
-        assert_eq!(dispatched, Dispatched::NeedMore { used: frame.len() });
+        let (Dispatched::NeedMore { used } | Dispatched::Pause { used }) = dispatched else {
+            panic!("one frame was sent: {dispatched:?}");
+        };
+        assert_eq!(used, frame.len());
         self.shards[0].end_turn();
         let replies = &self.recorder.replies;
         self.recorder.came.until(|| replies.borrow().contains_key(&id)).await;
