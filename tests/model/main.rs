@@ -6,7 +6,7 @@
 //! tasks are simulated and follow from the seed, so a failure comes back with it.
 //!
 //! - [`reference`] says what each request does and is answered; [`workload`] and [`keys`] make requests.
-//! - [`pipeline`] sends some at once and compares answers; [`scans`] does so for pages; [`verify`] compares whole
+//! - [`pipeline`] sends some at once and compares answers, with what each key may be then ([`fates`]); [`scans`] does so for pages; [`verify`] compares whole
 //!   stores: after each start, and copies that checkpoints made.
 //! - [`run`] is the story of one store: memtables are sealed, time passes, tablets move and split, the store is
 //!   stopped or loses its power, and opens with another number of shards and in another shape ([`shape`]).
@@ -19,9 +19,11 @@
 //!
 //! With `ATLASKV_MODEL_OPS`, `ATLASKV_MODEL_SEED` is the first of the seeds.
 
+mod fates;
 mod keys;
 mod pipeline;
 mod reference;
+mod report;
 mod run;
 mod scans;
 mod shape;
@@ -31,7 +33,8 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
-use crate::run::{Met, Run};
+use crate::report::Met;
+use crate::run::Run;
 
 /// Requests of a short test.
 const SHORT_OPS: u64 = 30_000;

@@ -2,23 +2,28 @@
 //!
 //! Requests for one key go over one connection, so what each must be answered follows from their order. An MGET
 //! is exact for the keys of its own connection; of a key that another one writes meanwhile it may tell any state
-//! that the key had. The same goes for the snapshots of scans that begin meanwhile.
+//! that the key had. The same goes for the snapshots of scans that begin meanwhile. A range delete comes in order for
+//! the keys of its own connection, and at any moment for others ([`crate::fates`]).
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
-use atlaskv::base::Lsn;
 use atlaskv::env::Env;
 use atlaskv::error::{Class, Code};
 use atlaskv::protocol::binary::{KeyList, OpList, encode_request};
-use atlaskv::protocol::{Durability, Request};
+use atlaskv::protocol::{Action, BatchOp, DeleteRange, Durability, Request};
 use atlaskv::slot::Slot;
 
+use crate::fates::{Fates, Left, Range, Removal, is_value};
 use crate::keys::Key;
-use crate::reference::{Live, MARGIN_MS, Next, Op, Reference, Span, compare, outcome};
-use crate::run::Run;
-use crate::scans::{Scan, Snap, State, Window};
+use crate::reference::{Act, Item, Live, MARGIN_MS, Op, Span};
+use crate::run::{Run, TABLETS_MAX};
+use crate::scans::{Scan, Snap, Window};
 use crate::store::{Answer, Store};
-use crate::verify::Difference;
+use crate::verify::{Difference, ask};
+
+/// What a range delete takes in the log beyond its bounds, for each tablet.
+const RANGE_OVERHEAD: usize = 256;
 
 /// Requests that were sent, until they are answered.
 #[derive(Clone)]
@@ -31,6 +36,8 @@ pub struct Flight {
     /// Which connection a slot's requests take.
     pub salt: usize,
     pub connections: usize,
+    /// Bytes of the log that the parts of a range delete may take on a shard.
+    pub range_bytes_max: usize,
 }
 
 impl Flight {
@@ -62,23 +69,25 @@ fn encode(out: &mut Vec<u8>, id: usize, op: &Op) {
             keys.iter().for_each(|key| list.push(key));
             encode(&Request::Mget { keys: list.keys() })
         }
-        Op::Batch(ops) => {
+        Op::Batch(items) => {
             let mut list = OpList::default();
-            for (key, value) in ops {
-                match value {
-                    Some(value) => list.put(key, value),
-                    None => list.delete(key),
-                }
+            for Item { key, condition, act } in items {
+                let action = match act {
+                    Act::Put(value, expiry) => Action::Put { value, expiry: *expiry },
+                    Act::Delete => Action::Delete,
+                    Act::Expire(deadline) => Action::Expire(*deadline),
+                    Act::Persist => Action::Persist,
+                    Act::Check => Action::Check,
+                };
+                list.push(&BatchOp { key, condition: *condition, action });
             }
             encode(&Request::Batch { ops: list.ops(), durability })
         }
+        Op::DeleteRange { start, end } => {
+            encode(&Request::DeleteRange(DeleteRange { start, end, epoch: 0, durability }))
+        }
         Op::Page(ask) => encode(&Request::Scan(ask.request())),
     }
-}
-
-fn push(window: &mut Window, reference: &Reference, key: &Key, by: usize, live: Option<Live>) {
-    let before = || vec![State { by: None, live: reference.live.get(key).cloned() }];
-    window.entry(key.clone()).or_insert_with(before).push(State { by: Some(by), live });
 }
 
 fn differs(key: &Key, what: String) -> Difference {
@@ -88,8 +97,10 @@ fn differs(key: &Key, what: String) -> Difference {
 /// What a pipeline came to.
 pub struct Landed {
     pub snap: Snap,
-    /// Batches of it, by request.
+    /// Batches of it, by request, whose keys must all have been written or none.
     pub batches: Vec<(usize, Vec<Key>)>,
+    /// Keys that may be several things.
+    pub unsure: Window,
 }
 
 impl Run {
@@ -111,7 +122,25 @@ impl Run {
         self.progress.set(self.progress.get() + 1);
         let now = (flight.since_ms, store.env.wall_ms());
         assert!(now.1 - now.0 < MARGIN_MS, "a pipeline took {} ms", now.1 - now.0);
-        self.land(store, &flight, answers, now)
+        let landed = self.land(store, &flight, answers, now)?;
+        self.look(store, &landed.unsure).await?;
+        Ok(landed)
+    }
+
+    /// Reads keys that may be several things.
+    async fn look(&mut self, store: &Store, unsure: &Window) -> Result<(), Difference> {
+        for (key, states) in unsure {
+            let found = match ask(store, 0, &Request::Get { key }).await {
+                Answer::Value(version, value) => Some((version, value)),
+                Answer::Absent => None,
+                other => return Err(differs(key, format!("answered {other:.200?}"))),
+            };
+            let Some(state) = states.iter().find(|state| is_value(state.live.as_ref(), &found)) else {
+                return Err(differs(key, format!("it is {found:.80?}, not one of {states:.300?}")));
+            };
+            self.reference.set(key, state.live.clone());
+        }
+        Ok(())
     }
 
     /// Compares answers in the order in which the requests were sent.
@@ -122,68 +151,64 @@ impl Run {
         answers: Vec<Answer>,
         now: Span,
     ) -> Result<Landed, Difference> {
-        let mut window = Window::default();
-        let mut batches = Vec::new();
         let first = self.step;
         self.step += answers.len() as u64;
         for (id, (op, answer)) in flight.ops.iter().zip(&answers).enumerate() {
             self.log.note(first + id as u64, op.1.clone(), Some(answer.clone()));
         }
-        let mut loose = Vec::new();
+        let connection_of = |key: &[u8]| flight.connection(key);
+        let answered = |id: usize| Some(&answers[id]);
+        let range = self.range_of(flight, answered)?;
+        let (is_exact, mut batches) = (range.is_none(), Vec::new());
+        let batch_bytes = self.work.batch_bytes();
+        let mut fates = Fates::new(&mut self.reference, now, batch_bytes, range);
+        let (mut loose, mut too_large) = (Vec::new(), Vec::new());
         for (id, ((connection, op), answer)) in flight.ops.iter().zip(&answers).enumerate() {
             match op {
                 Op::Page(_) => {}
+                Op::DeleteRange { .. } => fates.pass_range(connection_of),
                 // Together these may be more than a frame takes.
                 Op::Mget(keys) if matches!(answer, Answer::Refused(Code::ReplyTooLarge, _)) => {
                     self.met.too_large += 1;
-                    let sum: usize = keys
-                        .iter()
-                        .filter_map(|key| self.reference.live.get(key))
-                        .map(|l| l.value.len())
-                        .sum();
-                    if sum < 500_000 {
-                        return Err(Difference { keys: keys.clone(), what: format!("MGET: {answer:.200?}") });
-                    }
+                    too_large.push(keys);
                 }
                 Op::Mget(keys) => {
                     let Answer::Values(values) = answer else {
                         return Err(Difference { keys: keys.clone(), what: format!("MGET: {answer:.200?}") });
                     };
                     for (key, value) in keys.iter().zip(values) {
-                        if flight.connection(key) != *connection {
+                        if flight.connection(key) == *connection {
+                            fates.take_value(*connection, key, value)?;
+                        } else {
                             loose.push((key, value));
-                            continue;
-                        }
-                        let wanted = self.reference.live.get(key);
-                        let is_it = match (wanted, value) {
-                            (Some(live), Some((version, value))) => {
-                                live.version == *version && *live.value == **value
-                            }
-                            (None, None) => true,
-                            _ => false,
-                        };
-                        if !is_it {
-                            return Err(differs(key, format!("MGET {value:.80?}, not {wanted:.80?}")));
                         }
                     }
                 }
-                Op::Batch(ops) => {
-                    self.land_batch(id, ops, answer, &mut window)?;
-                    batches.push((id, ops.iter().map(|(key, _)| key.clone()).collect()));
-                }
-                _ => self.land_one(id, op, answer, now, &mut window)?,
+                _ => fates.take(id, *connection, op, answer)?,
+            }
+            if let (Op::Batch(items), Answer::Written(_), true) = (op, answer, is_exact) {
+                let written = items.iter().filter(|item| item.act.is_write());
+                batches.push((id, written.map(|item| item.key.clone()).collect()));
+                self.met.batches += 1;
+            }
+            self.met.unmet += u64::from(matches!(answer, Answer::BatchUnmet(..)));
+        }
+        let Left { window, unsure } = fates.leave(connection_of);
+        let snap = Snap { base: flight.base.clone().unwrap_or_default(), maybe: Rc::new(window) };
+        for keys in too_large {
+            let longest = |key: &Key| {
+                let states =
+                    snap.maybe.get(key).into_iter().flatten().filter_map(|state| state.live.as_ref());
+                states.chain(self.reference.live.get(key)).map(|live| live.value.len()).max()
+            };
+            if keys.iter().filter_map(longest).sum::<usize>() < 500_000 {
+                return Err(Difference { keys: keys.clone(), what: "its values fit a frame".to_owned() });
             }
         }
-        let snap = Snap { base: flight.base.clone().unwrap_or_default(), maybe: Rc::new(window) };
         for (key, value) in loose {
-            let is_it = |live: Option<&Live>| match (live, value) {
-                (Some(live), Some((version, value))) => live.version == *version && *live.value == **value,
-                (None, None) => true,
-                _ => false,
-            };
             let is_known = match snap.maybe.get(key) {
-                Some(states) => states.iter().any(|state| is_it(state.live.as_ref())),
-                None => is_it(self.reference.live.get(key)),
+                Some(states) => states.iter().any(|state| is_value(state.live.as_ref(), value)),
+                None => is_value(self.reference.live.get(key), value),
             };
             if !is_known {
                 return Err(differs(key, format!("MGET {value:.80?} is nothing that it was meanwhile")));
@@ -194,60 +219,45 @@ impl Run {
                 self.land_page(store, ask.scan, answer, &snap)?;
             }
         }
-        Ok(Landed { snap, batches })
+        Ok(Landed { snap, batches, unsure })
     }
 
-    fn land_batch(
+    /// The range delete of a pipeline, and how it ended.
+    fn range_of<'a>(
         &mut self,
-        id: usize,
-        ops: &[(Key, Option<Rc<[u8]>>)],
-        answer: &Answer,
-        window: &mut Window,
-    ) -> Result<(), Difference> {
-        let Answer::Written(first) = answer else {
-            let keys = ops.iter().map(|(key, _)| key.clone()).collect();
-            return Err(Difference { keys, what: format!("BATCH: {answer:.200?}") });
+        flight: &Flight,
+        answer: impl Fn(usize) -> Option<&'a Answer>,
+    ) -> Result<Option<Range>, Difference> {
+        let found = flight.ops.iter().enumerate().find_map(|(id, (connection, op))| match op {
+            Op::DeleteRange { start, end } => Some((id, *connection, start.clone(), end.clone())),
+            _ => None,
+        });
+        let Some((id, connection, start, end)) = found else { return Ok(None) };
+        // Tablets that move between its parts make it begin anew, for some time. All its parts of one shard together
+        // must fit a part of the log, and bounds of a tablet are kept up to some length.
+        let may_move = self.changing_at_start;
+        let may_be_long = (start.len() + end.len() + RANGE_OVERHEAD) * TABLETS_MAX > flight.range_bytes_max;
+        let may_be_many = self.work.pool.longest() > 4000;
+        let is_allowed = |code| match code {
+            Code::SlotMoving => may_move,
+            Code::BatchTooLarge => may_be_long,
+            Code::Overloaded => may_be_many,
+            Code::PartlyDone => may_move || may_be_long || may_be_many,
+            _ => false,
         };
-        for (ordinal, (key, value)) in ops.iter().enumerate() {
-            let version = Lsn(first.0 + ordinal as u64);
-            self.reference.note(key, version).map_err(|what| differs(key, what))?;
-            let live = value.clone().map(|value| Live { value, version, expiry: (0, 0) });
-            push(window, &self.reference, key, id, live.clone());
-            self.reference.set(key, live);
-        }
-        Ok(())
-    }
-
-    fn land_one(
-        &mut self,
-        id: usize,
-        op: &Op,
-        answer: &Answer,
-        now: Span,
-        window: &mut Window,
-    ) -> Result<(), Difference> {
-        let key = op.keys()[0];
-        let current = self.reference.live.get(key);
-        let (expected, next) = outcome(op, current, now);
-        let Ok(version) = compare(&expected, answer) else {
-            return Err(differs(key, format!("answered {answer:.200?}, not {expected:.200?}")));
+        let removal = match answer(id) {
+            Some(Answer::Done) => Removal::Done,
+            Some(Answer::Refused(code, _)) if is_allowed(*code) => {
+                self.met.ranges_refused += 1;
+                if code.may_be_applied() { Removal::Maybe } else { Removal::Nothing }
+            }
+            Some(other) => {
+                return Err(Difference { keys: Vec::new(), what: format!("a range delete: {other:.200?}") });
+            }
+            None => Removal::Maybe,
         };
-        if let (Op::Ttl(_), Answer::Lifetime(_, expiry_ms), Some(live)) = (op, answer, current)
-            && live.expiry != (*expiry_ms, *expiry_ms)
-        {
-            let live = Live { expiry: (*expiry_ms, *expiry_ms), ..live.clone() };
-            self.reference.set(key, Some(live));
-        }
-        let Some(version) = version else { return Ok(()) };
-        self.reference.note(key, version).map_err(|what| differs(key, what))?;
-        let live = match next {
-            Next::Put(value, expiry) => Some(Live { value, version, expiry }),
-            Next::Gone => None,
-            Next::Same => unreachable!("what has a new version has changed"),
-        };
-        push(window, &self.reference, key, id, live.clone());
-        self.reference.set(key, live);
-        Ok(())
+        self.met.ranges += 1;
+        Ok(Some(Range { id, connection, start, end, removal, may_repeat: may_move }))
     }
 
     fn land_page(&mut self, store: &Store, scan: u64, answer: Answer, now: &Snap) -> Result<(), Difference> {
@@ -308,48 +318,36 @@ impl Run {
         answers: &[Option<Answer>],
         now: Span,
     ) -> Result<Landed, Difference> {
-        let mut window = Window::default();
-        let mut unsure = Window::default();
-        let mut batches = Vec::new();
-        for (id, ((_, op), answer)) in flight.ops.iter().zip(answers).enumerate() {
+        let range = self.range_of(flight, |id| answers[id].as_ref())?;
+        let (is_exact, mut batches) = (range.is_none(), Vec::new());
+        let mut open: HashSet<Key> = HashSet::new();
+        let batch_bytes = self.work.batch_bytes();
+        let mut fates = Fates::new(&mut self.reference, now, batch_bytes, range);
+        for (id, ((connection, op), answer)) in flight.ops.iter().zip(answers).enumerate() {
             self.log.note(self.step + id as u64, op.clone(), answer.clone());
-            if let Some(key) = op.keys().into_iter().find(|key| answer.is_some() && unsure.contains_key(*key))
-                && !matches!(op, Op::Mget(_))
-            {
-                return Err(differs(key, format!("request {id} is answered, and a write before it is not")));
-            }
-            let push_unsure = |unsure: &mut Window, key: &Key, live| {
-                push(unsure, &self.reference, key, id, live);
-            };
             match (op, answer) {
                 (Op::Page(_) | Op::Mget(_), _) => {}
-                (Op::Batch(ops), Some(answer)) => self.land_batch(id, ops, answer, &mut window)?,
-                (Op::Batch(ops), None) => {
-                    for (key, value) in ops {
-                        let live = value.clone();
-                        let live = live.map(|value| Live { value, version: Lsn::ZERO, expiry: (0, 0) });
-                        push_unsure(&mut unsure, key, live);
+                (Op::DeleteRange { .. }, _) => fates.pass_range(|key| flight.connection(key)),
+                (_, Some(answer)) => {
+                    if let Some(key) = op.keys().into_iter().find(|key| open.contains(*key)) {
+                        let what = format!("request {id} is answered, and a write before it is not");
+                        return Err(differs(key, what));
                     }
-                    batches.push((id, ops.iter().map(|(key, _)| key.clone()).collect()));
+                    fates.take(id, *connection, op, answer)?;
                 }
-                (op, Some(answer)) => self.land_one(id, op, answer, now, &mut window)?,
-                (op, None) => {
-                    let key = op.keys()[0];
-                    let current = match unsure.get(key).and_then(|states| states.last()) {
-                        Some(state) => state.live.clone(),
-                        None => self.reference.live.get(key).cloned(),
-                    };
-                    let live = match outcome(op, current.as_ref(), now).1 {
-                        Next::Same => continue,
-                        Next::Gone => None,
-                        Next::Put(value, expiry) => Some(Live { value, version: Lsn::ZERO, expiry }),
-                    };
-                    push_unsure(&mut unsure, key, live);
+                (_, None) => {
+                    let changed = fates.guess(id, *connection, op);
+                    open.extend(changed.into_iter().filter(|_| is_exact));
                 }
+            }
+            if let (Op::Batch(items), None, true) = (op, answer, is_exact) {
+                let written = items.iter().filter(|item| item.act.is_write());
+                batches.push((id, written.map(|item| item.key.clone()).collect()));
             }
         }
         self.step += flight.ops.len() as u64;
-        Ok(Landed { snap: Snap { base: Rc::default(), maybe: Rc::new(unsure) }, batches })
+        let Left { unsure, .. } = fates.leave(|key| flight.connection(key));
+        Ok(Landed { snap: Snap::default(), batches, unsure })
     }
 }
 

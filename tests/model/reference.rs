@@ -45,14 +45,68 @@ impl Live {
 pub enum Op {
     Get(Key),
     Ttl(Key),
-    Set { key: Key, value: Rc<[u8]>, expiry: Expiry, condition: Condition },
-    Delete { key: Key, condition: Condition },
-    Incr { key: Key, amount: i64 },
-    Expire { key: Key, deadline: Deadline, condition: Condition },
-    Persist { key: Key, condition: Condition },
+    Set {
+        key: Key,
+        value: Rc<[u8]>,
+        expiry: Expiry,
+        condition: Condition,
+    },
+    Delete {
+        key: Key,
+        condition: Condition,
+    },
+    Incr {
+        key: Key,
+        amount: i64,
+    },
+    Expire {
+        key: Key,
+        deadline: Deadline,
+        condition: Condition,
+    },
+    Persist {
+        key: Key,
+        condition: Condition,
+    },
     Mget(Vec<Key>),
-    Batch(Vec<(Key, Option<Rc<[u8]>>)>),
+    Batch(Vec<Item>),
+    /// Both bounds are empty: all keys.
+    DeleteRange {
+        start: Vec<u8>,
+        end: Vec<u8>,
+    },
     Page(crate::scans::Ask),
+}
+
+/// An item of a batch.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub key: Key,
+    pub condition: Condition,
+    pub act: Act,
+}
+
+/// What an item does.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Put(Rc<[u8]>, Expiry),
+    Delete,
+    Expire(Deadline),
+    Persist,
+    Check,
+}
+
+impl Act {
+    pub fn is_write(&self) -> bool {
+        !matches!(self, Act::Check)
+    }
+
+    pub fn value(&self) -> Option<&Rc<[u8]>> {
+        match self {
+            Act::Put(value, _) => Some(value),
+            _ => None,
+        }
+    }
 }
 
 impl Op {
@@ -63,8 +117,16 @@ impl Op {
             Op::Set { key, .. } | Op::Delete { key, .. } | Op::Incr { key, .. } => vec![key],
             Op::Expire { key, .. } | Op::Persist { key, .. } => vec![key],
             Op::Mget(keys) => keys.iter().collect(),
-            Op::Batch(ops) => ops.iter().map(|(key, _)| key).collect(),
-            Op::Page(_) => Vec::new(),
+            Op::Batch(items) => items.iter().map(|item| &item.key).collect(),
+            Op::Page(_) | Op::DeleteRange { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether it may concern a key.
+    pub fn is_about(&self, key: &Key) -> bool {
+        match self {
+            Op::DeleteRange { start, end } => **key >= start[..] && (end.is_empty() || **key < end[..]),
+            _ => self.keys().contains(&key),
         }
     }
 }
@@ -109,6 +171,26 @@ fn put(value: &Rc<[u8]>, expiry: Span, now: Span) -> Next {
     if expiry.1 != 0 && expiry.1 <= now.0 { Next::Gone } else { Next::Put(value.clone(), expiry) }
 }
 
+/// What a SET makes of an expiry.
+fn expires(expiry: Expiry, current: Option<&Live>, now: Span) -> Span {
+    match expiry {
+        Expiry::Never => (0, 0),
+        Expiry::Keep => current.map_or((0, 0), |live| live.expiry),
+        Expiry::Set(deadline) => span(deadline, now),
+    }
+}
+
+/// What an item of a batch makes of its key.
+pub fn after(act: &Act, current: Option<&Live>, now: Span) -> Next {
+    match (act, current) {
+        (Act::Put(value, expiry), _) => put(value, expires(*expiry, current, now), now),
+        (Act::Expire(deadline), Some(live)) => put(&live.value, span(*deadline, now), now),
+        (Act::Persist, Some(live)) => Next::Put(live.value.clone(), (0, 0)),
+        (Act::Delete, _) | (Act::Expire(_) | Act::Persist, None) => Next::Gone,
+        (Act::Check, _) => Next::Same,
+    }
+}
+
 /// What a request of one key does and is answered.
 pub fn outcome(op: &Op, current: Option<&Live>, now: Span) -> (Expected, Next) {
     let version = current.map(|live| live.version);
@@ -128,14 +210,7 @@ pub fn outcome(op: &Op, current: Option<&Live>, now: Span) -> (Expected, Next) {
         Op::Expire { condition, .. } | Op::Persist { condition, .. } if !condition.holds(version) => {
             same(Answer::Unmet(version))
         }
-        Op::Set { value, expiry, .. } => {
-            let expiry = match expiry {
-                Expiry::Never => (0, 0),
-                Expiry::Keep => current.map_or((0, 0), |live| live.expiry),
-                Expiry::Set(deadline) => span(*deadline, now),
-            };
-            (Expected::Written, put(value, expiry, now))
-        }
+        Op::Set { value, expiry, .. } => (Expected::Written, put(value, expires(*expiry, current, now), now)),
         Op::Incr { amount, .. } => {
             let Some(before) = current.map_or(Some(0), |live| number(&live.value)) else {
                 return same(Answer::Refused(Code::NotAnInteger, String::new()));
@@ -157,7 +232,9 @@ pub fn outcome(op: &Op, current: Option<&Live>, now: Span) -> (Expected, Next) {
                 _ => (Expected::Written, Next::Put(live.value.clone(), (0, 0))),
             }
         }
-        Op::Mget(_) | Op::Batch(_) | Op::Page(_) => unreachable!("these are not about one key"),
+        Op::Mget(_) | Op::Batch(_) | Op::Page(_) | Op::DeleteRange { .. } => {
+            unreachable!("these are not about one key")
+        }
     }
 }
 

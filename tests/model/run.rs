@@ -1,7 +1,6 @@
 //! One run: a store from its creation through many lives, each with another shape, ended by a stop or a power cut.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,9 +11,10 @@ use atlaskv::shard::Trouble;
 use crate::keys::{Key, Pool};
 use crate::pipeline::{Flight, Landed};
 use crate::reference::{Live, MARGIN_MS, Op, Reference};
+use crate::report::{Log, Met, shown};
 use crate::scans::{Scan, Snap, Window};
 use crate::shape::Shape;
-use crate::store::{Answer, Inbox, Store};
+use crate::store::{Inbox, Store};
 use crate::verify::{Difference, check_atomic, check_copy, read_all, scan_all};
 use crate::workload::Workload;
 
@@ -23,112 +23,12 @@ const SCANS_MAX: usize = 24;
 /// How long the store keeps a scan that nobody goes on with, and a little less.
 const SCAN_LIFE: Duration = Duration::from_secs(45);
 /// Most tablets that splits may make.
-const TABLETS_MAX: usize = 64;
-
-/// What a run met, to be sure that it meets what it is for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Met {
-    pub ops: u64,
-    pub lives: u64,
-    pub crashes: u64,
-    pub cut_off: u64,
-    pub moves: u64,
-    pub splits: u64,
-    pub checkpoints: u64,
-    pub pages: u64,
-    pub renewals: u64,
-    pub scans_refused: u64,
-    pub too_large: u64,
-    pub expired: u64,
-    pub flushes: u64,
-    pub merges: u64,
-    pub trivial_moves: u64,
-    pub disk_waits: u64,
-}
-
-impl Met {
-    pub fn add(&mut self, other: &Met) {
-        for ((_, sum), (_, more)) in self.each().into_iter().zip((*other).clone().each()) {
-            *sum += *more;
-        }
-    }
-
-    fn each(&mut self) -> [(&'static str, &mut u64); 14] {
-        [
-            ("requests", &mut self.ops),
-            ("lives", &mut self.lives),
-            ("power cuts", &mut self.crashes),
-            ("pipelines cut off", &mut self.cut_off),
-            ("moves", &mut self.moves),
-            ("splits", &mut self.splits),
-            ("checkpoints", &mut self.checkpoints),
-            ("pages", &mut self.pages),
-            ("renewed scans", &mut self.renewals),
-            ("keys expired", &mut self.expired),
-            ("flushes", &mut self.flushes),
-            ("merges", &mut self.merges),
-            ("trivial moves", &mut self.trivial_moves),
-            ("reads of blocks", &mut self.disk_waits),
-        ]
-    }
-
-    /// Panics if something was never met.
-    pub fn check(mut self) {
-        for (what, count) in self.each() {
-            assert!(*count > 0, "a test without {what} shows little");
-        }
-    }
-}
-
-/// The last requests and events, for the report of a difference.
-#[derive(Default)]
-pub struct Log {
-    requests: VecDeque<(u64, Op, Option<Answer>)>,
-    events: VecDeque<(u64, String)>,
-}
-
-const LOG_REQUESTS: usize = 100_000;
-const LOG_EVENTS: usize = 60;
-
-impl Log {
-    pub fn note(&mut self, step: u64, op: Op, answer: Option<Answer>) {
-        if self.requests.len() == LOG_REQUESTS {
-            self.requests.pop_front();
-        }
-        self.requests.push_back((step, op, answer));
-    }
-
-    fn event(&mut self, step: u64, what: String) {
-        if self.events.len() == LOG_EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back((step, what));
-    }
-
-    /// Prints what there is of some keys.
-    fn print(&self, keys: &[Key]) {
-        eprintln!("the last events:");
-        self.events.iter().for_each(|(step, what)| eprintln!("  {step:>9}  {what}"));
-        for key in keys {
-            eprintln!("the last requests that name {:.60}:", key.escape_ascii().to_string());
-            let named = self.requests.iter().filter(|(_, op, _)| op.keys().contains(&key));
-            let named: Vec<_> = named.collect();
-            for (step, op, answer) in &named[named.len().saturating_sub(30)..] {
-                eprintln!("  {step:>9}  {}  ->  {}", shown(op), shown(answer));
-            }
-        }
-    }
-}
+pub const TABLETS_MAX: usize = 64;
 
 /// A number from `first` on, below one of the bounds.
 fn below_one(rng: &mut fastrand::Rng, first: u64, bounds: [u64; 3]) -> u64 {
     let bound = bounds[rng.usize(..bounds.len())];
     rng.u64(first..bound)
-}
-
-fn shown(what: &impl std::fmt::Debug) -> String {
-    let text = format!("{what:?}");
-    if text.len() > 300 { format!("{}...", text.chars().take(300).collect::<String>()) } else { text }
 }
 
 /// What a power cut left undecided.
@@ -311,8 +211,7 @@ impl Run {
         self.met.cut_off += 1;
         let now = (flight.since_ms, env.wall_ms());
         let answers = inbox.answers.take();
-        let Landed { snap, batches } = self.cut_off(&flight, &answers, now)?;
-        let window = Rc::into_inner(snap.maybe).expect("nobody else has it");
+        let Landed { unsure: window, batches, .. } = self.cut_off(&flight, &answers, now)?;
         self.unsure = Some(Unsure { window, batches });
         Ok(())
     }
@@ -345,10 +244,9 @@ impl Run {
                 version: *version,
                 expiry: (*expiry_ms, *expiry_ms),
             });
-            let is_new = live
-                .as_ref()
-                .is_some_and(|live| states[0].live.as_ref().is_none_or(|old| old.version != live.version));
-            if let Some(live) = live.as_ref().filter(|_| is_new) {
+            let is_known =
+                |version| states.iter().flat_map(|state| &state.live).any(|old| old.version == version);
+            if let Some(live) = live.as_ref().filter(|live| !is_known(live.version)) {
                 let noted = self.reference.note(key, live.version);
                 noted.map_err(|what| Difference { keys: vec![key.clone()], what })?;
             }
@@ -391,6 +289,7 @@ impl Run {
             base: None,
             salt: self.work.rng.usize(..64),
             connections: store.connections.len(),
+            range_bytes_max: store.range_bytes_max,
         };
         flight.ops = Rc::new(ops(&flight));
         flight
@@ -488,6 +387,12 @@ impl Run {
             ops.into_iter().map(|op| (connection(&op), op)).collect()
         });
         let mut ops = Rc::unwrap_or_clone(flight.ops);
+        // Rather while a tablet moves: then its parts may have to be sent anew.
+        let odds = if self.changes.get() > 0 { 3 } else { 10 };
+        if !is_quiet && self.work.rng.u8(..odds) == 0 {
+            let place = (self.work.rng.usize(..store.connections.len()), self.work.range());
+            ops.insert(self.work.rng.usize(..=ops.len()), place);
+        }
         for page in pages {
             ops.insert(self.work.rng.usize(..=ops.len()), page);
         }

@@ -87,6 +87,17 @@ fn is_in(key: &[u8], start: &[u8], end: &[u8]) -> bool {
     key >= start && (end.is_empty() || key < end)
 }
 
+/// The first key behind those with a prefix, as the client makes it; empty: there is none.
+pub fn prefix_end(mut prefix: Vec<u8>) -> Vec<u8> {
+    while prefix.last() == Some(&0xFF) {
+        prefix.pop();
+    }
+    if let Some(last) = prefix.last_mut() {
+        *last += 1;
+    }
+    prefix
+}
+
 /// A scan between two pages.
 #[derive(Clone, Debug)]
 pub struct Scan {
@@ -144,13 +155,7 @@ impl Scan {
                 let mut prefix = pool.bound(rng);
                 prefix.truncate(1 + rng.usize(..4));
                 ask.start.clone_from(&prefix);
-                while prefix.last() == Some(&0xFF) {
-                    prefix.pop();
-                }
-                if let Some(last) = prefix.last_mut() {
-                    *last += 1;
-                }
-                ask.end = prefix;
+                ask.end = prefix_end(prefix);
             }
             2 => {
                 let tag = rng.u8(..6);

@@ -30,6 +30,7 @@ pub enum Answer {
     Absent,
     Written(Lsn),
     Unmet(Option<Lsn>),
+    BatchUnmet(u32, Option<Lsn>),
     Sum(Lsn, i64),
     /// Version and time of expiry; 0 is never.
     Lifetime(Lsn, u64),
@@ -38,6 +39,7 @@ pub enum Answer {
         cursor: Option<Vec<u8>>,
         is_new_snapshot: bool,
     },
+    Done,
     Refused(Code, String),
 }
 
@@ -51,6 +53,7 @@ impl Answer {
             Reply::Absent => Answer::Absent,
             Reply::Written { version } => Answer::Written(version),
             Reply::ConditionFailed { current } => Answer::Unmet(current),
+            Reply::BatchFailed { item, current } => Answer::BatchUnmet(item, current),
             Reply::Counter { version, value } => Answer::Sum(version, value),
             Reply::Lifetime { version, lifetime } => {
                 Answer::Lifetime(version, lifetime.map_or(0, |lifetime| lifetime.expires_at_ms))
@@ -63,6 +66,7 @@ impl Answer {
                 cursor: page.cursor.map(<[u8]>::to_vec),
                 is_new_snapshot: page.is_new_snapshot,
             },
+            Reply::Done => Answer::Done,
             Reply::Refused(refusal) => Answer::Refused(refusal.code, refusal.message.to_string()),
             other => panic!("nobody asked for {other:?}"),
         }
@@ -81,6 +85,8 @@ pub struct Inbox {
 struct Recorder {
     inbox: Rc<Inbox>,
     in_flight: Cell<u32>,
+    /// Nothing more is taken in before all that was is answered.
+    is_fenced: Cell<bool>,
     /// Owners where frames of it wait, and whether they wait for its replies to leave.
     stalls: RefCell<Vec<(usize, bool)>>,
     shard: Weak<Shard<SimEnv>>,
@@ -112,6 +118,7 @@ impl Outlet for Recorder {
         }
         assert!(bytes.is_empty(), "as many replies as were told");
         self.in_flight.set(self.in_flight.get() - replies.count);
+        self.is_fenced.set(self.is_fenced.get() && self.in_flight.get() > 0);
         self.inbox.came.notify();
     }
 
@@ -143,14 +150,16 @@ impl Outlet for Recorder {
         self.in_flight.get()
     }
 
-    fn fence(&self) {}
+    fn fence(&self) {
+        self.is_fenced.set(true);
+    }
 
     fn backlog(&self) -> usize {
         0
     }
 
     fn is_stalled(&self) -> bool {
-        !self.stalls.borrow().is_empty()
+        self.is_fenced.get() || !self.stalls.borrow().is_empty()
     }
 }
 
@@ -160,6 +169,8 @@ pub struct Store {
     pub shards: Vec<Rc<Shard<SimEnv>>>,
     pub connections: Vec<Connection>,
     pub inbox: Rc<Inbox>,
+    /// Bytes of the log that the parts of a range delete may take on a shard.
+    pub range_bytes_max: usize,
     /// The port behind the last shard, by which they are told to close.
     control: Port<Message>,
     ended: Gate,
@@ -195,6 +206,7 @@ impl Store {
                 let recorder = Rc::new(Recorder {
                     inbox: inbox.clone(),
                     in_flight: Cell::new(0),
+                    is_fenced: Cell::new(false),
                     stalls: RefCell::default(),
                     shard: Rc::downgrade(&shards[shard]),
                     granted: RefCell::default(),
@@ -203,7 +215,8 @@ impl Store {
             })
             .collect();
         let is_short = shape.is_short();
-        Ok(Store { env: env.clone(), shards, connections, inbox, control, ended, is_short })
+        let range_bytes_max = shape.options.segment_bytes as usize / 4;
+        Ok(Store { env: env.clone(), shards, connections, inbox, range_bytes_max, control, ended, is_short })
     }
 
     pub fn coordinator(&self) -> &Rc<Shard<SimEnv>> {

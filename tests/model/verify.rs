@@ -32,7 +32,8 @@ pub type Found = BTreeMap<Key, (Lsn, u64, Vec<u8>)>;
 /// What surely fits into a frame.
 const FRAME_BYTES: usize = 512 << 10;
 
-async fn ask(store: &Store, connection: usize, request: &Request<'_>) -> Answer {
+/// One request by itself.
+pub async fn ask(store: &Store, connection: usize, request: &Request<'_>) -> Answer {
     let mut frame = Vec::new();
     encode_request(&mut frame, 0, request);
     store.begin(1);
@@ -119,7 +120,8 @@ pub fn check_atomic(window: &Window, batches: &[(usize, Vec<Key>)], found: &Foun
     for (op, keys) in batches {
         let (mut with, mut without) = (None, None);
         for key in keys {
-            let Some(place) = window[key].iter().rposition(|state| state.by == Some(*op)) else { continue };
+            let states = window.get(key).map_or(&[][..], Vec::as_slice);
+            let Some(place) = states.iter().rposition(|state| state.by == Some(*op)) else { continue };
             let places = matching(window, key, found);
             if places.iter().all(|at| *at >= place) {
                 with = Some(key.clone());

@@ -6,7 +6,7 @@ use atlaskv::base::Lsn;
 use atlaskv::protocol::{Condition, Deadline, Expiry};
 
 use crate::keys::{Key, Pool};
-use crate::reference::{MARGIN_MS, Op, Reference};
+use crate::reference::{Act, Item, MARGIN_MS, Op, Reference};
 
 const SECOND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3_600_000;
@@ -98,19 +98,88 @@ impl Workload {
         }
     }
 
-    fn batch(&mut self) -> Op {
+    /// What a batch does to a key, mostly under conditions that hold, or there would be little else than refusals.
+    fn item(&mut self, key: Key, reference: &Reference, now_ms: u64, is_plain: bool) -> Item {
+        let act = match self.rng.u8(..16) {
+            0..4 => Act::Delete,
+            4 | 5 if !is_plain => Act::Expire(self.deadline(now_ms)),
+            6 if !is_plain => Act::Persist,
+            7 if !is_plain => Act::Check,
+            _ if is_plain => Act::Put(self.value(), Expiry::Never),
+            _ => Act::Put(self.value(), self.expiry(now_ms)),
+        };
+        let current = reference.live.get(&key).map(|live| live.version);
+        let may_be_absent = matches!(act, Act::Put(..) | Act::Check);
+        let condition = match (self.rng.u8(..12), current) {
+            (0, _) if !is_plain => self.condition(&key, reference, may_be_absent),
+            (1 | 2, Some(version)) if !is_plain => Condition::IfVersion(version),
+            (3, Some(_)) if !is_plain => Condition::IfPresent,
+            (1..4, None) if !is_plain && may_be_absent => Condition::IfAbsent,
+            _ => Condition::None,
+        };
+        let condition = match (&act, condition) {
+            (Act::Check, Condition::None) => current.map_or(Condition::IfAbsent, Condition::IfVersion),
+            _ => condition,
+        };
+        Item { key, condition, act }
+    }
+
+    fn batch(&mut self, reference: &Reference, now_ms: u64) -> Op {
         let keys = self.pool.pick_group(&mut self.rng);
+        let is_plain = self.rng.bool();
         let mut bytes = 0;
-        let mut ops = Vec::new();
+        let mut items: Vec<Item> = Vec::new();
         for key in keys {
-            let value = (self.rng.u8(..4) > 0).then(|| self.value());
-            bytes += key.len() + value.as_ref().map_or(0, |value| value.len()) + 64;
-            // An entry of the log takes so much, whatever the log.
-            if bytes <= self.value_bytes_max.max(4096) || ops.is_empty() {
-                ops.push((key, value));
+            let item = self.item(key, reference, now_ms, is_plain);
+            bytes += item.key.len() + item.act.value().map_or(0, |value| value.len()) + 64;
+            if bytes <= self.batch_bytes() || items.is_empty() {
+                items.push(item);
             }
         }
-        Op::Batch(ops)
+        if items.iter().all(|item| !item.act.is_write()) {
+            items[0].act = Act::Put(self.number(), Expiry::Never);
+        }
+        Op::Batch(items)
+    }
+
+    /// An entry of the log takes so much, whatever the log.
+    pub fn batch_bytes(&self) -> usize {
+        self.value_bytes_max.max(4096)
+    }
+
+    /// Removes some keys that are neighbours, mostly few of them: so that there are others left.
+    pub fn range(&mut self) -> Op {
+        let rng = &mut self.rng;
+        let (mut start, mut end) = (Vec::new(), Vec::new());
+        match rng.u8(..40) {
+            0 => {}
+            1..4 => (start, end) = (self.pool.bound(rng), self.pool.bound(rng)),
+            4..8 => {
+                let mut prefix = self.pool.bound(rng);
+                prefix.truncate(1 + rng.usize(..4));
+                (start, end) = (prefix.clone(), crate::scans::prefix_end(prefix));
+            }
+            _ => {
+                let first = rng.usize(..self.pool.keys.len());
+                let last = (first + rng.usize(1..10)).min(self.pool.keys.len() - 1);
+                start = self.pool.keys[first].to_vec();
+                end = self.pool.keys[last].to_vec();
+                if rng.bool() {
+                    end.push(0);
+                }
+            }
+        }
+        let longest = atlaskv::base::KEY_BYTES_MAX;
+        start.truncate(longest);
+        end.truncate(longest);
+        if start >= end && !end.is_empty() {
+            // From one on, or up to it, is much: rather one key.
+            end = start.clone();
+            end.truncate(longest - 1);
+            end.push(0);
+            start.truncate(longest - 1);
+        }
+        Op::DeleteRange { start, end }
     }
 
     /// The next request.
@@ -140,7 +209,7 @@ impl Workload {
         }
         let key = self.pool.pick(&mut self.rng, true);
         match self.rng.u8(..20) {
-            0 | 1 => self.batch(),
+            0 | 1 => self.batch(reference, now_ms),
             2 | 3 => {
                 let amount = if self.rng.u8(..20) == 0 { self.rng.i64(..) } else { self.rng.i64(-5..100) };
                 Op::Incr { key, amount }

@@ -1,0 +1,115 @@
+//! What a run met, and what is told of one that failed.
+
+use std::collections::VecDeque;
+
+use crate::keys::Key;
+use crate::reference::Op;
+use crate::store::Answer;
+
+/// What a run met, to be sure that it meets what it is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Met {
+    pub ops: u64,
+    pub lives: u64,
+    pub crashes: u64,
+    pub cut_off: u64,
+    pub moves: u64,
+    pub splits: u64,
+    pub checkpoints: u64,
+    pub pages: u64,
+    pub renewals: u64,
+    pub scans_refused: u64,
+    pub too_large: u64,
+    pub batches: u64,
+    pub unmet: u64,
+    pub ranges: u64,
+    pub ranges_refused: u64,
+    pub expired: u64,
+    pub flushes: u64,
+    pub merges: u64,
+    pub trivial_moves: u64,
+    pub disk_waits: u64,
+}
+
+impl Met {
+    pub fn add(&mut self, other: &Met) {
+        for ((_, sum), (_, more)) in self.each().into_iter().zip((*other).clone().each()) {
+            *sum += *more;
+        }
+    }
+
+    fn each(&mut self) -> [(&'static str, &mut u64); 17] {
+        [
+            ("requests", &mut self.ops),
+            ("lives", &mut self.lives),
+            ("power cuts", &mut self.crashes),
+            ("pipelines cut off", &mut self.cut_off),
+            ("moves", &mut self.moves),
+            ("splits", &mut self.splits),
+            ("checkpoints", &mut self.checkpoints),
+            ("pages", &mut self.pages),
+            ("renewed scans", &mut self.renewals),
+            ("batches", &mut self.batches),
+            ("batches with a condition that fails", &mut self.unmet),
+            ("range deletes", &mut self.ranges),
+            ("keys expired", &mut self.expired),
+            ("flushes", &mut self.flushes),
+            ("merges", &mut self.merges),
+            ("trivial moves", &mut self.trivial_moves),
+            ("reads of blocks", &mut self.disk_waits),
+        ]
+    }
+
+    /// Panics if something was never met.
+    pub fn check(mut self) {
+        for (what, count) in self.each() {
+            assert!(*count > 0, "a test without {what} shows little");
+        }
+    }
+}
+
+/// The last requests and events, for the report of a difference.
+#[derive(Default)]
+pub struct Log {
+    requests: VecDeque<(u64, Op, Option<Answer>)>,
+    events: VecDeque<(u64, String)>,
+}
+
+const LOG_REQUESTS: usize = 100_000;
+const LOG_EVENTS: usize = 60;
+
+impl Log {
+    pub fn note(&mut self, step: u64, op: Op, answer: Option<Answer>) {
+        if self.requests.len() == LOG_REQUESTS {
+            self.requests.pop_front();
+        }
+        self.requests.push_back((step, op, answer));
+    }
+
+    pub fn event(&mut self, step: u64, what: String) {
+        if self.events.len() == LOG_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back((step, what));
+    }
+
+    /// Prints what there is of some keys.
+    pub fn print(&self, keys: &[Key]) {
+        eprintln!("the last events:");
+        self.events.iter().for_each(|(step, what)| eprintln!("  {step:>9}  {what}"));
+        for key in keys {
+            eprintln!("the last requests that name {:.60}:", key.escape_ascii().to_string());
+            let named = self.requests.iter().filter(|(_, op, _)| op.is_about(key));
+            let named: Vec<_> = named.collect();
+            for (step, op, answer) in &named[named.len().saturating_sub(30)..] {
+                eprintln!("  {step:>9}  {}  ->  {}", shown(op), shown(answer));
+            }
+        }
+    }
+}
+
+/// As much of something as fits a line.
+pub fn shown(what: &impl std::fmt::Debug) -> String {
+    let text = format!("{what:?}");
+    if text.len() > 300 { format!("{}...", text.chars().take(300).collect::<String>()) } else { text }
+}
