@@ -6,6 +6,7 @@ mod id;
 mod limits;
 mod lsn;
 mod op;
+mod planted;
 mod prefetch;
 
 pub use checksum::{crc32c, crc32c_append};
@@ -14,4 +15,5 @@ pub use id::{BlockSeq, FileId, LogId, TableName, TabletId};
 pub use limits::*;
 pub use lsn::{EntryIndex, Lsn};
 pub use op::{Entry, Op, OpDecodeError, OpIter, OpKind};
+pub use planted::{Bug, planted};
 pub use prefetch::prefetch;

@@ -9,7 +9,7 @@ use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 
 use super::sstable::{Block, BlockHandle, InMemory, Partition, Table, TableError};
-use crate::base::FileId;
+use crate::base::{Bug, FileId, planted};
 use crate::env::{Env, Notify};
 
 /// File and offset; of a partition the offset and one. So whatever an index says, a block is never taken for
@@ -68,6 +68,7 @@ impl Place {
 
     fn key<E: Env>(self, table: &Table<E>) -> Key {
         match self {
+            Place::Block(handle) if planted(Bug::CacheStale) => (FileId(table.file().0 % 16), handle.offset),
             Place::Block(handle) => (table.file(), handle.offset),
             Place::Partition(number) => (table.file(), table.partition_handle(number).offset + 1),
         }

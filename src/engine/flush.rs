@@ -13,7 +13,7 @@ use super::sstable::{TableBuilder, TableError, TableMeta};
 use super::version::Member;
 use super::write::Sealed;
 use super::{Engine, EngineError};
-use crate::base::{FileId, Lsn, TableName};
+use crate::base::{Bug, FileId, Lsn, TableName, planted};
 use crate::disk::Disk;
 use crate::env::{Env, Pacer, Queue};
 use crate::metrics::Metrics;
@@ -148,7 +148,8 @@ impl<E: Env> Engine<E> {
             }
             let file = self.next_file();
             files.push(tablet.table_path(file));
-            let cutoff = Cutoff::new(now_ms, sealed.ranges(local));
+            let ranges = if planted(Bug::RangeNotFlushed) { Rc::default() } else { sealed.ranges(local) };
+            let cutoff = Cutoff::new(now_ms, ranges);
             let written = self.write_table(sealed, local, file, &cutoff, &mut pacer).await?;
             expired += cutoff.expired();
             removed += cutoff.removed();
@@ -238,6 +239,7 @@ impl<E: Env> Engine<E> {
             if !cutoff.removes(key, &newest, lsns) {
                 builder.add(key, hash, &cutoff.apply(newest)).await?;
             }
+            let lsns = if planted(Bug::SnapshotForgotten) { &[][..] } else { lsns };
             let mut wanted = lsns.iter().filter(|lsn| **lsn < newest.lsn).peekable();
             if wanted.peek().is_some() {
                 for older in sealed.memtable.versions(hash, key).skip(1) {

@@ -27,7 +27,7 @@ use super::wal::{
     LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{BlockSeq, EntryIndex, LogId, Lsn, OpIter, OpKind, TableName, TabletId};
+use crate::base::{BlockSeq, Bug, EntryIndex, LogId, Lsn, OpIter, OpKind, TableName, TabletId, planted};
 use crate::disk::Disk;
 use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::Metrics;
@@ -234,7 +234,9 @@ impl<E: Env> Engine<E> {
             let recovered = in_logs.max(state.flushed);
             let old_logs =
                 start.old_logs.iter().filter(|log| state.logs.contains(&log.id())).cloned().collect();
-            let log = wal.add_tablet(state.id, state.term, recovered, state.flushed);
+            let again = EntryIndex(recovered.0.saturating_sub(1)).max(state.flushed);
+            let next = if planted(Bug::VersionReused) { again } else { recovered };
+            let log = wal.add_tablet(state.id, state.term, next, state.flushed);
             let version = Version::of(state, &tables);
             tablets.push(Rc::new(Tablet::new(state, log, version, recovered, old_logs)));
             last.push(state.flushed);
@@ -343,6 +345,12 @@ impl<E: Env> Engine<E> {
         let mut active = self.active.borrow_mut();
         for (ordinal, op) in OpIter::new(body).enumerate() {
             let op = op.map_err(|error| error.to_string())?;
+            if planted(Bug::EntryTorn)
+                && index == tablet.recovered
+                && OpIter::new(body).count() == ordinal + 1
+            {
+                break;
+            }
             let ordinal =
                 u16::try_from(ordinal).map_err(|_| "more operations than an entry takes".to_owned())?;
             let lsn = Lsn::new(index, ordinal);

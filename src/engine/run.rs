@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::merge::Source;
 use super::sstable::{TableError, TableIter};
 use super::version::Member;
-use crate::base::Entry;
+use crate::base::{Bug, Entry, planted};
 use crate::env::Env;
 use crate::slot::{Slot, SlotRange};
 
@@ -88,7 +88,8 @@ impl<E: Env> RunIter<E> {
             };
             match iter.current() {
                 Some((key, _)) if member.bounds().covers(key) => {
-                    if self.slots.is_none_or(|slots| slots.contains(Slot::of_key(key))) {
+                    let is_own = self.slots.is_none_or(|slots| slots.contains(Slot::of_key(key)));
+                    if is_own || planted(Bug::ClipIgnored) {
                         return Ok(());
                     }
                     iter.advance().await?;

@@ -9,7 +9,7 @@ use smallvec::smallvec;
 use super::Shard;
 use super::outputs::{Meta, Outputs};
 use super::stall::LOADING_BYTES_MAX;
-use crate::base::{BlockSeq, Lsn, Op, OpKind};
+use crate::base::{BlockSeq, Bug, Lsn, Op, OpKind, planted};
 use crate::engine::manifest::ManifestError;
 use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
 use crate::env::Env;
@@ -381,7 +381,7 @@ impl<E: Env> Shard<E> {
     /// Whether a request that asked for `durability` is answered only with what is on disk.
     #[inline]
     fn is_held(&self, durability: Durability) -> bool {
-        self.settings.is_durable || durability == Durability::Always
+        (self.settings.is_durable || durability == Durability::Always) && !planted(Bug::ReplyTooEarly)
     }
 
     /// The block that the answer to a request that asked for `durability` waits for, since it tells of what

@@ -15,6 +15,7 @@
 //! cargo test --test model                                                 a short one
 //! ATLASKV_MODEL_OPS=10000000 cargo test --release --test model -- --nocapture   a long one
 //! ATLASKV_MODEL_SEED=17 cargo test --release --test model                 one that failed
+//! cargo test --features planted --test model planted -- --nocapture       deliberate bugs, one after the other
 //! ```
 //!
 //! With `ATLASKV_MODEL_OPS`, `ATLASKV_MODEL_SEED` is the first of the seeds.
@@ -22,6 +23,8 @@
 mod fates;
 mod keys;
 mod pipeline;
+#[cfg(feature = "planted")]
+mod planted;
 mod reference;
 mod report;
 mod run;

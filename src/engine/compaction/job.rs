@@ -1,7 +1,7 @@
 //! One merge: reads its inputs once, writes tables.
 
 use super::picker::INPUTS_MAX;
-use crate::base::{FileId, OpKind, TabletId};
+use crate::base::{Bug, FileId, OpKind, TabletId, planted};
 use crate::engine::expiry::Cutoff;
 use crate::engine::merge::{MergeIter, Source};
 use crate::engine::sstable::{TableBuilder, TableError, TableMeta, TableOptions};
@@ -104,8 +104,12 @@ impl<E: Env, F: Fn() -> FileId> Writing<'_, E, F> {
             }
             merged_bytes += (key.len() + entry.value.len()) as u64;
             let is_removed = cutoff.removes(key, &entry, &[]);
-            let entry = cutoff.apply(entry);
-            let is_dropped = self.what.drops_tombstones && entry.kind == OpKind::Delete;
+            let mut entry = cutoff.apply(entry);
+            if planted(Bug::ExpiryLost) {
+                entry.expiry_ms = 0;
+            }
+            let drops = self.what.drops_tombstones || planted(Bug::TombstoneDropped);
+            let is_dropped = drops && entry.kind == OpKind::Delete;
             if !is_removed && !is_dropped {
                 self.end_full(builder).await?;
                 let builder = match builder {

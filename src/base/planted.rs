@@ -1,0 +1,71 @@
+//! Deliberate bugs, to see that the model test finds them. They exist only with the feature `planted`, and then the
+//! environment variable `ATLASKV_PLANTED` names the one that is there. Without the feature [`planted`] is `false` at
+//! compile time, and nothing is left of it.
+
+/// A bug that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A merge above the last level drops tombstones: what they hide comes back.
+    TombstoneDropped,
+    /// A merge writes entries without their times of expiry.
+    ExpiryLost,
+    /// A flush says that range deletes have been applied to its tables, and has not.
+    RangeNotFlushed,
+    /// A shard removes the keys of a range though a tablet has moved since the request was sent to all.
+    RangeMissesMove,
+    /// A scan whose tablets have moved goes on one key too far.
+    ScanSkips,
+    /// The last operation of the last entry of a tablet's log is not replayed.
+    EntryTorn,
+    /// A flush keeps nothing for snapshots that see its memtable.
+    SnapshotForgotten,
+    /// A tablet that starts or moves gives its last index once more.
+    VersionReused,
+    /// Who walks tables after a split passes over no foreign keys.
+    ClipIgnored,
+    /// Of a tablet that moves the newest memtable is not written.
+    MoveForgets,
+    /// The block cache takes parts of a removed file for those of another.
+    CacheStale,
+    /// Only the first condition of a batch is looked at.
+    ConditionIgnored,
+    /// Writes are answered before they are durable.
+    ReplyTooEarly,
+    /// A filter says of one key in 256 that it is not there.
+    FilterForgets,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 14] = [
+        Bug::TombstoneDropped,
+        Bug::ExpiryLost,
+        Bug::RangeNotFlushed,
+        Bug::RangeMissesMove,
+        Bug::ScanSkips,
+        Bug::EntryTorn,
+        Bug::SnapshotForgotten,
+        Bug::VersionReused,
+        Bug::ClipIgnored,
+        Bug::MoveForgets,
+        Bug::CacheStale,
+        Bug::ConditionIgnored,
+        Bug::ReplyTooEarly,
+        Bug::FilterForgets,
+    ];
+}
+
+/// Whether this bug is there.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+/// Whether this bug is there.
+#[cfg(feature = "planted")]
+pub fn planted(bug: Bug) -> bool {
+    use std::sync::LazyLock;
+    static CHOSEN: LazyLock<String> = LazyLock::new(|| std::env::var("ATLASKV_PLANTED").unwrap_or_default());
+    !CHOSEN.is_empty() && *CHOSEN == format!("{bug:?}")
+}
