@@ -16,16 +16,15 @@
 use std::rc::{Rc, Weak};
 
 use super::manifest::{self, State};
+pub use super::marker::{MARKER, Unfinished};
+use super::marker::{mark, marked};
 use super::version::Version;
 use super::write::Sealed;
 use super::{Engine, EngineError};
-use crate::base::{EntryIndex, PAGE_SIZE, TableName, TabletId};
-use crate::disk::{Disk, File, OpenMode, OpenOptions};
+use crate::base::{EntryIndex, TableName, TabletId};
+use crate::disk::Disk;
 use crate::env::below::EnvBelow;
 use crate::env::{Env, Pacer};
-
-/// Name of the file that says that a data directory is not complete.
-pub const MARKER: &str = "INCOMPLETE";
 
 /// A shard's content at the barrier.
 pub struct Captured<E: Env> {
@@ -184,29 +183,30 @@ fn parent(dir: &str) -> &str {
     }
 }
 
-/// Makes `dir` an empty directory that is marked as not complete. Refuses one that holds anything.
+/// Makes `dir` an empty directory that is marked as a checkpoint that is not complete. Refuses one that holds
+/// anything.
 pub async fn prepare<E: Env>(env: &E, dir: &str) -> Result<(), EngineError> {
+    prepare_as(env, dir, Unfinished::Checkpoint).await
+}
+
+/// As [`prepare`], marked as what is being made.
+pub async fn prepare_as<E: Env>(env: &E, dir: &str, kind: Unfinished) -> Result<(), EngineError> {
     match env.disk().list(dir).await {
         Ok(entries) if entries.is_empty() => {}
-        Ok(_) => return Err(EngineError::Checkpoint(format!("{dir} is not empty; name a new directory"))),
+        Ok(_) => {
+            let what = match marked(env, dir).await? {
+                Some(kind) => kind.advice(),
+                None => "not empty; name a new directory",
+            };
+            return Err(EngineError::Checkpoint(format!("{dir} is {what}")));
+        }
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }
     let disk = env.disk();
     disk.create_dir(dir).await?;
     disk.sync_dir(parent(dir)).await?;
-    let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
-    let file = disk.open(&format!("{dir}/{MARKER}"), options).await?;
-    let mut page = disk.alloc(PAGE_SIZE);
-    page.fill(0);
-    let written = async {
-        file.write_at(0, page).await?;
-        file.sync().await
-    };
-    let result = written.await;
-    file.close().await?;
-    result?;
-    disk.sync_dir(dir).await?;
+    mark(env, dir, kind).await?;
     disk.create_dir(&format!("{dir}/{}", TableName::DIR)).await?;
     Ok(disk.sync_dir(dir).await?)
 }
@@ -220,19 +220,4 @@ pub async fn complete<E: Env>(env: &E, dir: &str, states: Vec<State>) -> Result<
     manifest::install(&below, &state).await?;
     disk.remove(MARKER).await?;
     Ok(disk.sync_dir("").await?)
-}
-
-/// Refuses a directory that is not complete.
-pub(super) async fn refuse_incomplete<E: Env>(env: &E) -> Result<(), EngineError> {
-    let is_marked = match env.disk().list("").await {
-        Ok(entries) => entries.iter().any(|entry| entry.name == MARKER),
-        Err(error) if error.is_not_found() => false,
-        Err(error) => return Err(error.into()),
-    };
-    if is_marked {
-        return Err(EngineError::Checkpoint(format!(
-            "a file {MARKER} says that this copy was never completed; remove the directory and make the copy again"
-        )));
-    }
-    Ok(())
 }

@@ -28,6 +28,7 @@ pub mod expiry;
 mod flush;
 mod load;
 pub mod manifest;
+mod marker;
 pub mod memtable;
 pub mod merge;
 mod obsolete;

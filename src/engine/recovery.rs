@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cache::BlockCache;
-use super::checkpoint::refuse_incomplete;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
+use super::marker::refuse_incomplete;
 use super::memtable::Memtable;
 use super::ranges::RangeDelete;
 use super::sstable::{IndexBudget, Table};

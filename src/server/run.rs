@@ -156,7 +156,8 @@ fn on_executor<T: Send + 'static>(
     let executor: Executor<Result<T, String>> =
         spawn_executor("control", None, CONTROL_IO_BYTES, move || async move {
             let env = GlommioEnv::new(&path).await.map_err(|error| error.to_string())?;
-            work(env).await.map_err(|error| error.to_string())
+            // Paths in errors are below the data directory, and an error may be about that itself.
+            work(env).await.map_err(|error| format!("{}: {error}", path.display()))
         })
         .map_err(ServerError::Executor)?;
     executor.join().map_err(ServerError::Executor)?.map_err(ServerError::Data)

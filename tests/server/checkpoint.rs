@@ -1,14 +1,16 @@
 //! Checkpoints of a server under load: each is a data directory whose writes are those from before one moment.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use atlaskv::client::Client;
+use atlaskv::engine::checkpoint::{MARKER, Unfinished};
 use atlaskv::error::Code;
 
-use crate::harness::{Server, connect, disk_dir};
+use crate::harness::{Server, command, connect, disk_dir, refusal};
 
 const CHECKPOINTS: usize = 8;
 /// Pairs of keys of which the first is always written first.
@@ -88,4 +90,32 @@ fn checkpoints_under_load_hold_what_was_before_and_nothing_that_came_after_somet
         check(target, *before);
     }
     check(&data, acknowledged.load(Ordering::SeqCst));
+}
+
+/// Left by a server that was killed while it made one, or by a copy that was cut short.
+#[test]
+fn what_was_never_completed_is_neither_served_nor_gone_on_with() {
+    let dir = disk_dir();
+    let half = dir.path().join("half");
+    fs::create_dir(&half).unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--cores", "1"]);
+    let mut page = vec![0; 4096];
+    for (kind, advice) in [
+        (Unfinished::Checkpoint, "remove the directory, and make a checkpoint again"),
+        (Unfinished::Backup, "the same atlaskv-inspect backup with its --name goes on with it"),
+        (Unfinished::Restore, "the same atlaskv-inspect restore goes on with it"),
+        (Unfinished::Salvage, "remove the directory, and salvage again"),
+        (Unfinished::Unknown, "remove the directory, and make the copy again"),
+    ] {
+        kind.encode(&mut page);
+        fs::write(half.join(MARKER), &page).unwrap();
+        let said = refusal(command(&half, &[]));
+        assert!(said.contains(half.to_str().unwrap()) && said.contains(advice), "{said}");
+        let refused = connect(&server).checkpoint(half.to_str().unwrap()).expect_err("something is there");
+        let refused = refused.to_string();
+        assert!(refused.contains("half is") && refused.contains(advice), "{refused}");
+    }
+    // The power went while it was marked.
+    fs::write(half.join(MARKER), "").unwrap();
+    assert!(refusal(command(&half, &[])).contains(MARKER));
 }

@@ -361,10 +361,9 @@ fn data_of_a_newer_format_is_refused_and_left_alone() {
     bytes[24..28].copy_from_slice(&crc.to_le_bytes());
     fs::write(&current, &bytes).unwrap();
     let line = refusal(command(dir.path(), &["--cores", "1"]));
-    assert_eq!(
-        line,
-        "CURRENT was written by a newer version (format 2, this build reads 1); start it with that version"
-    );
+    let what =
+        "CURRENT was written by a newer version (format 2, this build reads 1); start it with that version";
+    assert_eq!(line, format!("{}: {what}", dir.path().display()));
     assert_eq!(fs::read(&current).unwrap(), bytes);
     fs::write(&current, older).unwrap();
     let server = Server::start(dir.path(), &["--cores", "1"]);

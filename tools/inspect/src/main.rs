@@ -11,6 +11,7 @@ mod verify;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -33,7 +34,8 @@ enum Command {
         /// The data directory; no server may be using it
         dir: PathBuf,
     },
-    /// Copy a checkpoint into a new directory below TARGET: of its tables, those that the last backup there lacks
+    /// Copy a checkpoint into a new directory below TARGET: of its tables, those that no backup there has. Goes on
+    /// with one that was cut short, if that is named
     Backup {
         /// A checkpoint that no server uses
         checkpoint: PathBuf,
@@ -43,7 +45,30 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Check every byte of a backup, then copy it into a new data directory
+    /// List the backups below TARGET, the newest first: how old their data is, what they hold, and what the removal
+    /// of each alone would free
+    Backups {
+        /// Where backups are kept
+        target: PathBuf,
+    },
+    /// Remove the oldest backups below TARGET
+    Prune {
+        /// Where backups are kept
+        target: PathBuf,
+        /// So many of the newest stay
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: u32,
+        /// Of the others only those go that are older, such as 30d or 12h
+        #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+        older_than: Option<Duration>,
+        /// Backups that were never completed go as well
+        #[arg(long)]
+        incomplete: bool,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check every byte of a backup, then copy it into a new data directory. Goes on with one that was cut short
     Restore {
         /// A backup, or a checkpoint that no server uses
         backup: PathBuf,
@@ -134,6 +159,11 @@ fn run(command: Command, out: &mut impl Write) -> Outcome {
     match command {
         Command::Verify { dir } => verify::verify(&dir, out),
         Command::Backup { checkpoint, target, name } => backup::backup(&checkpoint, &target, name, out),
+        Command::Backups { target } => backup::list(&target, out),
+        Command::Prune { target, keep, older_than, incomplete, dry_run } => {
+            let what = backup::Prune { keep: keep as usize, older_than, incomplete, dry_run };
+            backup::prune(&target, &what, out)
+        }
         Command::Restore { backup, target } => backup::restore(&backup, &target, out),
         Command::Salvage { dir, fresh, without_manifest } => {
             salvage::salvage(&dir, &fresh, without_manifest, out)

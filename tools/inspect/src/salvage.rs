@@ -18,7 +18,7 @@ use std::path::Path;
 
 use atlaskv::base::{EntryIndex, LogId, TableName};
 use atlaskv::disk::Disk;
-use atlaskv::engine::checkpoint::{self, MARKER};
+use atlaskv::engine::checkpoint::{self, MARKER, Unfinished};
 use atlaskv::engine::manifest::{self, State};
 use atlaskv::engine::ranges::RangeDeletes;
 use atlaskv::env::Env;
@@ -84,7 +84,7 @@ pub fn salvage(from: &Path, to: &Path, without_manifest: bool, out: &mut impl Wr
     let known = block_on(known_state(&env, &mut losses));
     let (target, fresh) = (std::path::absolute(to).map_err(refused)?, Fresh::new());
     let Some(target) = target.to_str() else { return Err(refused(format!("{}: no text", to.display()))) };
-    let begin = || block_on(checkpoint::prepare(&fresh, target)).map_err(refused);
+    let begin = || block_on(checkpoint::prepare_as(&fresh, target, Unfinished::Salvage)).map_err(refused);
     let below = EnvBelow::new(&fresh, target);
     let (state, merged) = match known {
         Ok(state) => {
