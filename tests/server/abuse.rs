@@ -55,7 +55,8 @@ impl Victim {
             let found = self.witness.get(key.as_bytes()).expect("the witness is served");
             assert_eq!(found.expect("just written").value, b"I was here");
         }
-        assert!(begin.elapsed() < Duration::from_secs(5), "the witness waited {:?}", begin.elapsed());
+        // Less than the half minute for which a client that takes no replies may be waited for.
+        assert!(begin.elapsed() < Duration::from_secs(20), "the witness waited {:?}", begin.elapsed());
     }
 
     fn memory_mib(&self) -> u64 {

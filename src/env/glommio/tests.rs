@@ -144,7 +144,8 @@ fn errors_keep_the_code_of_the_system() {
 }
 
 /// A read beside a merge, which keeps its core busy in steps of 20 µs and asks its pacer after each. It
-/// takes 0.2 ms as things are, 1.5 ms without pacing, 100 ms and more without the preempt timer.
+/// takes 0.2 ms as things are, 1.5 ms without pacing, 100 ms and more without the preempt timer: so it may take
+/// a millisecond more than without the merge.
 ///
 /// Other processes may take the CPU or the disk away at any time, so the median counts, of the best of a
 /// few attempts: what is broken here is broken in each read of each attempt.
@@ -152,7 +153,7 @@ fn errors_keep_the_code_of_the_system() {
 fn a_read_beside_background_work_is_quick() {
     const READS: usize = 200;
     const ATTEMPTS: usize = 20;
-    const QUICK: Duration = Duration::from_millis(1);
+    const MORE: Duration = Duration::from_millis(1);
     let dir = disk_dir();
     let figures = on_executor(&dir, async |env| {
         let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
@@ -160,6 +161,17 @@ fn a_read_beside_background_work_is_quick() {
         let mut pages = env.disk().alloc(64 * PAGE_SIZE);
         pages.fill(1);
         file.write_at(0, pages).await.unwrap();
+        let median = async || {
+            let mut times = Vec::with_capacity(READS);
+            for at in 0..READS {
+                let begin = Instant::now();
+                file.read_at((at % 64 * PAGE_SIZE) as u64, PAGE_SIZE).await.unwrap();
+                times.push(begin.elapsed());
+            }
+            times.sort_unstable();
+            times[READS / 2]
+        };
+        let quick = median().await + MORE;
         let is_over = Rc::new(Cell::new(false));
         let (over, background) = (is_over.clone(), env.clone());
         env.spawn(Queue::Compaction, async move {
@@ -174,21 +186,15 @@ fn a_read_beside_background_work_is_quick() {
         });
         let mut figures = Vec::new();
         for _ in 0..ATTEMPTS {
-            let mut times = Vec::with_capacity(READS);
-            for at in 0..READS {
-                let begin = Instant::now();
-                file.read_at((at % 64 * PAGE_SIZE) as u64, PAGE_SIZE).await.unwrap();
-                times.push(begin.elapsed());
-            }
-            times.sort_unstable();
-            figures.push(times[READS / 2]);
-            if times[READS / 2] < QUICK {
+            figures.push(median().await);
+            if figures.last().is_some_and(|median| *median < quick) {
                 break;
             }
         }
         is_over.set(true);
         file.close().await.unwrap();
-        figures
+        (figures, quick)
     });
-    assert!(figures.iter().any(|median| *median < QUICK), "median of each attempt: {figures:?}");
+    let (figures, quick) = figures;
+    assert!(figures.iter().any(|median| *median < quick), "{quick:?}, median of each attempt: {figures:?}");
 }
