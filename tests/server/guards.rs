@@ -289,7 +289,9 @@ fn a_full_disk_refuses_writes_until_there_is_space_again() {
     };
     let (ballast, data) = (disk.path().join("ballast"), disk.path().join("data"));
     write_ballast(&ballast, 64 << 20);
-    let arguments = ["--cores", "1", "--memory", "48MiB", "--max-value-size", "64KiB"];
+    // Compressed, these values would take ten times as many to fill it.
+    let arguments =
+        ["--cores", "1", "--memory", "48MiB", "--max-value-size", "64KiB", "--compression", "none"];
     let mut server = Server::start(&data, &arguments);
     let mut client = connect(&server);
     let value = |at: usize| vec![b'a' + (at % 26) as u8; 16 << 10];
