@@ -11,8 +11,8 @@ pub enum Bug {
     ExpiryLost,
     /// A flush says that range deletes have been applied to its tables, and has not.
     RangeNotFlushed,
-    /// A shard removes the keys of a range though a tablet has moved since the request was sent to all.
-    RangeMissesMove,
+    /// A tablet that moves leaves its range deletes behind.
+    RangeStaysBehind,
     /// A scan whose tablets have moved goes on one key too far.
     ScanSkips,
     /// The last operation of the last entry of a tablet's log is not replayed.
@@ -41,7 +41,7 @@ impl Bug {
         Bug::TombstoneDropped,
         Bug::ExpiryLost,
         Bug::RangeNotFlushed,
-        Bug::RangeMissesMove,
+        Bug::RangeStaysBehind,
         Bug::ScanSkips,
         Bug::EntryTorn,
         Bug::SnapshotForgotten,

@@ -223,6 +223,9 @@ impl<E: Env> Engine<E> {
         state.shard = shard;
         state.epoch += 1;
         state.logs.clear();
+        if planted(Bug::RangeStaysBehind) {
+            state.ranges = Default::default();
+        }
         Ok(state)
     }
 

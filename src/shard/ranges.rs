@@ -10,7 +10,6 @@
 use super::Shard;
 use super::execute::{Attempt, refusal};
 use super::outputs::{Meta, Outputs};
-use crate::base::{Bug, planted};
 use crate::engine::Room;
 use crate::env::Env;
 use crate::error::{Code, Refusal};
@@ -24,7 +23,7 @@ impl<E: Env> Shard<E> {
         range: &DeleteRange<'_>,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
-        let epoch = if planted(Bug::RangeMissesMove) { range.epoch } else { self.slots.epoch() };
+        let epoch = self.slots.epoch();
         if epoch > range.epoch {
             return Err(Refusal::new(Code::SlotMoving, "a tablet has moved meanwhile; try again"));
         }
