@@ -19,7 +19,8 @@
 //!   and together they take the limit or the largest frame, whichever is more; free bytes come on top. What
 //!   those who wait keep all the while does not count for that, or they might wait for each other: it is the
 //!   beginning of a frame in bytes that were granted for small ones, a few KiB.
-//! - Nobody is granted anything while another waits who comes before: who holds least, then who came first.
+//! - Nobody is granted anything while another waits who comes before: who has been granted least, then who came
+//!   first.
 //!   Requests are answered once there is room for replies and gathers; gathers end once there is room for
 //!   replies, since a part may wait behind a GET of the same connection; replies leave once clients read
 //!   them, or are disconnected. Nothing waits the other way round, so everyone's turn comes.
@@ -64,7 +65,8 @@ impl Granted {
 /// Who waits. Granted, its bytes are counted already.
 struct Waiter<K> {
     who: K,
-    held: usize,
+    /// What it was granted already, and will give back without the rest.
+    granted: usize,
     /// Of what was granted to it, this much it keeps until it has been granted the rest.
     kept: usize,
     need: usize,
@@ -103,13 +105,13 @@ impl<K: Clone + PartialEq> Budget<K> {
         self.take_more(who, 0, 0, need)
     }
 
-    /// The same for one who holds `held`, and keeps `kept` of what it was granted while it waits.
-    fn take_more(&self, who: &K, held: usize, kept: usize, need: usize) -> bool {
+    /// The same for one who was granted `granted`, which it will give back, and `kept`, which it keeps while it waits.
+    fn take_more(&self, who: &K, granted: usize, kept: usize, need: usize) -> bool {
         let mut waiters = self.waiters.borrow_mut();
         if let Some(place) = waiters.iter().position(|waiter| waiter.who == *who) {
             let waiter = &mut waiters[place];
             if !waiter.is_granted {
-                (waiter.held, waiter.kept, waiter.need) = (held, kept, need);
+                (waiter.granted, waiter.kept, waiter.need) = (granted, kept, need);
                 return self.is_next(&waiters, place) && {
                     waiters.remove(place);
                     self.grant(need);
@@ -126,7 +128,7 @@ impl<K: Clone + PartialEq> Budget<K> {
             self.give_back(spare);
             waiters = self.waiters.borrow_mut();
         }
-        waiters.push(Waiter { who: who.clone(), held, kept, need, is_granted: false });
+        waiters.push(Waiter { who: who.clone(), granted, kept, need, is_granted: false });
         let place = waiters.len() - 1;
         self.is_next(&waiters, place) && {
             waiters.pop();
@@ -206,7 +208,7 @@ impl<K: Clone + PartialEq> Budget<K> {
 /// The place of the one that comes before all others.
 fn first<K>(waiters: &[Waiter<K>]) -> Option<usize> {
     let waiting = waiters.iter().enumerate().filter(|(_, waiter)| !waiter.is_granted);
-    waiting.min_by_key(|(place, waiter)| (waiter.held, *place)).map(|(place, _)| place)
+    waiting.min_by_key(|(place, waiter)| (waiter.granted, *place)).map(|(place, _)| place)
 }
 
 /// A connection that waits.
@@ -278,7 +280,7 @@ impl Share {
             return true;
         }
         let kept = rest.saturating_sub(self.free).min(self.granted.get());
-        if !self.budget.take_more(&self.me, self.held.get(), kept, more) {
+        if !self.budget.take_more(&self.me, self.granted.get() - kept, kept, more) {
             self.wake_others();
             return false;
         }
@@ -333,20 +335,21 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_has_its_turn_alone_and_whoever_holds_least_goes_first() {
+    fn the_largest_has_its_turn_alone_and_whoever_was_granted_least_goes_first() {
         let budget = Rc::new(Budget::new(100));
         let all: Vec<Share> = (0..4).map(|_| share(&budget)).collect();
         assert!(all[0].grow(0, 1_000), "alone, it may take more than there is");
-        assert!(all[1].grow(0, 8) && all[2].grow(0, 4) && all[3].grow(0, 6));
+        assert!(all[1].grow(0, 8) && all[2].grow(0, 4));
         assert!(!all[1].grow(0, 500) && !all[2].grow(0, 30) && !all[3].grow(0, 30));
         all[0].set(FREE);
-        assert!(!all[1].grow(0, 500), "others hold less");
+        assert!(!all[3].grow(0, 30), "it would overtake");
+        assert!(all[1].grow(0, 500), "it came first");
+        all[1].set(0);
         assert!(all[3].grow(0, 30) && all[2].grow(0, 30), "they were granted theirs at once");
-        assert!(!all[3].grow(0, 1), "it would overtake");
-        all[2].set(0);
-        assert!(!all[1].grow(0, 500), "one is left");
-        all[3].set(0);
-        assert!(all[1].grow(0, 500));
+        assert!(!all[2].grow(0, 60) && !all[3].grow(0, 60));
+        all[0].set(0);
+        all[2].set(FREE);
+        assert!(all[3].grow(0, 60) && !all[2].grow(0, 60), "it had been granted less when it asked");
     }
 
     /// Each had been granted room for small requests, and the last of those turned out to begin a large one. All
