@@ -24,7 +24,8 @@ What makes it a comparison of like with like:
 - RocksDB gets the block cache that AtlasKV gets of --memory, and two write buffers that are together AtlasKV's
   memtables. Its indexes and filters are resident beside that, as AtlasKV's are. Bloom filters of 10 bits a key.
 - Compression as AtlasKV has it by default: none but in the last level, and there LZ4 (none at all for an AtlasKV
-  without compression). RocksDB with dynamic level sizes, its better setting for space, and default since 8.4.
+  without compression). With dynamic level sizes RocksDB counts levels for that from the first one in use: the second
+  of them is the last one up to some 2.5 GB. RocksDB with dynamic level sizes, its better setting for space, and default since 8.4.
 - Durability: in `load`, `overwrite` and `open`, writes are acknowledged before they are on disk. AtlasKV's
   --sync interval (--relaxed-sync) promises more than db_bench's --sync=0, which leaves it to the kernel. AtlasKV
   gets its load by pipelining from several connections, db_bench from one thread, which is its fastest on one core.
@@ -258,7 +259,7 @@ class RocksDb:
             "--use_direct_reads=1", "--use_direct_io_for_flush_and_compaction=1",
             f"--cache_size={shares['block_cache']}", "--cache_index_and_filter_blocks=0",
             f"--write_buffer_size={shares['memtables'] // 2}", "--max_write_buffer_number=2",
-            "--bloom_bits=10", f"--compression_type={codec}", "--min_level_to_compress=6", "--num_levels=7",
+            "--bloom_bits=10", f"--compression_type={codec}", "--min_level_to_compress=2", "--num_levels=7",
             "--level_compaction_dynamic_level_bytes=1", "--disable_wal=0", "--histogram=1",
             "--report_interval_seconds=1", f"--report_file={args.dir}/rocksdb-report.csv",
             *args.rocksdb_flags.split(),

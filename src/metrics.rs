@@ -88,6 +88,14 @@ counters! {
     disk_waits,
     /// Requests that waited for a memtable to be flushed.
     memory_waits,
+    /// Microseconds in which writers waited because merges were behind.
+    slowdown_micros,
+    /// By how much writers are slowed now: 1000 is to the rate at which merges keep up.
+    slowdown_permille,
+    /// Bytes above the last level beyond what may be there.
+    compaction_debt_bytes,
+    /// Bytes of keys and values that were written.
+    write_bytes,
     /// Operations logged.
     wal_ops,
     /// Blocks written to the log.

@@ -137,7 +137,10 @@ impl<E: Env> Engine<E> {
             let choice = self.pick_for(&tablet, is_idle)?;
             Some((tablet, choice))
         });
-        let (tablet, choice) = choices.max_by_key(|(_, choice)| choice.urgency())?;
+        let (tablet, choice) = choices.max_by_key(|(tablet, choice)| {
+            // Of tablets of one urgency the one most behind: none waits for ever while others are written to.
+            (choice.urgency(), tablet.version().upper_totals().bytes)
+        })?;
         let task = match choice {
             Choice::Merge(range) => Task::Merge(range),
             Choice::GoOn => Task::Descend(tablet.version().front()),
@@ -241,7 +244,9 @@ impl<E: Env> Engine<E> {
         };
         let members = tables.into_iter().map(|table| Member::whole(table, cleared)).collect();
         let bytes_out = metas.iter().map(|meta| meta.bytes).sum();
-        let micros = (self.env.now() - started).as_micros() as u64;
+        let took = self.env.now() - started;
+        self.pace.measure(bytes_out, took);
+        let micros = took.as_micros() as u64;
         Metrics::add(&self.metrics.compactions, 1);
         Metrics::add(&self.metrics.compaction_bytes_in, inputs.bytes);
         Metrics::add(&self.metrics.compaction_bytes_out, bytes_out);

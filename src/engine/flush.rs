@@ -97,7 +97,9 @@ impl<E: Env> Engine<E> {
         }
         let started = self.env.now();
         let mut files = Vec::new();
+        self.flush_begins(sealed);
         let result = self.flush_tables(sealed, &mut files).await;
+        self.flush_ends();
         // The next start may find an edit whose write failed: then it needs the tables that it names.
         let is_undecided = matches!(&result, Err(EngineError::Manifest(error)) if error.is_undecided());
         if result.is_err() && !is_undecided {
@@ -233,7 +235,7 @@ impl<E: Env> Engine<E> {
         builder: &mut TableBuilder<E>,
         pacer: &mut Pacer<E>,
     ) -> Result<(), TableError> {
-        let mut steps = 0;
+        let (mut steps, mut keys) = (0, 0);
         for (key, newest) in sealed.memtable.iter(local, b"") {
             let hash = self.hash(key);
             if !cutoff.removes(key, &newest, lsns) {
@@ -263,7 +265,12 @@ impl<E: Env> Engine<E> {
             if steps % STEP == 0 {
                 pacer.breathe().await;
             }
+            keys += 1;
+            if keys % STEP == 0 {
+                self.flush_goes_on(STEP);
+            }
         }
+        self.flush_goes_on(keys % STEP);
         Ok(())
     }
 
@@ -300,6 +307,11 @@ impl<E: Env> Engine<E> {
         let (engine, guard) = (self.clone(), self.background.enter());
         self.env.spawn(Queue::Compaction, async move {
             engine.compaction_loop().await;
+            drop(guard);
+        });
+        let (engine, guard) = (self.clone(), self.background.enter());
+        self.env.spawn(Queue::Foreground, async move {
+            engine.pace_loop().await;
             drop(guard);
         });
         let (engine, guard) = (self.clone(), self.background.enter());

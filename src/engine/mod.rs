@@ -9,7 +9,8 @@
 //! - A range of keys is deleted by one operation, which hides what it removes until that is dropped (`ranges`,
 //!   `purge`).
 //! - In the background full memtables become tables (`flush`), tables become fewer (`compact`) and come down to
-//!   the last level (`descend`), and those that nobody needs go (`obsolete`).
+//!   the last level (`descend`), at the pace of what is written (`pace`), and those that nobody needs go
+//!   (`obsolete`).
 //! - A start replays the logs of earlier starts (`recovery`).
 //! - Tablets come from other shards, go to them, and split (`transfer`).
 //!
@@ -33,6 +34,7 @@ pub mod memtable;
 pub mod merge;
 mod obsolete;
 mod options;
+mod pace;
 mod purge;
 pub mod ranges;
 mod read;
@@ -69,6 +71,7 @@ use self::expiry::Clock;
 use self::load::Load;
 use self::manifest::ShardManifest;
 use self::memtable::Memtable;
+use self::pace::Pace;
 use self::ranges::RangeDeletes;
 use self::recovery::OldLog;
 use self::snapshot::Snapshot;
@@ -137,6 +140,7 @@ pub struct Engine<E: Env> {
     cache: BlockCache,
     index_budget: Rc<IndexBudget>,
     metrics: Rc<Metrics>,
+    pace: Pace,
     /// Those that are open, and maybe some that were.
     snapshots: RefCell<Vec<Weak<Snapshot<E>>>>,
     /// What scans have read ahead.
@@ -265,6 +269,7 @@ impl<E: Env> Engine<E> {
         let last = [&metrics.last_tables, &metrics.last_bytes, &metrics.last_entries];
         count(before.upper_totals(), after.upper_totals(), upper);
         count(before.last_totals(), after.last_totals(), last);
+        self.count_debt(before, after);
     }
 
     /// Local numbers in use: those of tablets that are here, or were.

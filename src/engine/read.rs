@@ -12,9 +12,12 @@ use super::cache::Place;
 use super::damage::MetBy;
 use super::sstable::{Block, Partition, Table};
 use super::{Engine, EngineError};
-use crate::base::{BlockSeq, Entry, FileId, Lsn, OpKind};
-use crate::env::Env;
+use crate::base::{BlockSeq, Entry, FileId, Lsn, OpKind, TableName};
+use crate::env::{Env, join_all};
 use crate::metrics::Metrics;
+
+/// Reads of one request that are on their way together.
+const READS_MAX: usize = 32;
 
 /// A key with what was computed from it once.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +48,14 @@ impl<E: Env> MissingBlock<E> {
     /// Bytes to be read.
     pub fn len(&self) -> usize {
         self.place.handle(&self.table).len
+    }
+
+    /// Tells it from others.
+    fn key(&self) -> (TableName, bool, u64) {
+        match self.place {
+            Place::Block(handle) => (self.table.name(), false, handle.offset),
+            Place::Partition(number) => (self.table.name(), true, number as u64),
+        }
     }
 
     /// Never: a block is a page at least.
@@ -201,6 +212,31 @@ impl<E: Env> Engine<E> {
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
         let result = self.load_part(missing, loaded).await;
         result.inspect_err(|error| self.note_damage(MetBy::Read, error))
+    }
+
+    /// As [`Engine::load`], of all parts that one request misses: their reads are on their way together, up to
+    /// [`READS_MAX`] of them. After an error some may be missing still.
+    pub async fn load_all(
+        &self,
+        missing: impl IntoIterator<Item = MissingBlock<E>>,
+        loaded: &mut Loaded,
+    ) -> Result<(), EngineError> {
+        let mut wanted: Vec<MissingBlock<E>> = missing.into_iter().collect();
+        // Several keys of one request may be in the same.
+        wanted.sort_by_key(MissingBlock::key);
+        wanted.dedup_by_key(|part| part.key());
+        while !wanted.is_empty() {
+            let some = wanted.drain(..wanted.len().min(READS_MAX));
+            let reads = some.map(async |part| {
+                let mut one = Loaded::new();
+                self.load(part, &mut one).await.map(|()| one)
+            });
+            for mut one in join_all(reads.collect()).await.into_iter().collect::<Result<Vec<_>, _>>()? {
+                loaded.blocks.append(&mut one.blocks);
+                loaded.partitions.append(&mut one.partitions);
+            }
+        }
+        Ok(())
     }
 
     async fn load_part(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {

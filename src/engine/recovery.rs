@@ -20,6 +20,7 @@ use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::marker::refuse_incomplete;
 use super::memtable::Memtable;
+use super::pace::Pace;
 use super::ranges::RangeDelete;
 use super::sstable::{IndexBudget, Table};
 use super::version::Version;
@@ -251,6 +252,7 @@ impl<E: Env> Engine<E> {
             active_number: std::cell::Cell::new(1),
             snapshots: std::cell::RefCell::default(),
             ahead_bytes: std::rc::Rc::default(),
+            pace: Pace::new(&options, tablets.len()),
             tablets: tablets.into(),
             last: last.into(),
             has_new_ranges: std::cell::Cell::new(false),

@@ -47,6 +47,8 @@ impl<E: Env> RunIter<E> {
         self.until = until.into();
         if self.is_past() {
             self.end();
+        } else if let Some((_, iter)) = &mut self.current {
+            iter.end_before(until);
         }
     }
 
@@ -81,7 +83,8 @@ impl<E: Env> RunIter<E> {
             let Some((member, iter)) = &mut self.current else {
                 let Some(member) = self.rest.next() else { return Ok(()) };
                 let from = member.smallest().max(&self.from);
-                let iter = TableIter::seek(&member.table, from).await?;
+                let mut iter = TableIter::seek(&member.table, from).await?;
+                iter.end_before(&self.until);
                 self.slots = member.foreign_to();
                 self.current = Some((member, iter));
                 continue;

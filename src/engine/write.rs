@@ -49,7 +49,7 @@ const EVERYWHERE_OVERHEAD: usize = 256;
 pub enum Room {
     /// Yes.
     Yes,
-    /// Every memtable is full; the flush makes room soon ([`Engine::changed`] tells).
+    /// The flush makes room soon; or merges are behind, and the write's time comes soon. [`Engine::changed`] tells.
     Wait,
 }
 
@@ -74,7 +74,8 @@ impl<E: Env> Engine<E> {
         }
         let is_full = self.active.borrow().bytes() >= self.options.memtable_bytes;
         if !is_full || self.sealed.borrow().len() < self.options.sealed_max {
-            return Ok(Room::Yes);
+            let fails = self.flush_trouble.borrow().is_some();
+            return Ok(if !fails && self.must_slow_down() { Room::Wait } else { Room::Yes });
         }
         match self.flush_trouble.borrow().as_ref() {
             Some(cause) if cause.is_full() => Err(EngineError::Full(cause.to_string())),
@@ -106,6 +107,7 @@ impl<E: Env> Engine<E> {
         last[tablet] = index;
         drop(last);
         Metrics::add(&self.metrics.wal_ops, ops.len() as u64);
+        self.accept(ops.iter().map(|op| (op.key.len() + op.value.len()) as u64).sum());
         self.rotate_if_full();
         Ok(appended)
     }

@@ -47,6 +47,10 @@ where
         self.env.spawn(queue, future);
     }
 
+    fn set_shares(&self, queue: Queue, shares: usize) {
+        self.env.set_shares(queue, shares);
+    }
+
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> {
         self.env.sleep(duration)
     }

@@ -9,7 +9,7 @@
 //! - what the root future and all queues do counts as urgent: the long timer would hold otherwise whenever
 //!   only work that is not urgent is runnable.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -17,7 +17,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_lite::future;
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+use glommio::{
+    ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, SharesManager, TaskQueueHandle,
+};
 
 use super::{Env, Queue};
 use crate::disk::glommio::GlommioDisk;
@@ -25,7 +27,9 @@ use crate::disk::glommio::GlommioDisk;
 /// How often a round of runnable tasks is cut short to look at the rings. With the default of 100 ms, a
 /// read beside a busy background task takes 300 ms; 250 to 500 µs cost nothing measurable.
 const PREEMPT: Duration = Duration::from_micros(400);
-/// The same until the root future runs.
+/// How often changed shares of the core are noticed.
+const ADJUST: Duration = Duration::from_millis(20);
+/// `PREEMPT` until the root future runs.
 const START_PREEMPT: Duration = Duration::from_secs(2);
 /// Longest sleep of an executor. Costs 100 wake-ups of about 40 microseconds a second. The round in which
 /// a timer fires may be the one that is lost, and then nothing sets it again: so there are several.
@@ -46,9 +50,37 @@ struct Inner {
     disk: GlommioDisk,
     start: Instant,
     rng: RefCell<fastrand::Rng>,
-    foreground: TaskQueueHandle,
-    flush: TaskQueueHandle,
-    compaction: TaskQueueHandle,
+    foreground: QueueOf,
+    flush: QueueOf,
+    compaction: QueueOf,
+}
+
+/// A task queue, and how much of the core it has.
+struct QueueOf {
+    handle: TaskQueueHandle,
+    shares: Rc<AdjustableShares>,
+}
+
+struct AdjustableShares(Cell<usize>);
+
+impl SharesManager for AdjustableShares {
+    fn shares(&self) -> usize {
+        self.0.get()
+    }
+
+    fn adjustment_period(&self) -> Duration {
+        ADJUST
+    }
+}
+
+impl Inner {
+    fn queue(&self, queue: Queue) -> &QueueOf {
+        match queue {
+            Queue::Foreground => &self.foreground,
+            Queue::Flush => &self.flush,
+            Queue::Compaction => &self.compaction,
+        }
+    }
 }
 
 impl GlommioEnv {
@@ -58,7 +90,11 @@ impl GlommioEnv {
         disk.prime().await?;
         let executor = glommio::executor();
         let urgent = Latency::Matters(PREEMPT);
-        let queue = |shares, name| executor.create_task_queue(Shares::Static(shares), urgent, name);
+        let queue = |shares, name| {
+            let shares = Rc::new(AdjustableShares(Cell::new(shares)));
+            let handle = executor.create_task_queue(Shares::Dynamic(shares.clone()), urgent, name);
+            QueueOf { handle, shares }
+        };
         Ok(GlommioEnv {
             inner: Rc::new(Inner {
                 disk,
@@ -150,14 +186,13 @@ impl Env for GlommioEnv {
     }
 
     fn spawn(&self, queue: Queue, future: impl Future<Output = ()> + 'static) {
-        let queue = match queue {
-            Queue::Foreground => self.inner.foreground,
-            Queue::Flush => self.inner.flush,
-            Queue::Compaction => self.inner.compaction,
-        };
-        glommio::spawn_local_into(future, queue)
+        glommio::spawn_local_into(future, self.inner.queue(queue).handle)
             .expect("the queue was made on this executor and is never removed")
             .detach();
+    }
+
+    fn set_shares(&self, queue: Queue, shares: usize) {
+        self.inner.queue(queue).shares.0.set(shares.clamp(1, 1000));
     }
 
     async fn sleep(&self, duration: Duration) {

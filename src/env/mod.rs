@@ -12,7 +12,7 @@ mod sync;
 use std::future::Future;
 use std::time::Duration;
 
-pub use sync::{Gate, GateGuard, Lock, LockGuard, Notify};
+pub use sync::{Gate, GateGuard, Lock, LockGuard, Notify, join_all};
 
 use crate::disk::Disk;
 
@@ -47,6 +47,10 @@ pub trait Env: Clone + 'static {
     /// Runs `future` to its end in `queue`, detached. Whoever must know when it ends hands it a
     /// [`GateGuard`].
     fn spawn(&self, queue: Queue, future: impl Future<Output = ()> + 'static);
+
+    /// Sets how much of the core a queue has, in thousandths of what requests have, while both have work. From
+    /// then on, soon.
+    fn set_shares(&self, queue: Queue, shares: usize);
 
     /// Suspends for at least `duration`.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;

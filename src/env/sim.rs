@@ -236,6 +236,8 @@ impl Env for SimEnv {
         self.world.wake(id);
     }
 
+    fn set_shares(&self, _queue: Queue, _shares: usize) {}
+
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> {
         let world = self.world.clone();
         async move { world.sleep(duration).await }

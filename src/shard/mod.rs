@@ -33,7 +33,7 @@ mod tests;
 pub mod topology;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpStream;
 use std::rc::Rc;
 
@@ -223,6 +223,8 @@ pub struct Shard<E: Env> {
     gathered: Cell<usize>,
     /// In an order of its own, as whatever is walked through: a run in a simulated world follows from its seed.
     waiting: RefCell<BTreeMap<Origin, stall::Waiting>>,
+    /// Those of them that wait for memory, longest first.
+    room_line: RefCell<VecDeque<Origin>>,
     scans: scan::Scans<E>,
     turns: stall::Turns,
     moves: moves::Moves,
@@ -270,6 +272,7 @@ impl<E: Env> Shard<E> {
             replies_left: Notify::new(),
             gathered: Cell::new(0),
             waiting: RefCell::default(),
+            room_line: RefCell::default(),
             scans: scan::Scans::default(),
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),

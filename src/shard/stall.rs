@@ -333,12 +333,10 @@ impl<E: Env> Shard<E> {
             .expect("it was decoded when it came");
         let mut loaded = Loaded::new();
         loop {
-            for block in missing.drain(..) {
-                if let Err(error) = self.engine.load(block, &mut loaded).await {
-                    Metrics::add(&self.metrics.refusals, 1);
-                    out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
-                    return;
-                }
+            if let Err(error) = self.engine.load_all(missing.drain(..), &mut loaded).await {
+                Metrics::add(&self.metrics.refusals, 1);
+                out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
+                return;
             }
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
@@ -382,9 +380,11 @@ impl<E: Env> Shard<E> {
         let waiting = all.entry(line).or_default();
         waiting.frames.push_front((origin, frames));
         waiting.for_output |= why == Stall::Output;
-        waiting.for_room |= why == Stall::Room;
         waiting.for_replies |= why == Stall::Replies;
         waiting.for_move |= why == Stall::Move;
+        if why == Stall::Room && !std::mem::replace(&mut waiting.for_room, true) {
+            self.room_line.borrow_mut().push_back(line);
+        }
         drop(all);
         self.tell_stall(line, why);
     }
@@ -420,23 +420,30 @@ impl<E: Env> Shard<E> {
         self.replies_left.notify();
     }
 
-    /// There may be memory again for those that wait for it.
+    /// There may be memory again for those that wait for it. Who has waited longest goes first, and one that must
+    /// wait again ends it: there is none for those behind it either, and it is at the end of the line now.
     pub(super) fn resume_after_room(self: &Rc<Self>) {
-        self.resume_all(|waiting| &mut waiting.for_room);
+        let waiting = self.room_line.borrow().len();
+        for _ in 0..waiting {
+            let next = self.room_line.borrow_mut().pop_front();
+            let Some(origin) = next else { return };
+            if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin) {
+                waiting.for_room = false;
+            }
+            self.try_resume(origin);
+            if self.waiting.borrow().get(&origin).is_some_and(|waiting| waiting.for_room) {
+                return;
+            }
+        }
     }
 
-    /// No slots are held any more.
+    /// No slots are held any more: whoever waits for that goes on.
     pub(super) fn resume_after_move(self: &Rc<Self>) {
-        self.resume_all(|waiting| &mut waiting.for_move);
-    }
-
-    /// Goes on with all that wait for one thing, which is there now.
-    fn resume_all(self: &Rc<Self>, waits_for: impl Fn(&mut Waiting) -> &mut bool) {
         let origins: Vec<Origin> = {
             let mut all = self.waiting.borrow_mut();
             let waiting = all
                 .iter_mut()
-                .filter_map(|(origin, waiting)| std::mem::take(waits_for(waiting)).then_some(*origin));
+                .filter_map(|(origin, waiting)| std::mem::take(&mut waiting.for_move).then_some(*origin));
             waiting.collect()
         };
         for origin in origins {

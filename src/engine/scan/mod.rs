@@ -20,10 +20,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use self::memory::MemorySource;
 use self::tables::TableSource;
@@ -33,7 +30,7 @@ use super::snapshot::Snapshot;
 use super::sstable::{Block, Bound, Partition, TableError, Wanted};
 use super::{Engine, EngineError};
 use crate::base::{Entry, FileId, KEY_BYTES_MAX, OpKind};
-use crate::env::{Env, Pacer};
+use crate::env::{Env, Pacer, join_all};
 use crate::metrics::Metrics;
 
 /// Bytes that all scans of a shard may have read ahead; beyond, each table reads little at a time.
@@ -491,22 +488,4 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.scans, 1);
         Scan::new(self.snapshot(local), range)
     }
-}
-
-/// Runs futures side by side to their ends.
-async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-    let mut running: Vec<Pin<Box<_>>> = futures.into_iter().map(Box::pin).collect();
-    let mut results: Vec<Option<T>> = running.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        for (future, result) in running.iter_mut().zip(&mut results) {
-            if result.is_none()
-                && let Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *result = Some(value);
-            }
-        }
-        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    results.into_iter().flatten().collect()
 }

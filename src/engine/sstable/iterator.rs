@@ -26,6 +26,8 @@ pub struct TableIter<E: Env> {
     ahead_offset: u64,
     block: Option<Block>,
     record: usize,
+    /// Blocks from this key on are not wanted; empty: all are.
+    until: Box<[u8]>,
 }
 
 impl<E: Env> TableIter<E> {
@@ -41,6 +43,7 @@ impl<E: Env> TableIter<E> {
             ahead_offset: 0,
             block: None,
             record: 0,
+            until: Box::default(),
         };
         iter.load_partition().await?;
         if let Some(partition) = &iter.partition {
@@ -56,6 +59,11 @@ impl<E: Env> TableIter<E> {
             }
         }
         Ok(iter)
+    }
+
+    /// Nothing from `until` on is read ahead from now on, unless that is empty.
+    pub fn end_before(&mut self, until: &[u8]) {
+        self.until = until.into();
     }
 
     /// The entry it stands on; `None` at the end.
@@ -101,8 +109,9 @@ impl<E: Env> TableIter<E> {
         let ahead_end = self.ahead_offset + self.ahead.len() as u64;
         if handle.offset < self.ahead_offset || handle.offset + handle.len as u64 > ahead_end {
             let len = self.read_ahead_len(&partition, handle);
-            self.ahead = self.table.read_bytes(handle.offset, len).await?;
+            // Whatever becomes of the read, what is there meanwhile belongs to no offset.
             self.ahead_offset = handle.offset;
+            self.table.read_into(handle.offset, len, &mut self.ahead).await?;
         }
         let start = (handle.offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[start..start + handle.len];
@@ -111,11 +120,15 @@ impl<E: Env> TableIter<E> {
         Ok(())
     }
 
-    /// Bytes from a block on that are blocks of this partition and the next few, without a gap.
+    /// Bytes from a block on that are blocks of this partition and the next few, without a gap, and wanted.
     fn read_ahead_len(&self, partition: &Rc<Partition>, handle: BlockHandle) -> usize {
         let mut len = handle.len;
         let (mut partition, mut ahead) = (partition.clone(), 0);
         let mut block = self.next_block + 1;
+        let is_past = |separator: &[u8]| !self.until.is_empty() && separator >= &self.until[..];
+        if is_past(partition.separator(self.next_block)) {
+            return len;
+        }
         loop {
             while block < partition.len() {
                 let next = partition.handle(block);
@@ -123,6 +136,9 @@ impl<E: Env> TableIter<E> {
                     return len;
                 }
                 (len, block) = (len + next.len, block + 1);
+                if is_past(partition.separator(block - 1)) {
+                    return len;
+                }
             }
             let next = self.partitions_ahead.get(ahead).cloned();
             let number = self.partition_number + 1 + ahead;

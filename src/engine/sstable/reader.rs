@@ -327,6 +327,14 @@ impl<E: Env> Table<E> {
         Ok(self.disk_file.read_at(offset, len).await?.to_vec())
     }
 
+    /// The same in place of what a buffer holds, whose memory is used again.
+    pub async fn read_into(&self, offset: u64, len: usize, buffer: &mut Vec<u8>) -> Result<(), TableError> {
+        buffer.clear();
+        let bytes = self.disk_file.read_at(offset, len).await?;
+        buffer.extend_from_slice(&bytes);
+        Ok(())
+    }
+
     pub(super) fn parse(&self, offset: u64, bytes: &[u8]) -> Result<Block, TableError> {
         Block::parse(self.meta.file, offset, bytes)
             .map_err(|error| corrupt(&self.name.path(), "block", offset, error))

@@ -2,10 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use super::model::{KeyId, Model, Version, key_bytes};
@@ -14,6 +11,7 @@ use crate::disk::sim::SimDisk;
 use crate::engine::recovery;
 use crate::engine::{Engine, EngineError, EngineOptions, Key, Loaded, Lookup, TransferError};
 use crate::env::Env;
+pub use crate::env::join_all;
 use crate::env::sim::{SimEnv, SimWorld};
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::placement::SlotTable;
@@ -94,24 +92,6 @@ impl Shape {
     }
 }
 
-/// Runs futures side by side to their ends.
-pub async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-    let mut running: Vec<Pin<Box<_>>> = futures.into_iter().map(Box::pin).collect();
-    let mut results: Vec<Option<T>> = running.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        for (future, result) in running.iter_mut().zip(&mut results) {
-            if result.is_none()
-                && let Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *result = Some(value);
-            }
-        }
-        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    results.into_iter().flatten().collect()
-}
-
 /// Runs `work` to its end, or until the disk goes down. `None`: it did.
 pub async fn unless_down<T>(env: &SimEnv, work: impl Future<Output = T>) -> Option<T> {
     let down = async {
@@ -132,6 +112,19 @@ impl Store {
     /// As `server::run` does it: the old logs are scanned by all shards side by side, one installs, and all
     /// open side by side. What is found then is there to stay, and `model` is told.
     pub async fn open(env: &SimEnv, shape: &Shape, model: &RefCell<Model>) -> Result<Store, EngineError> {
+        let store = Store::open_alone(env, shape).await?;
+        let tablets = || store.engines.iter().flat_map(|engine| engine.all_tablets());
+        model.borrow_mut().find(&tablets().map(|tablet| tablet.id).collect::<Vec<_>>());
+        for engine in &store.engines {
+            for tablet in engine.all_tablets() {
+                model.borrow_mut().settle(tablet.id, engine.wal.last_index(tablet.log));
+            }
+        }
+        Ok(store)
+    }
+
+    /// The same without a model.
+    pub async fn open_alone(env: &SimEnv, shape: &Shape) -> Result<Store, EngineError> {
         let found = recovery::load(env, TABLETS).await?;
         let mut logs_of = vec![Vec::new(); shape.shards];
         for (number, log) in found.logs.into_iter().enumerate() {
@@ -152,14 +145,7 @@ impl Store {
         for engine in join_all(opens).await {
             engines.push(engine?);
         }
-        let tablets: Vec<TabletId> = start.state.tablets.keys().copied().collect();
-        model.borrow_mut().find(&tablets);
-        for engine in &engines {
-            for tablet in engine.all_tablets() {
-                model.borrow_mut().settle(tablet.id, engine.wal.last_index(tablet.log));
-            }
-        }
-        let next_tablet = tablets.iter().map(|tablet| tablet.0 + 1).max().unwrap_or(0);
+        let next_tablet = start.state.tablets.keys().map(|tablet| tablet.0 + 1).max().unwrap_or(0);
         Ok(Store {
             env: env.clone(),
             engines,

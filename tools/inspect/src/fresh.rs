@@ -131,6 +131,8 @@ impl Env for Fresh {
         self.0.spawn(queue, future);
     }
 
+    fn set_shares(&self, _: Queue, _: usize) {}
+
     async fn sleep(&self, _: Duration) {}
 
     async fn yield_now(&self) {}

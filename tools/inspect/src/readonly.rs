@@ -184,6 +184,8 @@ impl Env for ReadOnly {
         unreachable!("only an engine that serves has background work")
     }
 
+    fn set_shares(&self, _: Queue, _: usize) {}
+
     async fn sleep(&self, _: Duration) {}
 
     async fn yield_now(&self) {}
