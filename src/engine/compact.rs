@@ -110,6 +110,7 @@ impl<E: Env> Engine<E> {
             tablet.merge_delay.set(delay);
             tablet.no_merge_until.set(self.env.now() + delay);
         }
+        self.count_debt(tablet);
     }
 
     /// How long until a merge that failed may be tried again.

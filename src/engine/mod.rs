@@ -107,6 +107,8 @@ struct Tablet<E: Env> {
     no_merge_until: Cell<Duration>,
     /// How long it waited after its last failure.
     merge_delay: Cell<Duration>,
+    /// What of [`Pace`]'s debt and allowance is its own.
+    dues: Cell<(u64, u64)>,
     presence: Cell<Presence>,
     /// Memtables before this one don't count for it: tables hold all that they hold of its keys, and perhaps
     /// newer versions. It was elsewhere since, or a part of another tablet.
@@ -253,6 +255,7 @@ impl<E: Env> Engine<E> {
     fn install(&self, tablet: &Tablet<E>, change: impl FnOnce(&Version<E>) -> Version<E>) {
         let changed = change(&tablet.version());
         self.count_tables(&tablet.version.replace(Rc::new(changed)), &tablet.version());
+        self.count_debt(tablet);
     }
 
     /// Keeps the counters of live tables: `before` has become `after`.
@@ -269,7 +272,6 @@ impl<E: Env> Engine<E> {
         let last = [&metrics.last_tables, &metrics.last_bytes, &metrics.last_entries];
         count(before.upper_totals(), after.upper_totals(), upper);
         count(before.last_totals(), after.last_totals(), last);
-        self.count_debt(before, after);
     }
 
     /// Local numbers in use: those of tablets that are here, or were.

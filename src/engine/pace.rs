@@ -1,8 +1,8 @@
 //! Pace: how flushes and compaction keep up with writers, and writers with them.
 //!
 //! **Compaction.** *Debt* is what the tables above the last level hold beyond what they may: of each tablet, bytes
-//! beyond a `ratio`-th of its last level and a few flushes. It is counted along with each version of a tablet, and
-//! no target jumps. *Pressure* is debt in parts of all that may be there.
+//! beyond a `ratio`-th of its last level and a few flushes, unless the tablet can't be merged at present. It is
+//! counted along with each version of a tablet, and no target jumps. *Pressure* is debt in parts of all that may be there.
 //! - The more pressure, the larger the share of the core that compaction has: a tenth of what requests have
 //!   without any, as much as they have at ½. So it goes on all the time, and never in bursts.
 //! - From a pressure of ½ on writers are slowed: each byte written keeps the next one waiting, at ½ not at all, at
@@ -18,9 +18,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::version::Version;
+use super::transfer::Presence;
 use super::write::Sealed;
-use super::{Engine, EngineOptions};
+use super::{Engine, EngineOptions, Tablet};
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
 
@@ -132,16 +132,21 @@ impl<E: Env> Engine<E> {
         self.options.level_ratio + 2
     }
 
-    /// A tablet's tables have changed.
-    pub(super) fn count_debt(&self, before: &Version<E>, after: &Version<E>) {
+    /// A tablet's tables have changed, or whether they may be merged.
+    pub(super) fn count_debt(&self, tablet: &Tablet<E>) {
         let pace = &self.pace;
-        let dues = |version: &Version<E>| {
-            let (upper, last) = (version.upper_totals().bytes, version.last_totals().bytes);
-            dues(upper, last, self.options.level_ratio, pace.slack.1)
-        };
-        let ((debt, allowance), (new_debt, new_allowance)) = (dues(before), dues(after));
-        pace.debt.set(pace.debt.get() + new_debt - debt);
-        pace.allowance.set(pace.allowance.get() + new_allowance - allowance);
+        let version = tablet.version();
+        let (upper, last) = (version.upper_totals().bytes, version.last_totals().bytes);
+        let (mut debt, allowance) = dues(upper, last, self.options.level_ratio, pace.slack.1);
+        // What nobody may merge is not waited for: a damaged block of one tablet slows no writer.
+        let not_before = tablet.no_merge_until.get();
+        let has_failed = !not_before.is_zero() && not_before > self.env.now();
+        if has_failed || tablet.presence.get() == Presence::Lost {
+            debt = 0;
+        }
+        let (old_debt, old_allowance) = tablet.dues.replace((debt, allowance));
+        pace.debt.set(pace.debt.get() + debt - old_debt);
+        pace.allowance.set(pace.allowance.get() + allowance - old_allowance);
         let pressure = pace.pressure();
         self.metrics.compaction_debt_bytes.set(pace.debt.get());
         self.metrics.slowdown_permille.set(factor(pressure));

@@ -278,6 +278,7 @@ impl<E: Env> Engine<E> {
         });
         for tablet in engine.all_tablets() {
             engine.count_tables(&Version::default(), &tablet.version());
+            engine.count_debt(&tablet);
         }
         engine.replay(start).await?;
         engine.wal.start();

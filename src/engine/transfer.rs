@@ -129,6 +129,7 @@ impl<E: Env> Tablet<E> {
             old_logs: old_logs.into(),
             no_merge_until: Default::default(),
             merge_delay: Default::default(),
+            dues: Default::default(),
             presence: Presence::Here.into(),
             memtables_from: Default::default(),
             is_handed_over: Default::default(),
@@ -311,6 +312,7 @@ impl<E: Env> Engine<E> {
         tablet.drop_ranges();
         let version = tablet.version.replace(Rc::new(Version::default()));
         self.count_tables(&version, &Version::default());
+        self.count_debt(&tablet);
         self.departed.borrow_mut().extend(version.members().map(|member| member.table.clone()));
         self.leaving.replace(None);
         self.changed.notify();
@@ -337,6 +339,7 @@ impl<E: Env> Engine<E> {
         let Ok(local) = self.prepared(id) else { return Ok(()) };
         let tablet = self.tablet(local);
         tablet.presence.set(Presence::Lost);
+        self.count_debt(&tablet);
         self.end_snapshots_of(local);
         let changes = self.leaving.borrow_mut().as_mut().map(|leaving| std::mem::take(&mut leaving.flushed));
         let changes = changes.unwrap_or_default();
@@ -415,6 +418,7 @@ impl<E: Env> Engine<E> {
         let log = self.wal.add_tablet(state.id, state.term, state.flushed, state.flushed);
         self.count_tables(&Version::default(), &version);
         let tablet = Rc::new(Tablet::new(state, log, version, EntryIndex::ZERO, Vec::new()));
+        self.count_debt(&tablet);
         tablet.memtables_from.set(self.active_number.get());
         let mut tablets = self.tablets.borrow_mut();
         let mut last = self.last.borrow_mut();

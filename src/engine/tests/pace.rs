@@ -1,4 +1,4 @@
-//! Writers that merges don't keep up with: they wait, in turns, and go on by themselves.
+//! Writers that merges don't keep up with: they wait, in turns, and go on by themselves. Not for merges that can't be.
 
 use std::time::Duration;
 
@@ -51,6 +51,38 @@ fn slowed_writers_go_on_in_turns_at_the_pace_of_merges() {
         }
         engine.metrics.slowdown_permille.set(0);
         assert_eq!(engine.room(true, 1 << 10).unwrap(), Room::Yes);
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_tablet_that_can_t_be_merged_slows_nobody() {
+    let world = SimWorld::new(2);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let mut shape = Shape::small(1);
+        (shape.options.memtable_bytes, shape.options.segment_bytes) = (1 << 20, 4 << 20);
+        let store = Store::open_alone(&env, &shape).await.unwrap();
+        let (engine, local) = (&store.engines[0], store.slots.local(Slot::of_key(KEY)));
+        // As after a merge that met damage.
+        let tablet = engine.tablet(local);
+        tablet.no_merge_until.set(Duration::MAX);
+        let mut rng = fastrand::Rng::with_seed(2);
+        let (upper, debt) = (&engine.metrics.upper_bytes, &engine.metrics.compaction_debt_bytes);
+        while upper.get() < 8 << 20 {
+            let value: Vec<u8> = (0..16 << 10).map(|_| rng.u8(..)).collect();
+            let key = format!("{{key}}{}", rng.u64(..));
+            let op = Op { kind: OpKind::Put, key: key.as_bytes(), value: &value, expiry_ms: 0 };
+            engine.changed().until(|| engine.room(true, 32 << 10).unwrap() == Room::Yes).await;
+            engine.write(local, &[op], &[engine.hash(key.as_bytes())]).unwrap();
+        }
+        assert_eq!((debt.get(), engine.metrics.slowdown_permille.get()), (0, 0));
+        // What may be merged counts, and is merged.
+        tablet.no_merge_until.set(Duration::ZERO);
+        engine.count_debt(&tablet);
+        assert!(debt.get() > 4 << 20 && engine.metrics.slowdown_permille.get() > 1000, "{}", debt.get());
+        engine.changed().notify();
+        engine.changed().until(|| debt.get() == 0 && engine.metrics.slowdown_permille.get() == 0).await;
         store.close().await.unwrap();
     });
 }
