@@ -57,6 +57,7 @@ fn options(fan: usize, ratio: u64) -> EngineOptions {
         lazy: None,
         compaction_fan: fan,
         snapshot_life: Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         level_ratio: ratio,
         last_table_bytes: 8 << 20,

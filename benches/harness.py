@@ -345,9 +345,10 @@ def prepare(generator_cpus):
 class BackgroundBench:
     """atlaskv-bench beside something else; knows in which second of its time line it is."""
 
-    def __init__(self, server, cpus, report, *flags):
+    def __init__(self, server, cpus, report, *flags, nice=0):
         self.report, self.second = Path(report), -1
-        command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
+        command = ["nice", "-n", str(nice), "taskset", "-c", cpus]
+        command += [server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
         command += ["--server-pid", str(server.pid), "--json", self.report, *map(str, flags)]
         self.report.unlink(missing_ok=True)
         self.process = spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

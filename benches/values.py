@@ -6,6 +6,7 @@ blob files cost at best.
     benches/values.py                         some 20 minutes, 5 GB of disk below /var/tmp
     benches/values.py --sizes 64KiB --data 256MiB --memory 96MiB
     benches/values.py --sizes 4KiB --systems atlaskv --distribution zipfian
+    benches/values.py --sizes 64KiB --data 256MiB --memory 96MiB --mib-per-second 8     so slow that merges keep up
 
 For each size a store of --data is loaded, settles, and has its values written again --times times over, drawn
 uniformly; then it settles again. Nothing is compressed, on either side. Of the second part:
@@ -51,6 +52,7 @@ def arguments():
     parser.add_argument("--times", type=float, default=3, help="how often each is written again")
     parser.add_argument("--memory", default="256MiB")
     parser.add_argument("--systems", default="atlaskv,rocksdb,blobs")
+    parser.add_argument("--mib-per-second", type=float, help="of overwrites [as fast as it goes]")
     parser.add_argument("--distribution", default="uniform", help="of AtlasKV's overwrites; or zipfian")
     parser.add_argument("--dir", help="where data and results are, and stay [a fresh one, removed at the end]")
     parser.add_argument("--bin", default=str(harness.ROOT / "target/release"))
@@ -84,6 +86,8 @@ def atlaskv(args, results):
         server.settle()
         before = server.stats()
         flags = ["--mix", "set=1", "--requests", int(args.keys * args.times), *speed]
+        if args.mib_per_second:
+            flags += ["--rate", max(1, round(args.mib_per_second * MIB / (rocksdb.KEY + rocksdb.VALUE)))]
         report, figures, after = system.writes(server, lambda report: report["total"]["ops"], *flags)
     user = figures["ops"] * (rocksdb.KEY + rocksdb.VALUE)
     counted = difference(after, before)
@@ -100,6 +104,8 @@ def rocks(args, results, flags=""):
     shutil.rmtree(system.data, ignore_errors=True)
     system.db_bench("filluniquerandom", "--sync=0", "--threads=1")
     flags = ["--use_existing_db=1", f"--writes={int(args.keys * args.times)}", "--sync=0", "--threads=1"]
+    if args.mib_per_second:
+        flags.append(f"--benchmark_write_rate_limit={round(args.mib_per_second * MIB)}")
     figures, _ = system.db_bench("overwrite", *flags)
     shutil.rmtree(system.data)
     return figures

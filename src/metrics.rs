@@ -26,15 +26,31 @@ macro_rules! counters {
         impl MetricsSnapshot {
             /// Adds another shard's.
             pub fn merge(&mut self, other: &MetricsSnapshot) {
-                let oldest = self.snapshot_age_ms.max(other.snapshot_age_ms);
+                let before = *self;
                 $(self.$name += other.$name;)+
-                // The one that does not add up.
-                self.snapshot_age_ms = oldest;
+                // Those that do not add up.
+                self.snapshot_age_ms = before.snapshot_age_ms.max(other.snapshot_age_ms);
+                self.slowdown_permille = before.slowdown_permille.max(other.slowdown_permille);
+                self.move_pause_micros_max = before.move_pause_micros_max.max(other.move_pause_micros_max);
             }
 
             /// Name and value of each, in the order of declaration.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)+].into_iter()
+            }
+
+            /// What follows from these, sums of several shards included, in thousandths: bytes written to disk for
+            /// each byte of keys and values written; parts of tables read from disk for each key looked up; bytes of
+            /// tables for each byte of the last level, which holds each key once; operations in a block of the log.
+            pub fn ratios(&self) -> [(&'static str, u64); 4] {
+                let written = self.wal_bytes + self.flush_bytes + self.compaction_bytes_out;
+                let permille = |part: u64, whole: u64| (part * 1000).checked_div(whole).unwrap_or(0);
+                [
+                    ("write_amplification_permille", permille(written, self.write_bytes)),
+                    ("read_amplification_permille", permille(self.disk_reads, self.gets)),
+                    ("space_amplification_permille", permille(self.table_bytes, self.last_bytes)),
+                    ("wal_batch_permille", permille(self.wal_ops, self.wal_blocks)),
+                ]
             }
 
             /// Sets the one with this name; `false` if there is none.
@@ -106,6 +122,10 @@ counters! {
     wal_live_bytes,
     /// Bytes of memtables.
     memtable_bytes,
+    /// Entries in memtables, each key once.
+    memtable_entries,
+    /// About how many keys there are; more than there are if many were written anew since the last merges.
+    keys_estimate,
     /// Memtables flushed.
     flushes,
     /// Bytes of tables that flushes wrote.
@@ -134,12 +154,16 @@ counters! {
     upper_bytes,
     /// Entries in them that count.
     upper_entries,
+    /// Tombstones among them.
+    upper_tombstones,
     /// Live tables of the last level.
     last_tables,
     /// Bytes of their files that count.
     last_bytes,
     /// Entries in them that count.
     last_entries,
+    /// Tombstones among them.
+    last_tombstones,
     /// Ranges deleted, of one tablet each.
     range_deletes,
     /// Ranges that deletes left, which may still hide entries of tables.
@@ -168,6 +192,12 @@ counters! {
     partition_hits,
     /// Parts of indexes and filters that were not.
     partition_misses,
+    /// Keys whose newest entry was in a memtable, tombstones included.
+    memtable_hits,
+    /// Keys whose newest entry was in a table above the last level.
+    upper_hits,
+    /// Keys whose newest entry was in the last level.
+    last_hits,
     /// Filters asked.
     filter_checks,
     /// Of those, tables ruled out.
@@ -180,7 +210,7 @@ counters! {
     cache_misses,
     /// Bytes in the cache.
     cache_bytes,
-    /// Blocks read from disk for requests.
+    /// Blocks, and parts of indexes and filters, that were read from disk into the cache.
     disk_reads,
     /// Snapshots that are open.
     snapshots,

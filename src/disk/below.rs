@@ -45,6 +45,10 @@ impl<D: Disk> Disk for Below<D> {
         self.disk.remove(&self.path(path)).await
     }
 
+    async fn shrink(&self, path: &str, bytes: u64) -> Result<bool> {
+        self.disk.shrink(&self.path(path), bytes).await
+    }
+
     async fn create_dir(&self, path: &str) -> Result<()> {
         self.disk.create_dir(&self.path(path)).await
     }

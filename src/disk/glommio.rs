@@ -12,7 +12,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -180,6 +180,20 @@ impl Disk for GlommioDisk {
         self.blocking("remove", path, move || std::fs::remove_file(full)).await
     }
 
+    async fn shrink(&self, path: &str, bytes: u64) -> Result<bool> {
+        let full = self.path(path);
+        let cut = move || {
+            let file = std::fs::OpenOptions::new().write(true).open(full)?;
+            let metadata = file.metadata()?;
+            if metadata.nlink() > 1 || metadata.len() <= bytes {
+                return Ok(false);
+            }
+            file.set_len(metadata.len() - bytes)?;
+            Ok(true)
+        };
+        self.blocking("shrink", path, cut).await
+    }
+
     async fn create_dir(&self, path: &str) -> Result<()> {
         let full = self.path(path);
         self.blocking("create_dir", path, move || std::fs::create_dir_all(full)).await
@@ -283,8 +297,11 @@ impl File for GlommioFile {
         let written = self.file.write_at(buffer.0, offset).await;
         let written = written.map_err(|error| self.error("write", cause(error)).at(offset))?;
         if written != len {
-            // Legal for the kernel, and most often a disk that has just filled up.
-            return Err(self.error("write", io::ErrorKind::WriteZero.into()).at(offset));
+            // Legal for the kernel, and most often a disk that has just filled up. What else there is to say, the
+            // next try is told.
+            let why = format!("only {written} of {len} bytes were written");
+            let error = io::Error::new(io::ErrorKind::StorageFull, why);
+            return Err(self.error("write", error).at(offset));
         }
         self.len.set(self.len.get().max(offset + len as u64));
         Ok(())

@@ -140,6 +140,10 @@ pub trait Disk: Clone + 'static {
     /// Removes a file's name. What it takes is free once it is closed and has no other name.
     fn remove(&self, path: &str) -> impl Future<Output = Result<()>>;
 
+    /// Cuts `bytes` off the end of a file that is about to be removed: a file system that frees a large one at
+    /// once may stop for others. Not if it is no longer than that, or has another name; whether it did.
+    fn shrink(&self, path: &str, bytes: u64) -> impl Future<Output = Result<bool>>;
+
     /// Creates a directory; an existing one is fine.
     fn create_dir(&self, path: &str) -> impl Future<Output = Result<()>>;
 

@@ -413,6 +413,24 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    async fn shrink(&self, path: &str, bytes: u64) -> Result<bool> {
+        self.operate("shrink", path).await?;
+        let names = self.state.names.borrow();
+        let inode =
+            names.get(path).ok_or_else(|| DiskError::new("shrink", path, io::ErrorKind::NotFound.into()))?;
+        let has_others = names.values().filter(|other| Rc::ptr_eq(other, inode)).count() > 1;
+        let mut inode = inode.borrow_mut();
+        let left = inode.current.len().saturating_sub(bytes as usize);
+        if has_others || left == 0 {
+            return Ok(false);
+        }
+        // At once for good: whoever cuts off what is needed after a crash is found out.
+        inode.pending.clear();
+        inode.current.truncate(left);
+        inode.durable.truncate(left);
+        Ok(true)
+    }
+
     async fn create_dir(&self, path: &str) -> Result<()> {
         self.operate("create_dir", path).await?;
         self.state.dirs.borrow_mut().insert(path.to_owned());

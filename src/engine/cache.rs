@@ -1,7 +1,7 @@
 //! The block cache of a shard: verified and decompressed blocks, and partitions of indexes that are not
 //! pinned. Bounded by the bytes that they take in memory, scan-resistant; at most one read per part in flight.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -104,6 +104,7 @@ struct Flight {
 pub struct BlockCache {
     cache: RefCell<Cache<Key, Part, ByBytes>>,
     reading: RefCell<HashMap<Key, Rc<Flight>>>,
+    disk_reads: Cell<u64>,
 }
 
 /// Ends a flight, whether the read came to its end or its future was dropped: those who wait must not wait
@@ -125,7 +126,7 @@ impl BlockCache {
     pub fn new(bytes: usize) -> BlockCache {
         let blocks = (bytes / 4096).max(16);
         let cache = Cache::with_weighter(blocks, bytes as u64, ByBytes);
-        BlockCache { cache: RefCell::new(cache), reading: RefCell::default() }
+        BlockCache { cache: RefCell::new(cache), reading: RefCell::default(), disk_reads: Cell::new(0) }
     }
 
     /// A block, if it is here.
@@ -145,6 +146,11 @@ impl BlockCache {
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.cache.borrow().weight()
+    }
+
+    /// Parts read from disk so far.
+    pub fn disk_reads(&self) -> u64 {
+        self.disk_reads.get()
     }
 
     /// A block from here or from disk. Whoever asks for something that is being read waits for that read,
@@ -188,6 +194,7 @@ impl BlockCache {
         let flight = Rc::new(Flight::default());
         self.reading.borrow_mut().insert(key, flight.clone());
         let _landing = Landing { cache: self, key };
+        self.disk_reads.set(self.disk_reads.get() + 1);
         let part = place.read(table).await?;
         self.cache.borrow_mut().insert(key, part.clone());
         *flight.part.borrow_mut() = Some(part.clone());

@@ -60,6 +60,7 @@ impl<E: Env> Engine<E> {
             self.end_idle_snapshots();
             self.purge().await;
             self.remove_obsolete().await;
+            self.end_costly_snapshot();
             if self.is_stopping.get() || self.manifest.failed().is_some() {
                 return;
             }

@@ -29,6 +29,8 @@ const CROWDED_DELAY: Duration = Duration::from_millis(100);
 
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
+/// Bytes between two looks at the clock, if entries are large.
+const STEP_BYTES: usize = 64 << 10;
 
 impl<E: Env> Engine<E> {
     /// Flushes sealed memtables, oldest first, until the engine stops.
@@ -235,7 +237,7 @@ impl<E: Env> Engine<E> {
         builder: &mut TableBuilder<E>,
         pacer: &mut Pacer<E>,
     ) -> Result<(), TableError> {
-        let (mut steps, mut keys) = (0, 0);
+        let (mut steps, mut bytes, mut keys) = (0, 0, 0);
         for (key, newest) in sealed.memtable.iter(local, b"") {
             let hash = self.hash(key);
             if !cutoff.removes(key, &newest, lsns) {
@@ -262,7 +264,9 @@ impl<E: Env> Engine<E> {
                 }
             }
             steps += 1;
-            if steps % STEP == 0 {
+            bytes += key.len() + newest.value.len();
+            if steps % STEP == 0 || bytes >= STEP_BYTES {
+                bytes = 0;
                 pacer.breathe().await;
             }
             keys += 1;
@@ -356,6 +360,7 @@ mod tests {
             level_ratio: 4,
             last_table_bytes: 32 << 20,
             snapshot_life: std::time::Duration::from_secs(60),
+            snapshot_bytes: 1 << 30,
             scrub_bytes_per_s: 0,
             reserve_bytes: 0,
         };

@@ -261,15 +261,17 @@ impl<E: Env> Engine<E> {
     /// Keeps the counters of live tables: `before` has become `after`.
     fn count_tables(&self, before: &Version<E>, after: &Version<E>) {
         let metrics = &self.metrics;
-        let count = |gone: Totals, new: Totals, counters: [&Cell<u64>; 3]| {
-            let changes = [(gone.tables, new.tables), (gone.bytes, new.bytes), (gone.entries, new.entries)];
-            for (counter, (gone, new)) in counters.into_iter().zip(changes) {
+        let count = |gone: Totals, new: Totals, counters: [&Cell<u64>; 4]| {
+            let of = |totals: Totals| [totals.tables, totals.bytes, totals.entries, totals.tombstones];
+            for (counter, (gone, new)) in counters.into_iter().zip(of(gone).into_iter().zip(of(new))) {
                 // Modulo 2^64: what was added before is subtracted.
                 Metrics::add(counter, new.wrapping_sub(gone));
             }
         };
-        let upper = [&metrics.upper_tables, &metrics.upper_bytes, &metrics.upper_entries];
-        let last = [&metrics.last_tables, &metrics.last_bytes, &metrics.last_entries];
+        let upper =
+            [&metrics.upper_tables, &metrics.upper_bytes, &metrics.upper_entries, &metrics.upper_tombstones];
+        let last =
+            [&metrics.last_tables, &metrics.last_bytes, &metrics.last_entries, &metrics.last_tombstones];
         count(before.upper_totals(), after.upper_totals(), upper);
         count(before.last_totals(), after.last_totals(), last);
     }
@@ -330,6 +332,7 @@ impl<E: Env> Engine<E> {
         let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
         snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;
         snapshot.cache_bytes = self.cache.bytes();
+        snapshot.disk_reads = self.cache.disk_reads();
         let (open, oldest) = self.snapshot_ages();
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
         snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
@@ -344,6 +347,10 @@ impl<E: Env> Engine<E> {
         snapshot.tables = snapshot.upper_tables + snapshot.last_tables;
         snapshot.table_bytes = snapshot.upper_bytes + snapshot.last_bytes;
         snapshot.table_entries = snapshot.upper_entries + snapshot.last_entries;
+        let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.entries()).sum();
+        snapshot.memtable_entries = (self.active.borrow().entries() + sealed) as u64;
+        snapshot.keys_estimate = (snapshot.table_entries + snapshot.memtable_entries)
+            .saturating_sub(2 * (snapshot.upper_tombstones + snapshot.last_tombstones));
         snapshot
     }
 

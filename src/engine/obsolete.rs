@@ -1,4 +1,4 @@
-//! Files that nobody needs go, one at a time; free space is watched.
+//! Files that nobody needs go, one at a time and large ones piece by piece; free space is watched.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +11,11 @@ use crate::env::Env;
 /// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
 /// reserve is larger than those.
 const SPACE_CHECK: Duration = Duration::from_millis(500);
+
+/// A table is removed in pieces of so many bytes, with a pause between two: freeing gigabytes at once takes the
+/// file system long, and meanwhile it makes others wait.
+const REMOVE_STEP: u64 = 64 << 20;
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 impl<E: Env> Engine<E> {
     /// Closes and removes tables without readers, and logs without need. One file at a time.
@@ -26,6 +31,9 @@ impl<E: Env> Engine<E> {
             let path = table.name().path();
             let removed: Result<(), EngineError> = async {
                 table.close().await?;
+                while self.env.disk().shrink(&path, REMOVE_STEP).await? {
+                    self.env.sleep(REMOVE_PAUSE).await;
+                }
                 Ok(self.env.disk().remove(&path).await?)
             }
             .await;

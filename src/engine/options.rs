@@ -33,6 +33,9 @@ pub struct EngineOptions {
     pub compaction_fan: usize,
     /// How long a snapshot that nobody uses keeps its files.
     pub snapshot_life: Duration,
+    /// Bytes of tables that snapshots alone may keep, beyond as many as all live ones have. Above that the oldest
+    /// gives up its files.
+    pub snapshot_bytes: u64,
     /// Bytes of tables a second that are read again to see whether they are whole; 0: none are.
     pub scrub_bytes_per_s: u64,
     /// How many times what is above it the last level may be before that is merged into it.

@@ -5,6 +5,7 @@
 //! which; the caller loads it and looks again *from the start*. So whoever reads in order to write
 //! decides on what is current at the moment of the decision, whatever happened while it waited.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -78,13 +79,56 @@ pub enum Lookup<R, E: Env> {
 pub struct Loaded {
     blocks: BTreeMap<(FileId, u64), Rc<Block>>,
     partitions: BTreeMap<(FileId, usize), Rc<Partition>>,
+    reads: Cell<Reads>,
+}
+
+/// What lookups did. An attempt that misses a block is made again from the start, so this is counted only once
+/// an attempt has come to its end: what had to be loaded for it is a miss then, and only that.
+#[derive(Clone, Copy, Default)]
+struct Reads {
+    memtable_hits: u32,
+    upper_hits: u32,
+    last_hits: u32,
+    filter_checks: u32,
+    filter_negatives: u32,
+    filter_false_positives: u32,
+    partition_hits: u32,
+    partition_misses: u32,
+    cache_hits: u32,
+    cache_misses: u32,
 }
 
 impl Loaded {
     /// With nothing loaded.
     pub const fn new() -> Loaded {
-        Loaded { blocks: BTreeMap::new(), partitions: BTreeMap::new() }
+        Loaded { blocks: BTreeMap::new(), partitions: BTreeMap::new(), reads: Cell::new(Reads::NONE) }
     }
+
+    fn note(&self, change: impl FnOnce(&mut Reads)) {
+        let mut reads = self.reads.get();
+        change(&mut reads);
+        self.reads.set(reads);
+    }
+
+    /// What was looked up will be looked up again.
+    pub fn forget_reads(&self) {
+        self.reads.set(Reads::NONE);
+    }
+}
+
+impl Reads {
+    const NONE: Reads = Reads {
+        memtable_hits: 0,
+        upper_hits: 0,
+        last_hits: 0,
+        filter_checks: 0,
+        filter_negatives: 0,
+        filter_false_positives: 0,
+        partition_hits: 0,
+        partition_misses: 0,
+        cache_hits: 0,
+        cache_misses: 0,
+    };
 }
 
 /// What one table has of a key.
@@ -108,12 +152,14 @@ impl<E: Env> Engine<E> {
     ) -> Result<Lookup<R, E>, EngineError> {
         let covering = self.tablets.borrow()[key.tablet].ranges.borrow().covering(key.bytes);
         if let Some(entry) = self.active.borrow().get(key.hash, key.bytes) {
+            loaded.note(|reads| reads.memtable_hits += 1);
             return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
         }
         let sealed = self.sealed.borrow();
         let first = if sealed.is_empty() { 0 } else { self.tablet(key.tablet).memtables_from.get() };
         for sealed in sealed.iter().rev().take_while(|sealed| sealed.number >= first) {
             if let Some(entry) = sealed.memtable.get(key.hash, key.bytes) {
+                loaded.note(|reads| reads.memtable_hits += 1);
                 return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
             }
         }
@@ -143,7 +189,7 @@ impl<E: Env> Engine<E> {
         visit: impl FnOnce(Found<'_>) -> R,
     ) -> Result<Lookup<R, E>, EngineError> {
         let version = self.tablet(key.tablet).version();
-        for member in version.candidates(key.bytes) {
+        for (member, is_last) in version.candidates(key.bytes) {
             if covering.is_some_and(|covering| member.meta().max_lsn < covering) {
                 continue; // whatever it has of the key is gone
             }
@@ -155,13 +201,17 @@ impl<E: Env> Engine<E> {
                 }
             };
             if let Some(entry) = block.get(key.hash, key.bytes) {
+                loaded.note(|reads| match is_last {
+                    true => reads.last_hits += 1,
+                    false => reads.upper_hits += 1,
+                });
                 if covering.is_some_and(|covering| entry.lsn < covering) {
                     break;
                 }
                 // Tables hold only what was durable when they were written.
                 return Ok(Lookup::Done(visit(Found { entry: self.live(entry), wait: None })));
             }
-            Metrics::add(&self.metrics.filter_false_positives, 1);
+            loaded.note(|reads| reads.filter_false_positives += 1);
         }
         Ok(Lookup::Done(visit(self.not_found(key, covering))))
     }
@@ -172,23 +222,26 @@ impl<E: Env> Engine<E> {
         let Some(partition) = self.partition(table, number, loaded) else {
             return Probe::Missing(Place::Partition(number));
         };
-        Metrics::add(&self.metrics.filter_checks, 1);
-        if !partition.may_contain(key.hash) {
-            Metrics::add(&self.metrics.filter_negatives, 1);
+        let may_contain = partition.may_contain(key.hash);
+        loaded.note(|reads| {
+            reads.filter_checks += 1;
+            reads.filter_negatives += u32::from(!may_contain);
+        });
+        if !may_contain {
             return Probe::Absent;
         }
         let Some(block) = partition.find(key.bytes) else { return Probe::Absent };
         let handle = partition.handle(block);
-        let loaded = loaded.blocks.get(&(table.file(), handle.offset)).cloned();
-        match loaded.or_else(|| self.cache.get(table, handle)) {
+        if let Some(block) = loaded.blocks.get(&(table.file(), handle.offset)) {
+            loaded.note(|reads| reads.cache_misses += 1);
+            return Probe::Block(block.clone());
+        }
+        match self.cache.get(table, handle) {
             Some(block) => {
-                Metrics::add(&self.metrics.cache_hits, 1);
+                loaded.note(|reads| reads.cache_hits += 1);
                 Probe::Block(block)
             }
-            None => {
-                Metrics::add(&self.metrics.cache_misses, 1);
-                Probe::Missing(Place::Block(handle))
-            }
+            None => Probe::Missing(Place::Block(handle)),
         }
     }
 
@@ -197,14 +250,34 @@ impl<E: Env> Engine<E> {
         if let Some(pinned) = table.pinned(number) {
             return Some(pinned);
         }
-        let loaded = loaded.partitions.get(&(table.file(), number)).cloned();
-        let partition = loaded.or_else(|| self.cache.get_partition(table, number));
-        let counter = match &partition {
-            Some(_) => &self.metrics.partition_hits,
-            None => &self.metrics.partition_misses,
-        };
-        Metrics::add(counter, 1);
-        partition
+        if let Some(partition) = loaded.partitions.get(&(table.file(), number)) {
+            loaded.note(|reads| reads.partition_misses += 1);
+            return Some(partition.clone());
+        }
+        let partition = self.cache.get_partition(table, number)?;
+        loaded.note(|reads| reads.partition_hits += 1);
+        Some(partition)
+    }
+
+    /// Counts what was looked up with `loaded` since the last time, unless that is
+    /// [to be looked up again](Loaded::forget_reads).
+    pub fn count_reads(&self, loaded: &Loaded) {
+        let reads = loaded.reads.replace(Reads::NONE);
+        let counts = [
+            (&self.metrics.memtable_hits, reads.memtable_hits),
+            (&self.metrics.upper_hits, reads.upper_hits),
+            (&self.metrics.last_hits, reads.last_hits),
+            (&self.metrics.filter_checks, reads.filter_checks),
+            (&self.metrics.filter_negatives, reads.filter_negatives),
+            (&self.metrics.filter_false_positives, reads.filter_false_positives),
+            (&self.metrics.partition_hits, reads.partition_hits),
+            (&self.metrics.partition_misses, reads.partition_misses),
+            (&self.metrics.cache_hits, reads.cache_hits),
+            (&self.metrics.cache_misses, reads.cache_misses),
+        ];
+        for (counter, count) in counts {
+            Metrics::add(counter, u64::from(count));
+        }
     }
 
     /// Reads a missing part into `loaded` and the cache. Suspends; afterwards anything may have changed,
@@ -247,7 +320,6 @@ impl<E: Env> Engine<E> {
                 if loaded.blocks.contains_key(&place) {
                     return Ok(()); // two keys of one request are in it
                 }
-                Metrics::add(&self.metrics.disk_reads, 1);
                 loaded.blocks.insert(place, self.cache.block(table, handle).await?);
             }
             Place::Partition(number) => {
@@ -255,7 +327,6 @@ impl<E: Env> Engine<E> {
                 if loaded.partitions.contains_key(&place) {
                     return Ok(());
                 }
-                Metrics::add(&self.metrics.disk_reads, 1);
                 loaded.partitions.insert(place, self.cache.partition(table, number).await?);
             }
         }

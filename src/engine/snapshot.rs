@@ -13,7 +13,9 @@
 //!   expired since.
 //!
 //! A snapshot that nobody has used for [`EngineOptions::snapshot_life`](super::EngineOptions) gives up its files
-//! and says [`EngineError::SnapshotOver`] from then on. So does one of a tablet that left the shard.
+//! and says [`EngineError::SnapshotOver`] from then on. So does one of a tablet that left the shard, and the oldest
+//! one while those that are kept for snapshots alone take more than the live tables and
+//! [`EngineOptions::snapshot_bytes`](super::EngineOptions): a reader that is slow must not fill the disk.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -170,6 +172,28 @@ impl<E: Env> Engine<E> {
         for snapshot in self.open_snapshots().filter(|known| now.saturating_sub(known.used.get()) > life) {
             tracing::info!(idle_s = life.as_secs(), "a snapshot was given up, since nobody used it");
             snapshot.end();
+        }
+    }
+
+    /// Ends the oldest if snapshots keep too many files. Called when those that nobody needs are gone.
+    pub(super) fn end_costly_snapshot(&self) {
+        let kept: u64 = self.obsolete.borrow().iter().map(|table| table.meta().bytes).sum();
+        let live = self.metrics.upper_bytes.get() + self.metrics.last_bytes.get();
+        if kept <= live.saturating_add(self.options.snapshot_bytes) {
+            return;
+        }
+        let now = self.env.now();
+        if let Some(oldest) = self.open_snapshots().max_by_key(|snapshot| now.saturating_sub(snapshot.taken))
+        {
+            let age_s = now.saturating_sub(oldest.taken).as_secs();
+            tracing::info!(
+                kept,
+                live,
+                age_s,
+                "the oldest snapshot was given up: too many files were kept for it"
+            );
+            oldest.end();
+            self.changed.notify();
         }
     }
 

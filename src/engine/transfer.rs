@@ -179,8 +179,13 @@ impl<E: Env> Engine<E> {
     /// Flushes until little of a tablet is in memory. Returns with the right to flush.
     async fn flush_ahead(&self, local: usize) -> Result<LockGuard, EngineError> {
         for round in 0.. {
+            // Those that are there now: writers who fill the next one while the last is flushed may go on for ever.
+            let last = self.sealed.borrow().back().map(|sealed| sealed.number);
+            let is_flushed = || {
+                self.sealed.borrow().front().is_none_or(|sealed| last.is_none_or(|last| sealed.number > last))
+            };
             let is_settled = || {
-                self.sealed.borrow().is_empty()
+                is_flushed()
                     || self.flush_trouble.borrow().is_some()
                     || self.manifest.failed().is_some()
                     || self.wal.failed().is_some()

@@ -240,12 +240,13 @@ impl<E: Env> Version<E> {
         self.upper.is_empty() && self.last.is_empty()
     }
 
-    /// Those that may hold `key`, newest first: of the last level at most one.
+    /// Those that may hold `key`, newest first, and whether they are of the last level: of that at most one is.
     #[inline]
-    pub fn candidates(&self, key: &[u8]) -> impl Iterator<Item = &Rc<Member<E>>> {
+    pub fn candidates(&self, key: &[u8]) -> impl Iterator<Item = (&Rc<Member<E>>, bool)> {
         let behind = self.last.partition_point(|member| member.smallest() <= key);
         let last = behind.checked_sub(1).map(|at| &self.last[at]);
-        self.upper.iter().chain(last).filter(move |member| member.covers(key))
+        let upper = self.upper.iter().map(|member| (member, false));
+        upper.chain(last.map(|member| (member, true))).filter(move |(member, _)| member.covers(key))
     }
 
     /// With each member replaced.

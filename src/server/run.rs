@@ -37,6 +37,7 @@ const LAZIEST: Duration = Duration::from_secs(1);
 const COMPACTION_FAN: usize = 4;
 /// A snapshot that nobody uses for so long, since a client went away in the middle of a scan, is given up.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(60);
+const SNAPSHOT_BYTES: u64 = 1 << 30;
 /// How many times what is above it the last level may be.
 const LEVEL_RATIO: u64 = 4;
 /// Size of a table of the last level: a step of a descent writes one or two.
@@ -139,6 +140,7 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         },
         compaction_fan: COMPACTION_FAN,
         snapshot_life: SNAPSHOT_LIFE,
+        snapshot_bytes: SNAPSHOT_BYTES,
         scrub_bytes_per_s: config.scrub_bytes_per_s,
         level_ratio: LEVEL_RATIO,
         last_table_bytes: LAST_TABLE_BYTES,

@@ -43,6 +43,7 @@ impl Shape {
             lazy: (!is_durable).then_some(Duration::from_millis(3)),
             compaction_fan: rng.usize(2..=4),
             snapshot_life: Duration::from_secs(60),
+            snapshot_bytes: 1 << 30,
             scrub_bytes_per_s: if rng.u8(..6) == 0 { 1 << 20 } else { 0 },
             level_ratio: rng.u64(1..=4),
             last_table_bytes: [1, 8 << 10, 32 << 10, 1 << 20][rng.usize(..4)],

@@ -38,6 +38,8 @@ pub enum Merged {
 
 /// Entries between two looks at the clock: about 10 µs of work.
 const STEP: usize = 24;
+/// Bytes between two looks at the clock, if entries are large: as long as that, compression included, or one entry.
+const STEP_BYTES: u64 = 16 << 10;
 
 /// Merges `sources`, newest first, into tables that `next_file` names; those that are complete are in `tables`,
 /// whatever the result, and the caller removes them unless they become live. What has expired by `cutoff` becomes
@@ -120,7 +122,8 @@ impl<E: Env, F: Fn() -> FileId> Writing<'_, E, F> {
             }
             merge.advance().await?;
             steps += 1;
-            if steps % STEP == 0 {
+            if steps == STEP || merged_bytes >= STEP_BYTES {
+                steps = 0;
                 pacer.breathe().await;
                 if !beat(std::mem::take(&mut merged_bytes)).await {
                     return Ok(Merged::Stopped);

@@ -41,6 +41,7 @@ fn options(rng: &mut fastrand::Rng) -> EngineOptions {
         level_ratio: 4,
         last_table_bytes: 16 << 10,
         snapshot_life: Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     }
@@ -284,6 +285,52 @@ fn a_snapshot_that_nobody_uses_gives_up_its_files() {
         let error = scan.run(&engine, &mut 100, |_, _| true).await.unwrap_err();
         assert!(matches!(error, EngineError::SnapshotOver), "{error}");
         drop(scan);
+        engine.close().await.unwrap();
+    });
+}
+
+#[test]
+fn snapshots_that_keep_more_files_than_live_ones_are_given_up_oldest_first() {
+    let (world, env) = SimEnv::fresh(9);
+    world.run(async {
+        let options =
+            EngineOptions { snapshot_bytes: 256 << 10, ..options(&mut fastrand::Rng::with_seed(9)) };
+        let (engine, slots) = open(&env, options).await;
+        let write_all = async |version: u32| {
+            for n in 0..200u32 {
+                let key = format!("key {n}").into_bytes();
+                let value = [n.to_le_bytes(), version.to_le_bytes()].concat().repeat(50);
+                let op = Op { kind: OpKind::Put, key: &key, value: &value, expiry_ms: 0 };
+                engine.write(slots.local(Slot::of_key(&key)), &[op], &[engine.hash(&key)]).unwrap();
+            }
+            let flushes = engine.metrics().flushes;
+            engine.rotate();
+            engine.changed().until(|| engine.metrics().flushes > flushes).await;
+            env.sleep(Duration::from_secs(3)).await;
+        };
+        let mut open: Vec<Scan<SimEnv>> = Vec::new();
+        for version in 0..30 {
+            write_all(version).await;
+            open.push(engine.scan(None, ScanRange::default()));
+            // In use all the time, but for those that are over.
+            open.retain(|scan| scan.snapshot().touch(env.now()).is_ok());
+            assert!(open.len() <= 10, "{} snapshots keep a copy of all each", open.len());
+        }
+        assert!(open.len() > 2, "some may be kept");
+        let mut new = open.pop().unwrap();
+        write_all(30).await;
+        let mut count = 0;
+        let mut filled = Filled::Paused;
+        while filled != Filled::End {
+            let mut work = 10_000;
+            let run = new.run(&engine, &mut work, |_, _| {
+                count += 1;
+                true
+            });
+            filled = run.await.unwrap();
+        }
+        assert_eq!(count, 200, "newer ones go on");
+        drop((open, new));
         engine.close().await.unwrap();
     });
 }

@@ -62,6 +62,7 @@ impl Shape {
             lazy: None,
             compaction_fan: 3,
             snapshot_life: std::time::Duration::from_secs(60),
+            snapshot_bytes: 1 << 30,
             scrub_bytes_per_s: 0,
             level_ratio: 4,
             last_table_bytes: 16 << 10,

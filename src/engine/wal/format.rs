@@ -362,10 +362,22 @@ pub enum RecordError {
     UnknownKind(u8),
 }
 
-/// Writes a record header (without TLV area) for `body` into `out`.
+/// Writes a record header (without TLV area) for `body`, and that, into `out`.
 pub fn encode_record(kind: RecordKind, info: &RecordInfo, body: &[u8], out: &mut [u8]) {
+    encode_record_header(kind, info, body.len(), crc32c(body), out);
+    out[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body.len()].copy_from_slice(body);
+}
+
+/// Writes a record header (without TLV area) for a body of this length and checksum into `out`.
+pub fn encode_record_header(
+    kind: RecordKind,
+    info: &RecordInfo,
+    body_len: usize,
+    body_crc: u32,
+    out: &mut [u8],
+) {
     let mut raw = RecordHeader {
-        body_len: U32::new(body.len() as u32),
+        body_len: U32::new(body_len as u32),
         kind: kind as u8,
         flags: 0,
         tlv_len: U16::ZERO,
@@ -373,12 +385,11 @@ pub fn encode_record(kind: RecordKind, info: &RecordInfo, body: &[u8], out: &mut
         ops: U32::new(info.ops),
         term: U64::new(info.term),
         index: U64::new(info.index.0),
-        body_crc: U32::new(crc32c(body)),
+        body_crc: U32::new(body_crc),
         crc: U32::ZERO,
     };
     raw.crc = U32::new(crc32c(&raw.as_bytes()[..36]));
     out[..RECORD_HEADER_BYTES].copy_from_slice(raw.as_bytes());
-    out[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + body.len()].copy_from_slice(body);
 }
 
 /// Reads records off a payload in order.

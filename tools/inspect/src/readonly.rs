@@ -78,6 +78,10 @@ impl Disk for ReadOnly {
         refused("remove", path)
     }
 
+    async fn shrink(&self, path: &str, _: u64) -> Result<bool> {
+        refused("shrink", path)
+    }
+
     async fn create_dir(&self, path: &str) -> Result<()> {
         refused("create", path)
     }

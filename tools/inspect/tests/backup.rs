@@ -349,6 +349,7 @@ fn options() -> EngineOptions {
         level_ratio: 4,
         last_table_bytes: 32 << 20,
         snapshot_life: Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         reserve_bytes: 0,
     }

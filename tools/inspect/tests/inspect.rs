@@ -46,6 +46,7 @@ async fn fill(env: SimEnv) {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: std::time::Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         level_ratio: 4,
         last_table_bytes: 32 << 20,

@@ -37,6 +37,7 @@ fn options() -> EngineOptions {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         level_ratio: 4,
         last_table_bytes: 64 << 10,
