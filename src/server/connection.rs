@@ -409,7 +409,8 @@ impl<E: Env> Connection<E> {
             return;
         }
         let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Pending = self.poll_send(&mut cx)
+        let _ = self.poll_send(&mut cx); // what is left shows below
+        if self.unsent() > 0
             && let Some(me) = self.me.borrow().upgrade()
         {
             self.is_writing.set(true);
@@ -418,11 +419,17 @@ impl<E: Env> Connection<E> {
         }
     }
 
+    /// Sends what the socket takes, up to [`AT_ONCE_BYTES`]. Pending: it takes nothing now.
     fn poll_send(&self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.unsent() > 0 {
-            let sent = self.socket.poll_write(cx, self.out.borrow().unsent());
+        let mut most = AT_ONCE_BYTES;
+        while self.unsent() > 0 && most > 0 {
+            let sent = {
+                let out = self.out.borrow();
+                self.socket.poll_write(cx, &out.unsent()[..most.min(out.unsent().len())])
+            };
             match sent {
                 Poll::Ready(Ok(len)) if len > 0 => {
+                    most -= len;
                     Metrics::add(&self.shard.metrics.bytes_out, len as u64);
                     self.out.borrow_mut().advance(len);
                     self.give_back_sent();
@@ -456,19 +463,24 @@ impl<E: Env> Connection<E> {
     }
 
     async fn write_rest(self: Rc<Self>) {
-        poll_fn(|cx| {
-            if self.is_broken.get() {
-                return Poll::Ready(());
+        while self.unsent() > 0 && !self.is_broken.get() {
+            poll_fn(|cx| {
+                if self.is_broken.get() {
+                    return Poll::Ready(());
+                }
+                let before = self.unsent();
+                let sent = self.poll_send(cx);
+                if self.unsent() < before {
+                    self.let_owner_go_on();
+                    self.moved.notify();
+                }
+                sent
+            })
+            .await;
+            if self.unsent() > 0 {
+                self.shard.env.yield_now().await;
             }
-            let before = self.unsent();
-            let sent = self.poll_send(cx);
-            if self.unsent() < before {
-                self.let_owner_go_on();
-                self.moved.notify();
-            }
-            sent
-        })
-        .await;
+        }
         self.is_writing.set(false);
         self.moved.notify();
     }
@@ -540,7 +552,7 @@ impl<E: Env> Connection<E> {
 const READ_BYTES: usize = 64 << 10;
 /// Bytes asked of the socket at once at most. They are copied twice before anyone else runs.
 const READ_BYTES_MAX: usize = 256 << 10;
-/// Bytes after which a connection lets others run, though its socket has more.
+/// Bytes after which a connection lets others run, though its socket has, or takes, more.
 const AT_ONCE_BYTES: usize = 256 << 10;
 
 thread_local! {

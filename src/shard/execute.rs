@@ -8,6 +8,7 @@ use smallvec::smallvec;
 
 use super::Shard;
 use super::outputs::{Meta, Outputs};
+use super::sliced;
 use super::stall::LOADING_BYTES_MAX;
 use crate::base::{BlockSeq, Bug, Lsn, Op, OpKind, planted};
 use crate::engine::manifest::ManifestError;
@@ -32,6 +33,8 @@ pub enum Attempt<E: Env> {
     Wait,
     /// Its reply is large, and others must leave first.
     NoRoom,
+    /// It takes longer than a step may: see [`sliced`].
+    Long,
 }
 
 /// What a lookup tells a write that depends on it.
@@ -120,20 +123,26 @@ impl<E: Env> Shard<E> {
                 Err(Refusal::new(Code::Internal, "HELLO or SCAN reached a shard's engine"))
             }
         };
-        result.unwrap_or_else(|refusal| {
+        let attempt = result.unwrap_or_else(|refusal| {
             Metrics::add(&self.metrics.refusals, 1);
             out.ready(meta, &Reply::Refused(refusal));
             Attempt::Done
-        })
+        });
+        match attempt {
+            Attempt::Done => self.engine.count_reads(loaded),
+            _ => loaded.forget_reads(),
+        }
+        attempt
     }
 
     fn get(&self, meta: Meta, key: &[u8], loaded: &Loaded, out: &mut Outputs) -> Result<Attempt<E>, Refusal> {
-        let mut has_room = true;
+        let (mut has_room, mut is_long) = (true, false);
         let lookup = self.engine.lookup(&self.key(key)?, loaded, |found| {
             let Found { entry, wait } = found;
-            let bytes = entry.as_ref().map_or(0, |entry| entry.value.len()) + HEADER_BYTES;
-            has_room = self.has_reply_room(out, bytes);
-            if !has_room {
+            let len = entry.as_ref().map_or(0, |entry| entry.value.len());
+            is_long = len > sliced::BYTES_MAX;
+            has_room = is_long || self.has_reply_room(out, len + HEADER_BYTES);
+            if is_long || !has_room {
                 return false;
             }
             let reply = match &entry {
@@ -146,6 +155,7 @@ impl<E: Env> Shard<E> {
         match lookup.map_err(refusal)? {
             Lookup::Missing(missing) => Ok(Attempt::Missing(smallvec![missing])),
             Lookup::Done(_) if !has_room => Ok(Attempt::NoRoom),
+            Lookup::Done(_) if is_long => Ok(Attempt::Long),
             Lookup::Done(is_hit) => {
                 Metrics::add(&self.metrics.gets, 1);
                 Metrics::add(&self.metrics.get_hits, u64::from(is_hit));
@@ -161,6 +171,9 @@ impl<E: Env> Shard<E> {
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
+        if keys.len() > sliced::KEYS_MAX {
+            return Ok(Attempt::Long);
+        }
         let mut bytes = Vec::new();
         let mut wait = None;
         let mut hits = 0;
@@ -169,6 +182,9 @@ impl<E: Env> Shard<E> {
         let limit = self.limits.frame_bytes_max as usize;
         let mut list = ValueListEncoder::begin(&mut bytes, meta.request_id, meta.epoch);
         for key in keys {
+            if list.frame_bytes() > sliced::BYTES_MAX {
+                return Ok(Attempt::Long);
+            }
             let lookup = self.engine.lookup(&self.key(key)?, loaded, |found| {
                 wait = wait.max(self.observed(found.wait, Durability::Default));
                 match found.entry {

@@ -1,36 +1,43 @@
 //! Requests that concern several shards: asked of each, answered as one.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::mem;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Waker};
 
 use super::budget::Granted;
 use super::outputs::{Meta, Outputs, Replies};
+use super::sliced;
 use super::{Message, Origin, Outlet, Shard, Stall};
-use crate::base::Lsn;
 use crate::env::{Env, Queue};
 use crate::error::{Code, Refusal};
 use crate::metrics::MetricsSnapshot;
 use crate::protocol::binary::{
-    KeyList, Keys, ValueListEncoder, decode_reply, decode_reply_header, encode_request,
+    HEADER_BYTES, KeyList, Keys, ValueListEncoder, Values, decode_reply, decode_reply_header, encode_request,
 };
 use crate::protocol::{DeleteRange, Durability, Limits, Reply, Request};
 use crate::slot::Slot;
 
-/// Bytes in unfinished gathers of a shard beyond which its connections take in nothing more.
+/// Bytes in unfinished gathers of a shard beyond which its connections take in no more requests of that kind. Others
+/// go on: one client that takes no replies must not stop those that ask for single keys.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
+/// In the place of the owner for which an outlet waits.
+const GATHERS: usize = usize::MAX - 1;
 /// How often a range delete is sent anew because a tablet has moved between its parts.
 const RETRIES_MAX: u32 = 100;
 /// What an item of a list of values takes beside its value.
 const ITEM_BYTES: usize = 16;
+/// What a list of values takes beside its items.
+const LIST_BYTES: usize = HEADER_BYTES + 4;
 /// What a part takes before its answer has come, and that of STATS after, roughly.
 const PART_BYTES: usize = 1 << 10;
 
-type PartialValue = Option<(Lsn, Vec<u8>)>;
-
 /// What the parts are put together to.
 enum Kind {
-    /// Values in the order of the keys; by shard, which keys it was asked for.
-    Mget { values: Vec<PartialValue>, places: Vec<Vec<usize>> },
+    /// Whose each key is; by shard, its reply.
+    Mget { owners: Vec<u16>, parts: Vec<Vec<u8>> },
     /// Counters by shard.
     Stats { section: String, shards: Vec<MetricsSnapshot> },
     /// Lines about tablets.
@@ -66,13 +73,13 @@ impl<E: Env> Gather<E> {
             return false;
         }
         let mut lists: Vec<KeyList> = vec![KeyList::default(); shard.slots.shards];
-        let mut places = vec![Vec::new(); shard.slots.shards];
-        for (place, key) in keys.enumerate() {
+        let mut owners = Vec::with_capacity(keys.len());
+        for key in keys {
             let owner = shard.slots.shard(Slot::of_key(key));
             lists[owner].push(key);
-            places[owner].push(place);
+            owners.push(owner as u16);
         }
-        let kind = Kind::Mget { values: vec![None; keys.len()], places };
+        let kind = Kind::Mget { owners, parts: vec![Vec::new(); shard.slots.shards] };
         let parts = lists.iter().enumerate().filter(|(_, list)| !list.is_empty()).map(|(owner, list)| {
             let mut frame = Vec::new();
             encode_request(&mut frame, owner as u64 + 1, &Request::Mget { keys: list.keys() });
@@ -204,8 +211,9 @@ impl<E: Env> Gather<E> {
         shard.gathered.set(shard.gathered.get() + bytes);
     }
 
-    fn take_part(&self, owner: usize, reply: Reply<'_>) {
-        let Some(shard) = self.shard.upgrade() else { return };
+    /// Notes what one shard answers. Whether all of it is to be kept.
+    fn take_part(&self, owner: usize, reply: Reply<'_>) -> bool {
+        let Some(shard) = self.shard.upgrade() else { return false };
         let limit = shard.limits.frame_bytes_max as usize;
         match (reply, &mut *self.kind.borrow_mut()) {
             (Reply::Refused(refusal), _) => {
@@ -215,19 +223,15 @@ impl<E: Env> Gather<E> {
                     self.refusal.replace(Some(refusal));
                 }
             }
-            (Reply::Values(part), Kind::Mget { values, places }) => {
-                for (place, value) in places[owner].iter().zip(part) {
-                    let Some(value) = value else { continue };
-                    self.bytes.set(self.bytes.get() + value.value.len());
-                    if self.bytes.get() > limit {
-                        let message = format!(
-                            "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
-                        );
-                        self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
-                        return;
-                    }
-                    values[*place] = Some((value.version, value.value.to_vec()));
+            (Reply::Values(values), Kind::Mget { .. }) => {
+                self.bytes.set(self.bytes.get() + values.wire_bytes().len());
+                if self.bytes.get() + LIST_BYTES <= limit {
+                    return true;
                 }
+                let message = format!(
+                    "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
+                );
+                self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
             }
             (Reply::Done, Kind::DeleteRange { is_begun, .. }) => *is_begun = true,
             (Reply::Stats(text), Kind::Tablets(all)) => {
@@ -249,6 +253,14 @@ impl<E: Env> Gather<E> {
             }
             _ => unreachable!("a shard answers what it was asked"),
         }
+        false
+    }
+
+    /// Keeps the frame that a shard has answered with.
+    fn keep_part(&self, owner: usize, frame: Vec<u8>) {
+        if let Kind::Mget { parts, .. } = &mut *self.kind.borrow_mut() {
+            parts[owner] = frame;
+        }
     }
 
     fn answer(&self) -> Outputs {
@@ -266,18 +278,7 @@ impl<E: Env> Gather<E> {
             return out;
         }
         match &*self.kind.borrow() {
-            Kind::Mget { values, .. } => {
-                let mut bytes = Vec::new();
-                let mut list = ValueListEncoder::begin(&mut bytes, self.meta.request_id, self.meta.epoch);
-                for value in values {
-                    match value {
-                        Some((version, value)) => list.present(*version, value),
-                        None => list.absent(),
-                    }
-                }
-                list.finish();
-                out.raw(None, self.meta, &bytes);
-            }
+            Kind::Mget { .. } => unreachable!("values are put together step by step"),
             Kind::Tablets(text) => out.ready(self.meta, &Reply::Stats(text)),
             Kind::DeleteRange { .. } => out.ready(self.meta, &Reply::Done),
             Kind::Stats { section, shards } => {
@@ -285,6 +286,75 @@ impl<E: Env> Gather<E> {
             }
         }
         out
+    }
+
+    /// All parts have come, and nobody knows this any more.
+    fn end(&self, shard: &Rc<Shard<E>>, out: Outputs) {
+        shard.settle(self.origin, out);
+        shard.gathered.set(shard.gathered.get() - self.kept.take());
+        if !shard.gathers_too_much() {
+            for token in shard.gather_line.take() {
+                shard.take_stall(GATHERS, token, Stall::Over);
+            }
+        }
+    }
+
+    /// Answers with the values of all parts; by a task of its own if that takes long.
+    fn end_with_values(self: Rc<Self>, shard: &Rc<Shard<E>>, owners: Vec<u16>, parts: Vec<Vec<u8>>) {
+        let is_short = owners.len() <= sliced::KEYS_MAX && self.bytes.get() <= sliced::BYTES_MAX;
+        let (gather, mine) = (self.clone(), shard.clone());
+        let answer = async move {
+            let out = gather.values(&mine, &owners, &parts).await;
+            gather.end(&mine, out);
+        };
+        if is_short {
+            let answered = pin!(answer).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(answered.is_ready(), "what is short is done in one step");
+            return;
+        }
+        let (shard, guard) = (shard.clone(), shard.pending.enter());
+        let env = shard.env.clone();
+        env.spawn(Queue::Foreground, async move {
+            answer.await;
+            shard.end_turn();
+            drop(guard);
+        });
+    }
+
+    /// The values of all parts in the order of the keys.
+    async fn values(&self, shard: &Shard<E>, owners: &[u16], parts: &[Vec<u8>]) -> Outputs {
+        let mut bytes = Vec::with_capacity(self.bytes.get() + LIST_BYTES);
+        let mut list = ValueListEncoder::begin(&mut bytes, self.meta.request_id, self.meta.epoch);
+        let mut parts: Vec<Values<'_>> = parts.iter().map(|part| values_of(part)).collect();
+        let (mut keys, mut rested_at) = (0, 0);
+        for owner in owners {
+            if keys == sliced::KEYS_MAX || list.frame_bytes() - rested_at > sliced::BYTES_MAX + LIST_BYTES {
+                (keys, rested_at) = (0, list.frame_bytes());
+                shard.env.yield_now().await;
+            }
+            keys += 1;
+            match parts[usize::from(*owner)].next().expect("each shard has answered for each of its keys") {
+                Some(value) => list.present(value.version, value.value),
+                None => list.absent(),
+            }
+        }
+        list.finish();
+        let granted = Granted { replies: 0, gathers: self.granted.take() };
+        let mut out = Outputs { granted, ..Outputs::default() };
+        out.whole(None, self.meta, bytes);
+        out
+    }
+}
+
+/// What a part has; nothing if its shard was not asked.
+fn values_of(part: &[u8]) -> Values<'_> {
+    let reply = match decode_reply_header(part, Limits::FRAME_BYTES_LIMIT) {
+        Ok(Some(header)) => decode_reply(&header, &part[part.len() - header.body_bytes()..]).ok(),
+        _ => None,
+    };
+    match reply {
+        Some(Reply::Values(values)) => values,
+        _ => Values::default(),
     }
 }
 
@@ -294,13 +364,13 @@ fn stats_text(section: &str, shards: &[MetricsSnapshot]) -> String {
     if section != "shards" {
         let mut total = MetricsSnapshot::default();
         shards.iter().for_each(|shard| total.merge(shard));
-        for (name, value) in total.iter() {
+        for (name, value) in total.iter().chain(total.ratios()) {
             let _ = writeln!(text, "{name}={value}"); // writing to a string does not fail
         }
     }
     if section != "total" {
         for (number, shard) in shards.iter().enumerate() {
-            for (name, value) in shard.iter() {
+            for (name, value) in shard.iter().chain(shard.ratios()) {
                 let _ = writeln!(text, "shard{number}.{name}={value}");
             }
         }
@@ -309,26 +379,39 @@ fn stats_text(section: &str, shards: &[MetricsSnapshot]) -> String {
 }
 
 impl<E: Env> Shard<E> {
-    /// Whether so much is gathered that nothing more is to be taken in.
+    /// Whether so much is gathered that no more of that kind is to be taken in.
     pub(super) fn gathers_too_much(&self) -> bool {
         self.gathered.get() > GATHERED_BYTES_MAX
+    }
+
+    /// The outlet is told when it may ask for more to be gathered.
+    pub(super) fn wait_for_gathers(&self, token: u64, outlet: &dyn Outlet) {
+        outlet.stall(GATHERS, Stall::Replies);
+        self.gather_line.borrow_mut().push(token);
     }
 }
 
 impl<E: Env> Outlet for Gather<E> {
     fn deliver(&self, _owner: usize, replies: Replies) {
         assert!(replies.granted.is_none(), "parts are within what the gather was granted");
-        let mut bytes = &replies.bytes[..];
+        let (mut all, mut at) = (replies.bytes, 0);
         for _ in 0..replies.count {
-            let header = decode_reply_header(bytes, Limits::FRAME_BYTES_LIMIT);
+            let header = decode_reply_header(&all[at..], Limits::FRAME_BYTES_LIMIT);
             let Ok(Some(header)) = header else { unreachable!("shards send whole replies") };
-            let frame = &bytes[..header.frame_bytes()];
+            let frame = &all[at..at + header.frame_bytes()];
             let body = &frame[frame.len() - header.body_bytes()..];
-            match decode_reply(&header, body) {
-                Ok(reply) => self.take_part(header.request_id as usize - 1, reply),
+            let owner = header.request_id as usize - 1;
+            let is_kept = match decode_reply(&header, body) {
+                Ok(reply) => self.take_part(owner, reply),
                 Err(error) => unreachable!("shards send replies that parse: {error}"),
+            };
+            if is_kept {
+                // As a rule it comes alone, and is not copied.
+                let is_alone = frame.len() == all.len();
+                let frame = if is_alone { mem::take(&mut all) } else { frame.to_vec() };
+                self.keep_part(owner, frame);
             }
-            bytes = &bytes[header.frame_bytes()..];
+            at += header.frame_bytes();
         }
         self.outstanding.set(self.outstanding.get() - replies.count);
     }
@@ -344,11 +427,15 @@ impl<E: Env> Outlet for Gather<E> {
                 return;
             }
             shard.unregister(self.token.get());
-            shard.settle(self.origin, self.answer());
-            shard.gathered.set(shard.gathered.get() - self.kept.take());
-            // Cheap when nobody waits, and there is no other moment at which this is known to be over.
-            if !shard.congested() {
-                shard.relieved.notify();
+            let values = match &mut *self.kind.borrow_mut() {
+                Kind::Mget { owners, parts } if self.refusal.borrow().is_none() => {
+                    Some((mem::take(owners), mem::take(parts)))
+                }
+                _ => None,
+            };
+            match (values, self.me.upgrade()) {
+                (Some((owners, parts)), Some(gather)) => gather.end_with_values(&shard, owners, parts),
+                _ => self.end(&shard, self.answer()),
             }
         }
     }

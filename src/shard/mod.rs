@@ -27,6 +27,7 @@ mod outputs;
 mod ranges;
 mod route;
 mod scan;
+mod sliced;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -75,6 +76,8 @@ pub enum Stall {
     Move,
     /// Large replies to this or to other origins must leave first.
     Replies,
+    /// The first of them takes long, and others have their turn.
+    Turn,
     /// They wait no more.
     Over,
 }
@@ -221,6 +224,8 @@ pub struct Shard<E: Env> {
     replies_left: Notify,
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
+    /// Outlets that wait until they are less.
+    gather_line: RefCell<Vec<u64>>,
     /// In an order of its own, as whatever is walked through: a run in a simulated world follows from its seed.
     waiting: RefCell<BTreeMap<Origin, stall::Waiting>>,
     /// Those of them that wait for memory, longest first.
@@ -271,6 +276,7 @@ impl<E: Env> Shard<E> {
             scan_bytes_max: settings.connection_bytes / 8,
             replies_left: Notify::new(),
             gathered: Cell::new(0),
+            gather_line: RefCell::default(),
             waiting: RefCell::default(),
             room_line: RefCell::default(),
             scans: scan::Scans::default(),
@@ -443,9 +449,9 @@ impl<E: Env> Shard<E> {
         self.engine.wal().durable_changed().notify();
     }
 
-    /// Whether new work should wait: some queue of the mesh is full, or there is too much half-answered.
+    /// Whether new work should wait: some queue of the mesh is full.
     pub fn congested(&self) -> bool {
-        self.port.congested() || self.gathers_too_much()
+        self.port.congested()
     }
 
     /// Sends a connection to the shard that it asked for.

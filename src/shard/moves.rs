@@ -22,7 +22,7 @@ use crate::engine::{TabletReport, TransferError};
 use crate::env::{Env, Lock, Notify, Queue};
 use crate::protocol::binary::{HEADER_BYTES, decode_header, decode_request};
 use crate::protocol::{Request, Route};
-use crate::slot::{Slot, SlotRange};
+use crate::slot::{SLOT_COUNT, Slot, SlotRange};
 
 /// As which owner an outlet knows held slots.
 const HELD: usize = usize::MAX;
@@ -173,8 +173,8 @@ pub(super) struct Moves {
     held_back: RefCell<Vec<u64>>,
     /// By change, how many shards have said that nothing more comes.
     quiet: RefCell<HashMap<u64, usize>>,
-    /// By slot, how many requests have a task of their own.
-    under_way: RefCell<HashMap<u16, u32>>,
+    /// By slot, how many requests have a task of their own, or are done in slices. Empty before the first.
+    under_way: RefCell<Vec<u32>>,
     /// Slots that are not served, and why.
     lost: RefCell<Vec<(SlotRange, String)>>,
     /// Answers to what this shard has asked.
@@ -220,22 +220,21 @@ impl<E: Env> Shard<E> {
         request.route() == Route::Everywhere || slots_of(request).iter().any(|slot| slots.contains(*slot))
     }
 
-    /// Notes that a request has a task of its own; undone by [`Shard::has_ended`].
+    /// Notes that a request has a task of its own, or is done in slices; undone by [`Shard::has_ended`].
     pub(super) fn begins(&self, request: &Request<'_>) -> smallvec::SmallVec<[Slot; 2]> {
         let slots = slots_of(request);
         let mut under_way = self.moves.under_way.borrow_mut();
-        slots.iter().for_each(|slot| *under_way.entry(slot.number()).or_default() += 1);
+        if under_way.is_empty() {
+            under_way.resize(usize::from(SLOT_COUNT), 0);
+        }
+        slots.iter().for_each(|slot| under_way[usize::from(slot.number())] += 1);
         slots
     }
 
     pub(super) fn has_ended(&self, slots: &[Slot]) {
         let mut under_way = self.moves.under_way.borrow_mut();
         for slot in slots {
-            let count = under_way.get_mut(&slot.number()).expect("it was counted when it began");
-            *count -= 1;
-            if *count == 0 {
-                under_way.remove(&slot.number());
-            }
+            under_way[usize::from(slot.number())] -= 1;
         }
     }
 
@@ -418,8 +417,10 @@ impl<E: Env> Shard<E> {
 
     /// Whether requests for some of `slots` are under way, or wait here for something that comes soon.
     fn is_busy_with(&self, slots: SlotRange) -> bool {
-        let is_held = |number: &u16| (slots.first()..=slots.last()).contains(number);
-        if self.moves.under_way.borrow().keys().any(is_held) {
+        let held = usize::from(slots.first())..=usize::from(slots.last());
+        let is_under_way =
+            self.moves.under_way.borrow().get(held).is_some_and(|counts| counts.iter().any(|n| *n > 0));
+        if is_under_way {
             return true;
         }
         let waiting = self.waiting.borrow();

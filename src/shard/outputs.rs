@@ -108,6 +108,21 @@ impl Outputs {
         }
     }
 
+    /// The same of a large one, which is moved rather than copied if it comes first.
+    pub fn whole(&mut self, block: Option<BlockSeq>, meta: Meta, reply: Vec<u8>) {
+        let encode = |bytes: &mut Vec<u8>| match bytes.is_empty() {
+            true => *bytes = reply,
+            false => bytes.extend_from_slice(&reply),
+        };
+        match block {
+            None => self.ready.add(meta, &mut self.granted, encode),
+            Some(block) => {
+                let place = self.held(block);
+                self.held[place].1.add(meta, &mut self.granted, encode);
+            }
+        }
+    }
+
     /// The place of those that wait for `block`.
     fn held(&mut self, block: BlockSeq) -> usize {
         self.held.iter().position(|(b, _)| *b == block).unwrap_or_else(|| {

@@ -77,8 +77,7 @@ impl<E: Env> Shard<E> {
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
                 || outlet.is_full()
                 || outlet.is_stalled()
-                || taken == TURN_FRAMES_MAX
-                || self.gathers_too_much();
+                || taken == TURN_FRAMES_MAX;
             taken += 1;
             if must_wait {
                 break Dispatched::Pause { used };
@@ -121,6 +120,10 @@ impl<E: Env> Shard<E> {
                 continue;
             }
             if self.holds_back(token, outlet, &request) {
+                break Dispatched::Pause { used };
+            }
+            if self.gathers_too_much() && self.is_gathered(&request) {
+                self.wait_for_gathers(token, outlet);
                 break Dispatched::Pause { used };
             }
             let is_everywhere = request.route() == Route::Everywhere;
@@ -211,6 +214,16 @@ impl<E: Env> Shard<E> {
             self.execute(origin, origin, frame.to_vec());
         } else if let Step::Stalled(why) = self.step_request(origin, origin, frame, meta, request, out) {
             self.stall(origin, origin, why, frame.to_vec());
+        }
+    }
+
+    /// Whether the answer is put together here from those of several shards.
+    fn is_gathered(&self, request: &Request<'_>) -> bool {
+        match request.route() {
+            Route::Anywhere => matches!(request, Request::Stats { .. }),
+            Route::Everywhere => true,
+            Route::Keys(keys) => self.is_divided(keys),
+            Route::Slot(_) | Route::Shard(_) => false,
         }
     }
 

@@ -15,6 +15,7 @@ use super::execute::{Attempt, MissingBlocks};
 use super::gather::Gather;
 use super::held::HELD_BYTES_MAX;
 use super::outputs::{Meta, Outputs};
+use super::sliced::Sliced;
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
 use crate::env::{Env, Notify, Queue};
@@ -33,12 +34,24 @@ pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 pub(super) struct Waiting {
     /// Frames that were not executed, oldest first, and who takes their replies: the origin itself, or
     /// whoever gathers the answer to a request of it that concerns several shards.
-    frames: VecDeque<(Origin, Vec<u8>)>,
+    frames: VecDeque<Frames>,
+    /// The read that the first of them is, if it was begun.
+    pub(super) sliced: Option<Box<Sliced>>,
+    /// If the first of them is a read that waits for room for its reply: how much it will need.
+    pub(super) wanted: usize,
     pub(super) loading_bytes: usize,
     for_output: bool,
     for_room: bool,
     for_replies: bool,
     for_move: bool,
+    for_turn: bool,
+}
+
+/// Whole frames back to back, those from `at` on.
+struct Frames {
+    origin: Origin,
+    bytes: Vec<u8>,
+    at: usize,
 }
 
 impl Waiting {
@@ -49,7 +62,7 @@ impl Waiting {
 
     /// What was not executed.
     pub fn frames(&self) -> impl Iterator<Item = &[u8]> {
-        self.frames.iter().map(|(_, frames)| &frames[..])
+        self.frames.iter().map(|frames| &frames.bytes[frames.at..])
     }
 }
 
@@ -119,19 +132,19 @@ impl<E: Env> Shard<E> {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line)
             && !waiting.frames.is_empty()
         {
-            waiting.frames.push_back((origin, frames));
+            waiting.frames.push_back(Frames { origin, bytes: frames, at: 0 });
             return;
         }
-        self.run(line, origin, frames);
+        self.run(line, Frames { origin, bytes: frames, at: 0 });
     }
 
     /// Runs frames until their end or until they stall.
-    fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) -> bool {
+    fn run(self: &Rc<Self>, line: Origin, frames: Frames) -> bool {
+        let Frames { origin, bytes: frames, mut at } = frames;
         // One time for all of them.
         self.engine.tick();
         let mut out = outputs(line, origin);
-        let (mut at, mut fetched) = (0, 0);
-        let mut stall = None;
+        let (mut fetched, mut stall) = (0, None);
         while at < frames.len() && stall.is_none() {
             if at >= fetched {
                 fetched = at + self.fetch_ahead(&frames[at..]);
@@ -150,7 +163,7 @@ impl<E: Env> Shard<E> {
         match stall {
             None => true,
             Some(why) => {
-                self.stall(line, origin, why, frames[at..].to_vec());
+                self.stall_at(line, why, Frames { origin, bytes: frames, at });
                 false
             }
         }
@@ -175,11 +188,17 @@ impl<E: Env> Shard<E> {
         if let Request::Mget { keys } = request
             && line == origin
             && line.peer == self.id
+            && !self.is_sliced(line)
             && keys.into_iter().any(|key| self.slots.shard(Slot::of_key(key)) != self.id)
         {
             return self.gather(line, meta, keys, out);
         }
         self.step_request(line, origin, frame, meta, &request, out)
+    }
+
+    /// Whether the first frame of `line` was begun. Then its tablets stay until it ends.
+    fn is_sliced(&self, line: Origin) -> bool {
+        self.waiting.borrow().get(&line).is_some_and(|waiting| waiting.sliced.is_some())
     }
 
     /// Asks the owners of `keys`, unless it must wait.
@@ -227,6 +246,10 @@ impl<E: Env> Shard<E> {
             // The release of those that are held makes room, as a flush does.
             return Step::Stalled(Stall::Room);
         }
+        let begun = self.waiting.borrow_mut().get_mut(&line).and_then(|waiting| waiting.sliced.take());
+        if let Some(sliced) = begun {
+            return self.go_on(*sliced, line, frame, meta, request, out);
+        }
         Metrics::add(&self.metrics.requests, 1);
         if let Request::Scan(scan) = request {
             return self.scan(line, origin, meta, scan, out);
@@ -247,6 +270,7 @@ impl<E: Env> Shard<E> {
                     Step::Stalled(Stall::Room)
                 }
                 Attempt::NoRoom => Step::Stalled(Stall::Replies),
+                Attempt::Long => self.begin_sliced(line, origin, frame, meta, request, out),
                 Attempt::Missing(missing) => {
                     self.wait_for_disk(line, origin, frame, meta, request, missing, out)
                 }
@@ -278,7 +302,7 @@ impl<E: Env> Shard<E> {
 
     /// Gives a request to a task of its own, which waits for its turn and for the disk.
     #[allow(clippy::too_many_arguments)] // the request, and where it came from
-    fn wait_for_disk(
+    pub(super) fn wait_for_disk(
         self: &Rc<Self>,
         line: Origin,
         origin: Origin,
@@ -308,7 +332,7 @@ impl<E: Env> Shard<E> {
             for other in before {
                 other.done.until(|| other.is_done.get()).await;
             }
-            shard.attempt_until_done(meta, &frame, missing, &mut out).await;
+            shard.attempt_until_done(origin, meta, &frame, missing, &mut out).await;
             shard.turns.leave(&hashes, &turn);
             shard.has_ended(&slots);
             shard.settle(origin, out);
@@ -321,6 +345,7 @@ impl<E: Env> Shard<E> {
 
     async fn attempt_until_done(
         self: &Rc<Self>,
+        origin: Origin,
         meta: Meta,
         frame: &[u8],
         mut missing: MissingBlocks<E>,
@@ -344,6 +369,9 @@ impl<E: Env> Shard<E> {
             self.engine.tick();
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
+                Attempt::Long => {
+                    return self.slice_until_done(origin, meta, &request, &mut loaded, out).await;
+                }
                 Attempt::Missing(next) => missing = next,
                 Attempt::Wait => futures_lite::future::or(changed, durable).await,
                 Attempt::NoRoom => unreachable!("room for its reply was granted before it was begun"),
@@ -375,13 +403,21 @@ impl<E: Env> Shard<E> {
 
     /// Keeps frames that can't run yet, and tells their origin.
     pub(super) fn stall(&self, line: Origin, origin: Origin, why: Stall, frames: Vec<u8>) {
-        assert!(!frames.is_empty(), "something stalls");
+        self.stall_at(line, why, Frames { origin, bytes: frames, at: 0 });
+    }
+
+    fn stall_at(&self, line: Origin, why: Stall, mut frames: Frames) {
+        assert!(frames.at < frames.bytes.len(), "something stalls");
+        if frames.at > frames.bytes.len() / 2 {
+            frames.bytes.drain(..std::mem::take(&mut frames.at));
+        }
         let mut all = self.waiting.borrow_mut();
         let waiting = all.entry(line).or_default();
-        waiting.frames.push_front((origin, frames));
+        waiting.frames.push_front(frames);
         waiting.for_output |= why == Stall::Output;
         waiting.for_replies |= why == Stall::Replies;
         waiting.for_move |= why == Stall::Move;
+        waiting.for_turn |= why == Stall::Turn;
         if why == Stall::Room && !std::mem::replace(&mut waiting.for_room, true) {
             self.room_line.borrow_mut().push_back(line);
         }
@@ -402,14 +438,28 @@ impl<E: Env> Shard<E> {
         self.try_resume(origin);
     }
 
+    /// Others have had their turn.
+    pub(super) fn resume_after_turn(self: &Rc<Self>, line: Origin) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line) {
+            waiting.for_turn = false;
+        }
+        self.try_resume(line);
+    }
+
     /// The origin is gone: what it sent and was not begun is dropped. Parts of requests that others gather
     /// still run, since those wait for their answers.
     pub(super) fn forget(self: &Rc<Self>, line: Origin) {
+        let mut sliced = None;
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line) {
-            waiting.frames.retain(|(origin, _)| *origin != line);
+            waiting.frames.retain(|frames| frames.origin != line);
+            sliced = waiting.sliced.take_if(|sliced| sliced.origin == line);
+            waiting.wanted = 0;
             waiting.for_output = false;
             waiting.for_replies = false;
             waiting.for_move = false;
+        }
+        if let Some(sliced) = sliced {
+            self.abandon_sliced(*sliced);
         }
         self.reply_budget.leave(&line);
         self.gather_budget.leave(&line);
@@ -473,6 +523,7 @@ impl<E: Env> Shard<E> {
                     || waiting.for_room
                     || waiting.for_replies
                     || waiting.for_move
+                    || waiting.for_turn
                     || waiting.loading_bytes > LOADING_BYTES_MAX;
                 if waiting.frames.is_empty() {
                     if waiting.loading_bytes == 0 {
@@ -485,9 +536,9 @@ impl<E: Env> Shard<E> {
                 }
                 waiting.frames.pop_front()
             };
-            let Some((to, frames)) = frames else { return };
+            let Some(frames) = frames else { return };
             // While it runs its frames nothing else of this origin can come in between: all is one turn.
-            if !self.run(origin, to, frames) {
+            if !self.run(origin, frames) {
                 return;
             }
             let is_over = self.waiting.borrow().get(&origin).is_none_or(|w| w.frames.is_empty());

@@ -7,6 +7,7 @@ mod greedy;
 mod moves;
 mod ranges;
 mod scans;
+mod sliced;
 mod store;
 mod versions;
 
@@ -109,6 +110,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         lazy: None,
         compaction_fan: 4,
         snapshot_life: std::time::Duration::from_secs(60),
+        snapshot_bytes: 1 << 30,
         scrub_bytes_per_s: 0,
         level_ratio: 4,
         last_table_bytes: 32 << 20,
@@ -179,7 +181,8 @@ fn replies_that_wait_for_a_commit_are_bounded() {
     world.run(async {
         let shard = start(&env).await;
         let (client, token) = connect(&shard);
-        let mut bytes = set(0, b"key", &vec![b'v'; 1 << 20]);
+        // As large as is read in one step.
+        let mut bytes = set(0, b"key", &vec![b'v'; super::sliced::BYTES_MAX]);
         (1..50).for_each(|id| bytes.extend(get(id, b"key")));
         let mut used = 0;
         let mut most = 0;

@@ -210,6 +210,14 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
     }
 }
 
+/// Appends the beginning of the reply to a GET that finds a value of `value_len` bytes, which are to follow.
+///
+/// # Panics
+/// If that is too long for the length field.
+pub fn begin_value(out: &mut Vec<u8>, request_id: u64, epoch: u64, version: Lsn, value_len: usize) {
+    push_reply(out, OpCode::Get as u8, request_id, epoch, Status::Done, version, value_len);
+}
+
 /// Appends a refusal of a request whose operation may not be known; with id 0, of the connection.
 #[cold]
 pub fn encode_refusal(out: &mut Vec<u8>, opcode: u8, request_id: u64, epoch: u64, refusal: &Refusal) {
@@ -307,10 +315,20 @@ impl<'a> ValueListEncoder<'a> {
         ValueListEncoder { out, start, count: 0 }
     }
 
+    /// Goes on with the reply that `out` holds, to which `count` keys were added.
+    pub fn go_on(out: &'a mut Vec<u8>, count: u32) -> ValueListEncoder<'a> {
+        ValueListEncoder { out, start: 0, count }
+    }
+
+    /// Bytes of the frame so far.
+    pub fn frame_bytes(&self) -> usize {
+        self.out.len() - self.start
+    }
+
     /// Bytes of the frame as it would be with one more value of `value_len` bytes, to be compared with
     /// the limit before it is pushed.
     pub fn frame_bytes_with(&self, value_len: usize) -> usize {
-        self.out.len() - self.start + size_of::<WireValue>() + value_len
+        self.frame_bytes() + size_of::<WireValue>() + value_len
     }
 
     /// The next key's value and version.

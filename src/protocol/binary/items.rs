@@ -52,7 +52,7 @@ pub(super) fn split_value(bytes: &[u8]) -> Split<'_, Option<Value<'_>>> {
 macro_rules! list {
     ($(#[$doc:meta])+ $name:ident, $item:ty, $split:ident) => {
         $(#[$doc])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name<'a> {
             /// Items that are left.
             count: usize,

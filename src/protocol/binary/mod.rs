@@ -244,7 +244,7 @@ mod scan;
 mod tests;
 
 pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
-pub use encode::{KeyList, ValueListEncoder, encode_refusal, encode_reply, encode_request};
+pub use encode::{KeyList, ValueListEncoder, begin_value, encode_refusal, encode_reply, encode_request};
 pub use header::{
     FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
 };

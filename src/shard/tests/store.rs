@@ -145,6 +145,11 @@ impl Connection {
         id
     }
 
+    /// Under which the shard knows it.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
     pub fn is_answered(&self, id: u64) -> bool {
         self.recorder.replies.borrow().contains_key(&id)
     }
@@ -249,6 +254,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     lazy: None,
     compaction_fan: 4,
     snapshot_life: std::time::Duration::from_secs(60),
+    snapshot_bytes: 1 << 30,
     scrub_bytes_per_s: 0,
     level_ratio: 4,
     last_table_bytes: 32 << 20,

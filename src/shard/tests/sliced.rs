@@ -1,0 +1,152 @@
+//! Reads that take long let others in between, keep the order of their connection, and give back what they took.
+
+use super::store::{Answer, Store};
+use crate::disk::sim::SimDisk;
+use crate::env::Env;
+use crate::env::sim::{SimEnv, SimWorld};
+use crate::protocol::binary::KeyList;
+use crate::protocol::{Condition, Durability, Expiry, Request};
+use crate::shard::{Origin, sliced};
+
+fn run(seed: u64, shards: usize, test: impl AsyncFn(&Store)) {
+    let world = SimWorld::new(seed);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let store = Store::open(&env, shards).await;
+        test(&store).await;
+        for shard in &store.shards {
+            let used = (shard.reply_budget.used(), shard.gather_budget.used(), shard.gathered.get());
+            assert_eq!(used, (0, 0, 0), "seed {seed}: what was granted was given back");
+        }
+        store.close().await;
+    });
+    world.kill();
+}
+
+fn key(at: usize) -> Vec<u8> {
+    format!("sliced {at}").into_bytes()
+}
+
+fn set<'a>(key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+    let (expiry, condition, durability) = (Expiry::Never, Condition::None, Durability::Default);
+    Request::Set { key, value, expiry, condition, durability }
+}
+
+/// `count` keys with values of `bytes`, but every third. Returns them as a list, and what is to be found.
+async fn fill(store: &Store, count: usize, bytes: usize) -> (KeyList, Vec<Option<Vec<u8>>>) {
+    let (mut list, mut values) = (KeyList::default(), Vec::new());
+    for at in 0..count {
+        list.push(&key(at));
+        let value = (at % 3 != 0).then(|| vec![at as u8; bytes]);
+        if let Some(value) = &value {
+            store.set(&key(at), value, Expiry::Never).await.version();
+        }
+        values.push(value);
+    }
+    (list, values)
+}
+
+#[test]
+fn many_keys_let_other_requests_in_between_and_keep_their_place() {
+    for (seed, shards) in [(1, 1), (2, 1), (3, 2), (4, 3)] {
+        run(seed, shards, async |store| {
+            let (list, values) = fill(store, 8 * sliced::KEYS_MAX * shards, 10).await;
+            let (slow, quick) = (store.connect(0), store.connect(0));
+            let mget = slow.send(store, &Request::Mget { keys: list.keys() }).await;
+            // Of another connection, and one that comes behind it on its own and changes what it reads.
+            let get = quick.send(store, &Request::Get { key: &key(1) }).await;
+            let seven = key(7);
+            let replaces = set(&seven, b"new");
+            let later = slow.send(store, &replaces);
+            assert_eq!(quick.answer(get).await, Answer::Value(vec![1; 10], value_version(store, 1).await));
+            assert!(!slow.is_answered(mget), "seed {seed}: it lets others in between");
+            let later = later.await;
+            assert!(slow.answer(mget).await == Answer::Values(values), "seed {seed}");
+            slow.answer(later).await.version();
+            assert!(matches!(store.get(&seven).await, Answer::Value(value, _) if value == b"new"));
+        });
+    }
+}
+
+async fn value_version(store: &Store, at: usize) -> crate::base::Lsn {
+    match store.get(&key(at)).await {
+        Answer::Value(_, version) => version,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn large_values_let_others_in_between_and_come_whole_though_they_are_replaced() {
+    for seed in 0..20 {
+        run(seed, 1, async |store| {
+            let (old, new) = (vec![1; 3 * sliced::BYTES_MAX + 17], vec![2; 2 * sliced::BYTES_MAX + 1]);
+            let before = store.set(b"large", &old, Expiry::Never).await.version();
+            store.set(b"small", b"1", Expiry::Never).await.version();
+            let (slow, quick) = (store.connect(0), store.connect(0));
+            let large = slow.send(store, &Request::Get { key: b"large" }).await;
+            let small = quick.send(store, &Request::Get { key: b"small" }).await;
+            quick.answer(small).await;
+            assert!(!slow.is_answered(large), "seed {seed}: it lets others in between");
+            let mut versions = vec![(before, old)];
+            for _ in 0..seed {
+                let replaced = quick.send(store, &set(b"large", &new)).await;
+                versions.push((quick.answer(replaced).await.version(), new.clone()));
+            }
+            let Answer::Value(value, version) = slow.answer(large).await else { panic!("seed {seed}") };
+            assert!(versions.contains(&(version, value)), "seed {seed}: a value that was there, whole");
+            let gone = slow.send(store, &Request::Get { key: b"large" }).await;
+            store.delete(b"large").await.version();
+            assert!(!matches!(slow.answer(gone).await, Answer::Refused(_)), "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn what_is_on_disk_is_found_however_long_the_list_is() {
+    for (seed, shards) in [(1, 1), (2, 2)] {
+        run(seed, shards, async |store| {
+            // Larger than the cache.
+            let (list, values) = fill(store, 3 * sliced::KEYS_MAX, 200).await;
+            store.flush().await;
+            let request = Request::Mget { keys: list.keys() };
+            assert!(store.ask(&request).await == Answer::Values(values.clone()), "seed {seed}");
+            // Some in memory, some not.
+            store.set(&key(0), b"new", Expiry::Never).await.version();
+            let mut values = values;
+            values[0] = Some(b"new".to_vec());
+            assert!(store.ask(&request).await == Answer::Values(values), "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn a_reply_that_is_longer_than_a_frame_is_refused() {
+    run(1, 1, async |store| {
+        let (list, _) = fill(store, 9, 900_000).await;
+        let limit = store.shards[0].limits.frame_bytes_max as usize;
+        assert!(6 * 900_000 > limit, "a test of too little");
+        let Answer::Refused(code) = store.ask(&Request::Mget { keys: list.keys() }).await else { panic!() };
+        assert_eq!(code, crate::error::Code::ReplyTooLarge);
+    });
+}
+
+#[test]
+fn whoever_leaves_leaves_nothing_behind() {
+    for steps in 0..12 {
+        run(steps, 1, async |store| {
+            let (list, _) = fill(store, 4 * sliced::KEYS_MAX, 500).await;
+            let slow = store.connect(0);
+            let mget = slow.send(store, &Request::Mget { keys: list.keys() }).await;
+            for _ in 0..steps {
+                store.env.yield_now().await;
+            }
+            if !slow.is_answered(mget) {
+                store.shards[0].forget(Origin { peer: 0, token: slow.token() });
+            }
+            // Whoever comes next is served.
+            let next = store.connect(0);
+            let get = next.send(store, &Request::Get { key: &key(1) }).await;
+            assert!(matches!(next.answer(get).await, Answer::Value(..)));
+        });
+    }
+}
