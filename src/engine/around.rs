@@ -1,4 +1,4 @@
-//! Tables that merges go around: those of which a merge met a part that can't be read.
+//! Tables that merges go around: those of which the start or a merge met a part that can't be read.
 //!
 //! - Such a table stays what it is and where it is: whatever newer has not answered is asked of it, so that nothing
 //!   older shows in the place of what it holds. It goes only when range deletes have left nothing of it.
@@ -74,6 +74,13 @@ impl<E: Env> Engine<E> {
 }
 
 impl<E: Env> Tablet<E> {
+    /// Has merges go around tables of which it is known that nothing can be read.
+    pub(super) fn avoid_faulty(&self) {
+        for member in self.version().members().filter(|member| member.table.has_fault()) {
+            self.avoided.add(member.table.file(), true, Duration::ZERO);
+        }
+    }
+
     /// Of tables that are gone nothing needs to be known.
     pub(super) fn forget_avoided(&self) {
         let mut tables = self.avoided.tables.borrow_mut();

@@ -197,6 +197,9 @@ impl<E: Env> Engine<E> {
         if let Some(pinned) = table.pinned(number) {
             return Some(pinned);
         }
+        if table.has_fault() {
+            return None; // what another name of the same file has is not asked for it
+        }
         let loaded = loaded.partitions.get(&(table.file(), number)).cloned();
         let partition = loaded.or_else(|| self.cache.get_partition(table, number));
         let counter = match &partition {
@@ -241,6 +244,9 @@ impl<E: Env> Engine<E> {
 
     async fn load_part(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
         let table = &missing.table;
+        if let Some(fault) = table.fault() {
+            return Err(fault.into());
+        }
         match missing.place {
             Place::Block(handle) => {
                 let place = (table.file(), handle.offset);
