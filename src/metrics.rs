@@ -254,6 +254,8 @@ counters! {
     scan_damage,
     /// Those that merges met.
     merge_damage,
+    /// Tables of which the start could read nothing; all it does without them is refuse what they may hold.
+    start_damage,
     /// Bytes replayed from old logs at start.
     replay_bytes,
     /// Microseconds that took.

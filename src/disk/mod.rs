@@ -58,6 +58,16 @@ impl DiskError {
         DiskError { offset: Some(offset), ..self }
     }
 
+    /// The same once more: its cause is not one that can be cloned.
+    #[must_use]
+    pub fn again(&self) -> DiskError {
+        let source = match self.source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        };
+        DiskError { operation: self.operation, path: self.path.clone(), offset: self.offset, source }
+    }
+
     /// Whether there was no space (or quota) left. The one error that may go away by itself.
     pub fn is_full(&self) -> bool {
         matches!(self.source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

@@ -2,7 +2,8 @@
 //!
 //! One task does it all, so at any time a shard reads for at most one merge, and writes for it, one request of
 //! 256 KiB at a time each. Merges above the last level come first, then steps of descents ([`super::descend`]),
-//! each of which is short: so what keeps reads short never waits for long.
+//! each of which is short: so what keeps reads short never waits for long. What can't be read they go around
+//! ([`super::around`]).
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError};
 use super::run::RunIter;
 use super::sstable::{Table, TableMeta};
-use super::version::{Member, Totals, Version};
+use super::version::{Member, Totals};
 use super::{Engine, EngineError, Tablet};
 use crate::base::TableName;
 use crate::disk::Disk;
@@ -93,16 +94,19 @@ impl<E: Env> Engine<E> {
     }
 
     async fn compaction_failed(&self, tablet: &Tablet<E>, error: &EngineError) {
-        let damage = if error.is_damage() {
-            "; until the next start this tablet's tables stay as they are"
-        } else {
-            ""
+        let avoided = tablet.avoid(error, self.env.now());
+        let around = match avoided {
+            Some(true) => {
+                "; until the next start this table stays as it is, and others are merged without it"
+            }
+            Some(false) => "; others are merged without this table for a while",
+            None => "",
         };
-        tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}{damage}");
+        tracing::error!(tablet = tablet.id.0, "merging tables failed: {error}{around}");
         Metrics::add(&self.metrics.compaction_failures, 1);
         self.note_damage(MetBy::Merge, error);
-        if error.is_damage() {
-            tablet.no_merge_until.set(Duration::MAX);
+        if avoided.is_some() {
+            // What is due without it may be another merge.
         } else if error.is_full() {
             let stopped = self.changed.until(|| self.is_stopping.get());
             futures_lite::future::or(self.env.sleep(RETRY), stopped).await;
@@ -118,8 +122,9 @@ impl<E: Env> Engine<E> {
     fn until_retry(&self) -> Duration {
         let now = self.env.now();
         let tablets = self.tablets.borrow();
-        let times = tablets.iter().map(|tablet| tablet.no_merge_until.get());
-        times.filter(|time| *time > now).min().map_or(Duration::MAX, |time| time - now)
+        let times = tablets.iter().map(|tablet| tablet.no_merge_until.get()).filter(|time| *time > now);
+        let tables = tablets.iter().filter_map(|tablet| tablet.avoided.next_try(now));
+        times.chain(tables).min().map_or(Duration::MAX, |time| time - now)
     }
 
     /// Tablets whose tables may be merged now.
@@ -154,7 +159,7 @@ impl<E: Env> Engine<E> {
     /// What is due in this tablet.
     pub(super) fn pick_for(&self, tablet: &Tablet<E>, is_idle: bool) -> Option<Choice> {
         let policy = Policy { fan: self.options.compaction_fan, ratio: self.options.level_ratio };
-        compaction::pick(&shape(&tablet.version(), is_idle), &policy)
+        compaction::pick(&shape(tablet, is_idle, self.avoided_at(tablet)), &policy)
     }
 
     /// A tablet with a table in which much has expired or was removed by range deletes.
@@ -163,8 +168,12 @@ impl<E: Env> Engine<E> {
         self.compactable().find_map(|tablet| {
             let version = tablet.version();
             let (ranges, _) = tablet.flushed_ranges();
+            let now = self.avoided_at(&tablet);
             let aged_one = |member: &Rc<Member<E>>| {
                 let bytes = member.meta().bytes;
+                if tablet.avoided.has(member.table.file(), now) {
+                    return compaction::Aged { bytes, past_bytes: 0 };
+                }
                 let past_bytes = member.meta().expiries.past_bytes(now_ms) + member.removed_bytes(&ranges);
                 compaction::Aged { bytes, past_bytes: past_bytes.min(bytes) }
             };
@@ -317,20 +326,27 @@ impl<E: Env> Engine<E> {
 }
 
 /// What the picker is told of a tablet.
-fn shape<E: Env>(version: &Version<E>, is_idle: bool) -> Shape {
+fn shape<E: Env>(tablet: &Tablet<E>, is_idle: bool, now: Duration) -> Shape {
+    let version = tablet.version();
     let (front, sinking) = version.upper().split_at(version.front());
+    let run = |member: &Rc<Member<E>>| Run {
+        is_avoided: tablet.avoided.has(member.table.file(), now),
+        ..Run::from(member.totals())
+    };
+    let descending = tablet.descending(&version, now);
     let mut shape = Shape {
-        front: front.iter().map(|member| Run::from(member.totals())).collect(),
+        front: front.iter().map(run).collect(),
         sinking: sinking.len(),
         last: version.last_totals().into(),
         reached: Run::default(),
+        is_blocked: descending.is_empty(),
         is_idle,
     };
     if shape.has_many_tombstones() {
         let mut reached = Totals::default();
         let is_reached = |member: &&Rc<Member<E>>| {
             let bounds = member.bounds();
-            front.iter().any(|upper| upper.bounds().overlaps(&bounds))
+            descending.iter().any(|upper| upper.bounds().overlaps(&bounds))
         };
         version.last().iter().filter(is_reached).for_each(|member| reached.add(member.totals()));
         shape.reached = reached.into();

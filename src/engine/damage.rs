@@ -35,6 +35,8 @@ pub(super) enum MetBy {
     Merge,
     /// The scrub.
     Scrub,
+    /// The start, which tells of it itself.
+    Start,
 }
 
 impl MetBy {
@@ -47,7 +49,7 @@ impl MetBy {
 #[derive(Default)]
 pub(super) struct Damage {
     /// When each place was counted last, by [`Env::now`]; one map a [`MetBy`].
-    places: RefCell<[BTreeMap<(String, u64), Duration>; 4]>,
+    places: RefCell<[BTreeMap<(String, u64), Duration>; 5]>,
     last_line: Cell<Option<Duration>>,
 }
 
@@ -111,9 +113,10 @@ impl<E: Env> Engine<E> {
             MetBy::Scan => (&self.metrics.scan_damage, "a scan met damage and was refused"),
             MetBy::Merge => (&self.metrics.merge_damage, ""),
             MetBy::Scrub => (&self.metrics.scrub_damage, "the scrub found damage"),
+            MetBy::Start => (&self.metrics.start_damage, ""),
         };
         Metrics::add(counter, u64::from(news.counts));
-        if news.is_told && by != MetBy::Merge {
+        if news.is_told && !matches!(by, MetBy::Merge | MetBy::Start) {
             tracing::error!("{what}: {error}");
         }
     }

@@ -10,7 +10,7 @@
 //!   `purge`).
 //! - In the background full memtables become tables (`flush`), tables become fewer (`compact`) and come down to
 //!   the last level (`descend`), at the pace of what is written (`pace`), and those that nobody needs go
-//!   (`obsolete`).
+//!   (`obsolete`). What can't be read of them stops none of that (`around`).
 //! - A start replays the logs of earlier starts (`recovery`).
 //! - Tablets come from other shards, go to them, and split (`transfer`).
 //!
@@ -19,6 +19,7 @@
 //! - A log, or a part of one, is given up only after the manifest has recorded that tables hold it.
 //! - Memtables are bounded: a full active one and `sealed_max` sealed ones stop writers, not memory.
 
+mod around;
 pub mod cache;
 pub mod checkpoint;
 mod compact;
@@ -65,6 +66,7 @@ pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
 pub use self::transfer::TransferError;
 pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
 
+use self::around::Avoided;
 use self::cache::BlockCache;
 use self::damage::Damage;
 use self::expiry::Clock;
@@ -102,11 +104,12 @@ struct Tablet<E: Env> {
     /// The last entry that came from old logs; flushed past it, the tablet needs them no more.
     recovered: EntryIndex,
     old_logs: RefCell<Vec<std::sync::Arc<OldLog>>>,
-    /// When a merge that failed may be tried again, by [`Env::now`]; never if it met damage, which it would
-    /// meet again.
+    /// When a merge that failed may be tried again, by [`Env::now`].
     no_merge_until: Cell<Duration>,
     /// How long it waited after its last failure.
     merge_delay: Cell<Duration>,
+    /// Tables that merges go around.
+    avoided: Avoided,
     /// What of [`Pace`]'s debt and allowance is its own.
     dues: Cell<(u64, u64)>,
     presence: Cell<Presence>,
@@ -255,6 +258,7 @@ impl<E: Env> Engine<E> {
     fn install(&self, tablet: &Tablet<E>, change: impl FnOnce(&Version<E>) -> Version<E>) {
         let changed = change(&tablet.version());
         self.count_tables(&tablet.version.replace(Rc::new(changed)), &tablet.version());
+        tablet.forget_avoided();
         self.count_debt(tablet);
     }
 

@@ -1,10 +1,12 @@
 //! Pace: how flushes and compaction keep up with writers, and writers with them.
 //!
 //! **Compaction.** *Debt* is what the tables above the last level hold beyond what they may: of each tablet, bytes
-//! beyond a `ratio`-th of its last level and a few flushes, unless the tablet can't be merged at present. It is
+//! beyond a `ratio`-th of its last level and a few flushes, of those tables that can come down at present. It is
 //! counted along with each version of a tablet, and no target jumps. *Pressure* is debt in parts of all that may be there.
 //! - The more pressure, the larger the share of the core that compaction has: a tenth of what requests have
-//!   without any, as much as they have at ½. So it goes on all the time, and never in bursts.
+//!   without any, as much as they have at ½. So it goes on all the time, and never in bursts. Where merges go around
+//!   tables that can't be read, it has as much as they have: what stays above the last level there is not in the debt,
+//!   and must become few tables nevertheless.
 //! - From a pressure of ½ on writers are slowed: each byte written keeps the next one waiting, at ½ not at all, at
 //!   1 for as long as compaction takes for what that byte costs, and longer beyond.
 //!
@@ -16,9 +18,11 @@
 //! Only memory that is used up stops writers for good.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::transfer::Presence;
+use super::version::Totals;
 use super::write::Sealed;
 use super::{Engine, EngineOptions, Tablet};
 use crate::env::{Env, Notify, Queue};
@@ -136,9 +140,14 @@ impl<E: Env> Engine<E> {
     pub(super) fn count_debt(&self, tablet: &Tablet<E>) {
         let pace = &self.pace;
         let version = tablet.version();
-        let (upper, last) = (version.upper_totals().bytes, version.last_totals().bytes);
+        let now = self.avoided_at(tablet);
+        // What can't come down is not waited for: a damaged block of one tablet slows no writer.
+        let upper = match tablet.avoided.is_empty(now) {
+            true => version.upper_totals().bytes,
+            false => Totals::of(tablet.descending(&version, now)).bytes,
+        };
+        let last = version.last_totals().bytes;
         let (mut debt, allowance) = dues(upper, last, self.options.level_ratio, pace.slack.1);
-        // What nobody may merge is not waited for: a damaged block of one tablet slows no writer.
         let not_before = tablet.no_merge_until.get();
         let has_failed = !not_before.is_zero() && not_before > self.env.now();
         if has_failed || tablet.presence.get() == Presence::Lost {
@@ -150,7 +159,10 @@ impl<E: Env> Engine<E> {
         let pressure = pace.pressure();
         self.metrics.compaction_debt_bytes.set(pace.debt.get());
         self.metrics.slowdown_permille.set(factor(pressure));
-        self.env.set_shares(Queue::Compaction, shares(pressure) as usize);
+        let is_around = |tablet: &Rc<Tablet<E>>| !tablet.avoided.is_empty(self.avoided_at(tablet));
+        let goes_around = self.tablets.borrow().iter().any(is_around);
+        let shares = shares(if goes_around { pressure.max(SLOW) } else { pressure });
+        self.env.set_shares(Queue::Compaction, shares as usize);
     }
 
     /// Whether a write must wait because flush or compaction is behind. Not to be asked when the flush fails.

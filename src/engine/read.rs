@@ -250,6 +250,9 @@ impl<E: Env> Engine<E> {
         if let Some(pinned) = table.pinned(number) {
             return Some(pinned);
         }
+        if table.has_fault() {
+            return None; // what another name of the same file has is not asked for it
+        }
         if let Some(partition) = loaded.partitions.get(&(table.file(), number)) {
             loaded.note(|reads| reads.partition_misses += 1);
             return Some(partition.clone());
@@ -314,6 +317,9 @@ impl<E: Env> Engine<E> {
 
     async fn load_part(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
         let table = &missing.table;
+        if let Some(fault) = table.fault() {
+            return Err(fault.into());
+        }
         match missing.place {
             Place::Block(handle) => {
                 let place = (table.file(), handle.offset);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cache::BlockCache;
+use super::damage::MetBy;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ShardManifest, State};
 use super::marker::refuse_incomplete;
@@ -228,7 +229,10 @@ impl<E: Env> Engine<E> {
         for state in start.state.of_shard(shard).tablets.values() {
             let mut tables = BTreeMap::new();
             for table in &state.tables {
-                let opened = Table::open(env, TableName::new(state.id, table.file), &index_budget).await?;
+                // What is damaged of one table is no reason to do without all others.
+                let (name, known) =
+                    (TableName::new(state.id, table.file), || table.meta(state.id, state.slots));
+                let opened = Table::open_known(env, name, &index_budget, known).await?;
                 tables.insert(table.file, Rc::new(opened));
             }
             let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
@@ -278,12 +282,27 @@ impl<E: Env> Engine<E> {
         });
         for tablet in engine.all_tablets() {
             engine.count_tables(&Version::default(), &tablet.version());
+            engine.tell_faulty(&tablet);
             engine.count_debt(&tablet);
         }
         engine.replay(start).await?;
         engine.wal.start();
         engine.spawn_background();
         Ok(engine)
+    }
+
+    /// Tells of a tablet's tables of which nothing can be read, and has merges go around them.
+    fn tell_faulty(&self, tablet: &Tablet<E>) {
+        tablet.avoid_faulty();
+        for member in tablet.version().members() {
+            let Some(error) = member.table.fault().map(EngineError::from) else { continue };
+            self.note_damage(MetBy::Start, &error);
+            tracing::error!(
+                tablet = tablet.id.0,
+                entries = member.totals().entries,
+                "{error}; reads and scans that need this table are refused, all else is served: restore a backup, or stop and have atlaskv-inspect salvage write what is left"
+            );
+        }
     }
 
     /// Phase two: applies the entries of this shard's tablets that count and that tables lack.

@@ -5,6 +5,7 @@
 //! `ATLASKV_ENGINE_SEED=17 cargo test --lib engine::tests` repeats that one alone, and `1000..9000` in its
 //! place looks further.
 
+mod around;
 mod checkpoint;
 mod crash;
 mod damage;

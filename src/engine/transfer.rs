@@ -129,6 +129,7 @@ impl<E: Env> Tablet<E> {
             old_logs: old_logs.into(),
             no_merge_until: Default::default(),
             merge_delay: Default::default(),
+            avoided: Default::default(),
             dues: Default::default(),
             presence: Presence::Here.into(),
             memtables_from: Default::default(),

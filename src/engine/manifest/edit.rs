@@ -17,7 +17,7 @@ use super::bounds::{Bounds, Clip};
 use super::state::{Store, TabletState};
 use crate::base::{BlockSeq, EntryIndex, FileId, LogId, Lsn, TabletId};
 use crate::engine::ranges::{RangeDelete, RangeDeletes};
-use crate::engine::sstable::TableMeta;
+use crate::engine::sstable::{Expiries, TableMeta, TableShape};
 use crate::slot::SlotRange;
 
 /// Level of tables that may overlap: flushes, and merges of them.
@@ -299,6 +299,26 @@ impl TableRef {
     /// The keys that it may be about.
     pub fn bounds(&self) -> Bounds<'_> {
         Bounds::new(&self.smallest, &self.largest, self.clip.as_ref())
+    }
+
+    /// The facts of the table as far as they are known here, if it is one of this tablet, whose slots are these.
+    /// They are all that anyone needs who does not read it.
+    pub fn meta(&self, tablet: TabletId, slots: SlotRange) -> TableMeta {
+        TableMeta {
+            file: self.file,
+            tablet,
+            slots: self.clip.as_ref().map_or(slots, |clip| clip.slots),
+            bytes: self.bytes,
+            entries: self.entries,
+            tombstones: self.tombstones,
+            expiring: self.expiring,
+            expiries: Expiries::default(),
+            min_lsn: self.min_lsn,
+            max_lsn: self.max_lsn,
+            smallest: self.smallest.clone(),
+            largest: self.largest.clone(),
+            shape: TableShape { is_last: self.level == LAST, ..TableShape::default() },
+        }
     }
 
     /// As a table of this level, of which `clip` counts.

@@ -40,6 +40,20 @@ fn spanning(file: u64, first: u64, last: u64) -> TableRef {
     }
 }
 
+/// Who can't read a table goes on by what the manifest knows of it, and may write that down again.
+#[test]
+fn what_is_known_of_a_table_says_of_it_what_was_said() {
+    for level in [UPPER, LAST] {
+        let known = table(3).placed(level, table(3).clip);
+        let meta = known.meta(TabletId(5), SlotRange::ALL);
+        assert_eq!(
+            (meta.tablet, meta.slots, meta.shape.is_last),
+            (TabletId(5), SlotRange::ALL, level == LAST)
+        );
+        assert_eq!(TableRef::from(&meta).placed(level, known.clip.clone()), known);
+    }
+}
+
 fn state(shards: u32) -> State {
     let mut state = State::create(0x1234_5678_9ABC, 42, 16);
     state.store.next_log = 3;

@@ -90,6 +90,9 @@ impl<E: Env> TableSource<E> {
         const FOREIGN_MAX: usize = 128;
         for _ in 0..FOREIGN_MAX {
             if !self.is_begun {
+                if self.is_out_of(context) {
+                    return Ok(Standing::End);
+                }
                 self.enter(context);
             }
             let Some(cursor) = &mut self.cursor else { return Ok(Standing::End) };
@@ -125,6 +128,13 @@ impl<E: Env> TableSource<E> {
         if is_leaving && let Some(cursor) = &mut self.cursor {
             cursor.leave();
         }
+    }
+
+    /// Whether the range ends before the table that comes next: that may be one that can't be read.
+    fn is_out_of(&self, context: &Context<'_, E>) -> bool {
+        let member = self.members.current();
+        let nearest = if context.range.is_reverse { &member.meta().largest[..] } else { member.smallest() };
+        context.range.is_behind(nearest)
     }
 
     /// Begins the walk of a table.

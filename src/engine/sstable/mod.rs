@@ -136,3 +136,32 @@ pub enum TableError {
         version: u32,
     },
 }
+
+impl TableError {
+    /// Whether what was written is not there any more, or the device does not give it. It concerns the keys in
+    /// that place; what else a disk refuses, and files of other versions, concern the whole store.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            TableError::Corrupt { .. } => true,
+            TableError::Disk(error) => error.is_unreadable(),
+            TableError::OtherVersion { .. } => false,
+        }
+    }
+
+    /// The same once more, for the next one who meets it.
+    fn again(&self) -> TableError {
+        match self {
+            TableError::Disk(error) => TableError::Disk(error.again()),
+            TableError::Corrupt { path, part, offset, expected, found } => TableError::Corrupt {
+                path: path.clone(),
+                part,
+                offset: *offset,
+                expected: expected.clone(),
+                found: found.clone(),
+            },
+            TableError::OtherVersion { path, version } => {
+                TableError::OtherVersion { path: path.clone(), version: *version }
+            }
+        }
+    }
+}

@@ -22,12 +22,18 @@ const PIN_OVERHEAD: u64 = 96;
 
 /// An immutable table, the top of its index in memory. Partitions are numbered from 0 in the order of keys,
 /// and the blocks of each from 0 as well.
+///
+/// One without a readable footer or top, of which others know what it holds, has a single partition for all its
+/// keys, and reading that is refused: so whoever looks for any of them is told, in the way in which damage of a
+/// partition is told.
 pub struct Table<E: Env> {
     name: TableName,
     meta: TableMeta,
     disk_file: <E::Disk as Disk>::File,
     top: Top,
     pins: Option<Rc<Pins>>,
+    /// Why nothing of it can be read.
+    fault: Option<TableError>,
     /// For the top.
     _charge: Charge,
 }
@@ -162,11 +168,10 @@ impl<E: Env> Table<E> {
     /// Opens the table with this name. The tablet that wrote it may be another one. Pins its partitions if
     /// `budget` has room.
     pub async fn open(env: &E, name: TableName, budget: &Rc<IndexBudget>) -> Result<Table<E>, TableError> {
-        let options = OpenOptions { mode: OpenMode::Read, dsync: false };
-        let disk_file = env.disk().open(&name.path(), options).await?;
-        match Self::read_resident(&disk_file, name, budget).await {
+        let disk_file = Self::open_file(env, name).await?;
+        match Self::read_resident(&disk_file, name, budget, false).await {
             Ok((Parts { meta, top }, charge, pins)) => {
-                Ok(Table { name, meta, disk_file, top, pins, _charge: charge })
+                Ok(Table { name, meta, disk_file, top, pins, fault: None, _charge: charge })
             }
             Err(error) => {
                 let _ = disk_file.close().await; // the first error is the one to report
@@ -175,10 +180,61 @@ impl<E: Env> Table<E> {
         }
     }
 
+    /// As [`Table::open`], of a table that is live, and whose facts are `known` from elsewhere. What of it can't be
+    /// read is no reason to do without all else: it is open all the same, and if that is footer or top, it has a
+    /// [fault](Table::fault). A file that is missing is still an error.
+    pub async fn open_known(
+        env: &E,
+        name: TableName,
+        budget: &Rc<IndexBudget>,
+        known: impl FnOnce() -> TableMeta,
+    ) -> Result<Table<E>, TableError> {
+        let disk_file = Self::open_file(env, name).await?;
+        let fault = match Self::read_resident(&disk_file, name, budget, true).await {
+            Ok((Parts { meta, top }, charge, pins)) => {
+                return Ok(Table { name, meta, disk_file, top, pins, fault: None, _charge: charge });
+            }
+            Err(error) if error.is_unreadable() => error,
+            Err(error) => {
+                let _ = disk_file.close().await; // the first error is the one to report
+                return Err(error);
+            }
+        };
+        let meta = known();
+        assert_eq!(meta.file, name.file, "the facts are those of this file");
+        let mut top = Top::default();
+        // No partition stands at the start of a file, so the cache takes it for no other.
+        let place = BlockHandle { offset: 0, len: PAGE_SIZE };
+        top.push(place, &meta.largest).expect("one page is not too many");
+        let charge = budget.charge(top.memory_bytes());
+        Ok(Table { name, meta, disk_file, top, pins: None, fault: Some(fault), _charge: charge })
+    }
+
+    async fn open_file(env: &E, name: TableName) -> Result<<E::Disk as Disk>::File, TableError> {
+        let options = OpenOptions { mode: OpenMode::Read, dsync: false };
+        Ok(env.disk().open(&name.path(), options).await?)
+    }
+
+    /// Why nothing of it can be read, if that is so.
+    pub fn fault(&self) -> Option<TableError> {
+        self.fault.as_ref().map(TableError::again)
+    }
+
+    /// Whether there is such a reason.
+    #[inline]
+    pub fn has_fault(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    fn refuse(&self) -> Result<(), TableError> {
+        self.fault().map_or(Ok(()), Err)
+    }
+
     async fn read_resident(
         disk_file: &<E::Disk as Disk>::File,
         name: TableName,
         budget: &Rc<IndexBudget>,
+        is_live: bool,
     ) -> Result<(Parts, Charge, Option<Rc<Pins>>), TableError> {
         let (path, bytes) = (name.path(), disk_file.len());
         if bytes < 4 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
@@ -208,7 +264,9 @@ impl<E: Env> Table<E> {
             match read_run(disk_file, name, &parts.top, partitions.len()).await {
                 Ok(run) => partitions.extend(run),
                 // Of a start it would be the end; so it is of the reads that need it.
-                Err(error @ TableError::Corrupt { .. }) => {
+                Err(error)
+                    if matches!(error, TableError::Corrupt { .. }) || is_live && error.is_unreadable() =>
+                {
                     tracing::error!("{error}; reads of keys in it are refused, all else is served");
                     return Ok((parts, charge, None));
                 }
@@ -267,6 +325,7 @@ impl<E: Env> Table<E> {
 
     /// Reads and verifies a partition, past the cache. Suspends.
     pub async fn read_partition(&self, number: usize) -> Result<Rc<Partition>, TableError> {
+        self.refuse()?;
         let BlockHandle { offset, len } = self.top.handle(number);
         let bytes = self.disk_file.read_at(offset, len).await?;
         let parsed = Partition::parse(self.meta.file, offset, &bytes);
@@ -276,6 +335,7 @@ impl<E: Env> Table<E> {
     /// Reads and verifies the partitions from `first` on that stand together in the file, one at least and a
     /// bounded number, past the cache. Suspends.
     pub async fn read_partitions(&self, first: usize) -> Result<Vec<Rc<Partition>>, TableError> {
+        self.refuse()?;
         read_run(&self.disk_file, self.name, &self.top, first).await
     }
 

@@ -12,42 +12,42 @@ use crate::engine::manifest::Clip;
 use crate::engine::run::RunIter;
 use crate::engine::scan::ScanRange;
 use crate::engine::version::{Member, Version};
-use crate::engine::{Engine, Key, Loaded, Lookup};
+use crate::engine::{Engine, EngineError, Key, Loaded, Lookup};
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 use crate::slot::{SLOT_COUNT, Slot, SlotRange};
 
 /// Live keys of one tablet.
-type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// One shard with small tables, of which one tablet is written to.
-struct Town {
-    store: Store,
-    map: Map,
-    local: usize,
+pub(super) struct Town {
+    pub store: Store,
+    pub map: Map,
+    pub local: usize,
 }
 
 /// A key of the tablet that is written to, in the order of numbers.
-fn key(number: u32) -> Vec<u8> {
+pub(super) fn key(number: u32) -> Vec<u8> {
     format!("{{town}}{number:06}").into_bytes()
 }
 
 impl Town {
-    async fn open(env: &SimEnv, shape: &Shape, map: Map) -> Town {
+    pub async fn open(env: &SimEnv, shape: &Shape, map: Map) -> Town {
         let store = Store::open_alone(env, shape).await.unwrap();
         let local = store.slots.local(Slot::of_key(&key(0)));
         Town { store, map, local }
     }
 
-    fn engine(&self) -> &Rc<Engine<SimEnv>> {
+    pub fn engine(&self) -> &Rc<Engine<SimEnv>> {
         &self.store.engines[0]
     }
 
-    fn version(&self) -> Rc<Version<SimEnv>> {
+    pub fn version(&self) -> Rc<Version<SimEnv>> {
         self.engine().tablet(self.local).version()
     }
 
-    fn write(&mut self, number: u32, value: Option<Vec<u8>>) {
+    pub fn write(&mut self, number: u32, value: Option<Vec<u8>>) {
         let (key, kind) = (key(number), if value.is_some() { OpKind::Put } else { OpKind::Delete });
         let op = Op { kind, key: &key, value: value.as_deref().unwrap_or_default(), expiry_ms: 0 };
         self.engine().write(self.local, &[op], &[self.engine().hash(&key)]).unwrap();
@@ -58,50 +58,55 @@ impl Town {
     }
 
     /// What is in memory becomes a table.
-    async fn flush(&self) {
+    pub async fn flush(&self) {
         let engine = self.engine();
         engine.changed().until(|| engine.sealed.borrow().len() < engine.options.sealed_max).await;
         engine.rotate();
         engine.changed().until(|| engine.sealed.borrow().is_empty()).await;
     }
 
-    async fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
         let engine = self.engine();
         let wanted = Key { bytes: key, hash: engine.hash(key), tablet: self.local };
         let mut loaded = Loaded::new();
         loop {
             let visit = |found: crate::engine::Found<'_>| found.entry.map(|entry| entry.value.to_vec());
-            match engine.lookup(&wanted, &loaded, visit).unwrap() {
-                Lookup::Done(value) => return value,
-                Lookup::Missing(block) => engine.load(block, &mut loaded).await.unwrap(),
+            match engine.lookup(&wanted, &loaded, visit)? {
+                Lookup::Done(value) => return Ok(value),
+                Lookup::Missing(block) => engine.load(block, &mut loaded).await?,
             }
         }
     }
 
-    /// Compares every answer, one by one and in order. Returns the entries that the scan passed over.
-    async fn check(&self, numbers: u32) -> u64 {
-        for number in 0..numbers {
-            let key = key(number);
-            assert_eq!(self.get(&key).await.as_ref(), self.map.get(&key), "key {number}");
-        }
-        let before = self.store.metrics().scan_skipped;
-        let mut scan = self.engine().scan(Some(self.local), ScanRange::default());
+    /// Live keys of a range, in order.
+    pub async fn scan(&self, range: ScanRange) -> Result<Map, EngineError> {
+        let mut scan = self.engine().scan(Some(self.local), range);
         let mut found = Map::new();
         let visit = |key: &[u8], entry: &crate::base::Entry<'_>| {
             found.insert(key.to_vec(), entry.value.to_vec());
             true
         };
-        scan.run(self.engine(), &mut u32::MAX.clone(), visit).await.unwrap();
-        assert_eq!(found, self.map);
+        scan.run(self.engine(), &mut u32::MAX.clone(), visit).await?;
+        Ok(found)
+    }
+
+    /// Compares every answer, one by one and in order. Returns the entries that the scan passed over.
+    pub async fn check(&self, numbers: u32) -> u64 {
+        for number in 0..numbers {
+            let key = key(number);
+            assert_eq!(self.get(&key).await.unwrap().as_ref(), self.map.get(&key), "key {number}");
+        }
+        let before = self.store.metrics().scan_skipped;
+        assert_eq!(self.scan(ScanRange::default()).await.unwrap(), self.map);
         self.store.metrics().scan_skipped - before
     }
 }
 
-fn value(rng: &mut fastrand::Rng) -> Vec<u8> {
+pub(super) fn value(rng: &mut fastrand::Rng) -> Vec<u8> {
     vec![rng.u8(..); rng.usize(50..150)]
 }
 
-fn shape() -> Shape {
+pub(super) fn shape() -> Shape {
     let mut shape = Shape::small(1);
     shape.options.last_table_bytes = 16 << 10;
     shape.options.segment_bytes = 1 << 20;

@@ -64,7 +64,7 @@ fn a_tablet_that_can_t_be_merged_slows_nobody() {
         (shape.options.memtable_bytes, shape.options.segment_bytes) = (1 << 20, 4 << 20);
         let store = Store::open_alone(&env, &shape).await.unwrap();
         let (engine, local) = (&store.engines[0], store.slots.local(Slot::of_key(KEY)));
-        // As after a merge that met damage.
+        // As after a merge that failed.
         let tablet = engine.tablet(local);
         tablet.no_merge_until.set(Duration::MAX);
         let mut rng = fastrand::Rng::with_seed(2);
