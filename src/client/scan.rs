@@ -1,7 +1,5 @@
 //! Scans: an iterator that fetches pages, the next one while this one is looked at.
 
-use std::collections::VecDeque;
-
 use super::config::Backoff;
 use super::connection::Connection;
 use super::error::Error;
@@ -9,7 +7,7 @@ use super::response::unexpected;
 use super::session::{Client, check};
 use crate::base::Lsn;
 use crate::error::Class;
-use crate::protocol::binary::Cursor;
+use crate::protocol::binary::{Cursor, ScanEntries};
 use crate::protocol::{OpCode, Reply, Request, ScanRequest};
 
 /// Which keys, by their order as bytes.
@@ -64,6 +62,36 @@ pub struct Entry {
     pub expires_at_ms: Option<u64>,
 }
 
+/// A page as it came, of which `left` entries from byte `at` on were not looked at.
+#[derive(Default)]
+struct Taken {
+    bytes: Vec<u8>,
+    at: usize,
+    left: usize,
+}
+
+impl Taken {
+    /// Holds the first `wanted` of these.
+    fn take(&mut self, entries: ScanEntries<'_>, wanted: usize) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(entries.wire_bytes());
+        (self.at, self.left) = (0, entries.len().min(wanted));
+    }
+
+    fn next(&mut self) -> Option<Entry> {
+        let mut rest = ScanEntries::of_checked(self.left, &self.bytes[self.at..]);
+        let entry = rest.next()?;
+        self.left -= 1;
+        self.at = self.bytes.len() - rest.wire_bytes().len();
+        Some(Entry {
+            key: entry.key.to_vec(),
+            value: entry.value.to_vec(),
+            version: entry.version,
+            expires_at_ms: Some(entry.expiry_ms).filter(|ms| *ms != 0),
+        })
+    }
+}
+
 /// The keys of a range in order: of all shards in one order, of each as of one moment. Set it up first, then
 /// iterate. After an error there is nothing more.
 ///
@@ -78,7 +106,7 @@ pub struct Scan<'c> {
     limit: u64,
     page_entries: u32,
     page_bytes: u32,
-    page: VecDeque<Entry>,
+    page: Taken,
     cursor: Vec<u8>,
     /// The server has nothing more, or nothing more is wanted.
     is_over: bool,
@@ -97,7 +125,7 @@ impl<'c> Scan<'c> {
             limit: 0,
             page_entries: 0,
             page_bytes: 0,
-            page: VecDeque::new(),
+            page: Taken::default(),
             cursor: Vec::new(),
             is_over: false,
             asked: None,
@@ -200,12 +228,7 @@ impl<'c> Scan<'c> {
         let wanted =
             if self.limit == 0 { usize::MAX } else { usize::try_from(self.limit).unwrap_or(usize::MAX) };
         let count = page.entries.len() as u64;
-        self.page.extend(page.entries.take(wanted).map(|entry| Entry {
-            key: entry.key.to_vec(),
-            value: entry.value.to_vec(),
-            version: entry.version,
-            expires_at_ms: Some(entry.expiry_ms).filter(|ms| *ms != 0),
-        }));
+        self.page.take(page.entries, wanted);
         self.cursor.clear();
         self.cursor.extend_from_slice(page.cursor.unwrap_or_default());
         self.is_over = page.cursor.is_none() || (self.limit != 0 && count >= self.limit);
@@ -232,17 +255,18 @@ impl Iterator for Scan<'_> {
     type Item = Result<Entry, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.page.is_empty() && !self.is_over {
+        while self.page.left == 0 && !self.is_over {
             if let Err(error) = self.fetch() {
                 self.is_over = true;
                 return Some(Err(error));
             }
-            // What fails here is asked for again when it is needed.
+            // Before this one is looked at, so that the server is at work meanwhile. What fails here is asked for
+            // again when it is needed.
             if !self.is_over && self.ask().is_err() {
                 self.asked = None;
             }
         }
-        self.page.pop_front().map(Ok)
+        self.page.next().map(Ok)
     }
 }
 

@@ -141,7 +141,8 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn without_room(&self, line: Origin, wanted: usize) -> Step {
+    /// It waits for so much room, and asks for it first when it begins again.
+    pub(super) fn without_room(&self, line: Origin, wanted: usize) -> Step {
         self.waiting.borrow_mut().entry(line).or_default().wanted = wanted;
         Step::Stalled(Stall::Replies)
     }
@@ -336,8 +337,8 @@ impl<E: Env> Shard<E> {
     }
 
     /// As [`Shard::has_reply_room`], for one that has room for less, and gives that back if it must wait for more.
-    fn has_all_reply_room(&self, out: &mut Outputs, bytes: usize) -> bool {
-        if out.line.is_none() {
+    pub(super) fn has_all_reply_room(&self, out: &mut Outputs, bytes: usize) -> bool {
+        if out.line.is_none() || out.granted.replies >= bytes {
             return true;
         }
         let granted = super::Granted { replies: mem::take(&mut out.granted.replies), gathers: 0 };

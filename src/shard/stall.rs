@@ -37,7 +37,8 @@ pub(super) struct Waiting {
     frames: VecDeque<Frames>,
     /// The read that the first of them is, if it was begun.
     pub(super) sliced: Option<Box<Sliced>>,
-    /// If the first of them is a read that waits for room for its reply: how much it will need.
+    /// If the first of them is a read that waits for room for its reply: how much it will need. It asks for all of
+    /// that first: with less to begin with, two of them could take from each other what both were granted, for ever.
     pub(super) wanted: usize,
     pub(super) loading_bytes: usize,
     for_output: bool,
@@ -318,8 +319,8 @@ impl<E: Env> Shard<E> {
         // Its reply may be as large as the blocks of all its keys, whoever reads them.
         let reply_bytes = (hashes.len() * block_bytes).min(self.limits.frame_bytes_max as usize);
         let bytes = frame.len() + block_bytes.max(reply_bytes);
-        if !self.has_reply_room(out, bytes) {
-            return Step::Stalled(Stall::Replies);
+        if !self.has_all_reply_room(out, bytes) {
+            return self.without_room(line, bytes);
         }
         Metrics::add(&self.metrics.disk_waits, 1);
         let (turn, before) = self.turns.join(&hashes, block_bytes);

@@ -175,7 +175,7 @@ impl<E: Env> Source<E> {
     fn key(&self) -> &[u8] {
         match &self.kind {
             Kind::Memory(source) => source.key(),
-            Kind::Table(source) => source.current().map_or(&[], |(key, _)| key),
+            Kind::Table(source) => source.key(),
         }
     }
 

@@ -76,6 +76,12 @@ impl<E: Env> TableSource<E> {
         self.cursor.as_ref().and_then(TableCursor::current)
     }
 
+    /// The key it stands on.
+    #[inline]
+    pub fn key(&self) -> &[u8] {
+        self.cursor.as_ref().and_then(TableCursor::key).unwrap_or_default()
+    }
+
     #[inline]
     pub fn advance(&mut self, context: &Context<'_, E>) -> Result<Standing, TableError> {
         self.go_on(context, true)
@@ -98,13 +104,13 @@ impl<E: Env> TableSource<E> {
             let Some(cursor) = &mut self.cursor else { return Ok(Standing::End) };
             let cache = &context.engine.cache;
             let walked = if is_leaving { cursor.advance(cache)? } else { cursor.settle(cache)? };
-            let is_over = match (walked, cursor.current()) {
+            let is_over = match (walked, cursor.key()) {
                 (Walked::Missing, _) => return Ok(Standing::Missing),
-                (Walked::Ready, Some((key, _))) if context.range.is_behind(key) => {
+                (Walked::Ready, Some(key)) if context.range.is_behind(key) => {
                     self.cursor = None;
                     return Ok(Standing::End);
                 }
-                (Walked::Ready, Some((key, _))) => match self.members.current().clip.as_ref() {
+                (Walked::Ready, Some(key)) => match self.members.current().clip.as_ref() {
                     None => return Ok(Standing::Ready),
                     Some(clip) if is_behind(clip, key, context.range.is_reverse) => true,
                     Some(clip) if clip.slots.contains(Slot::of_key(key)) => return Ok(Standing::Ready),

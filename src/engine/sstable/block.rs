@@ -95,10 +95,24 @@ impl Block {
         read_record(self.bytes.get(self.records + usize::from(offset)..)?)
     }
 
+    /// The key of the `record`-th record, from 0.
+    ///
+    /// # Panics
+    /// Beyond the last.
+    #[inline]
+    pub fn key(&self, record: usize) -> &[u8] {
+        assert!(record < self.count, "record {record} of {}", self.count);
+        let at = self.tags + self.count + record * 2;
+        let offset = u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]);
+        read_key(&self.bytes[self.records + usize::from(offset)..])
+            .expect("every record was read once in parse")
+    }
+
     /// The `record`-th record, from 0.
     ///
     /// # Panics
     /// Beyond the last.
+    #[inline]
     pub fn entry(&self, record: usize) -> (&[u8], Entry<'_>) {
         assert!(record < self.count, "record {record} of {}", self.count);
         self.read(record).expect("every record was read once in parse")
@@ -118,10 +132,18 @@ impl Block {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = (low + high) / 2;
-            if self.entry(middle).0 < key { low = middle + 1 } else { high = middle }
+            if self.key(middle) < key { low = middle + 1 } else { high = middle }
         }
         low
     }
+}
+
+/// The key of the record that `bytes` start with.
+#[inline]
+fn read_key(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = RecordHeader::ref_from_prefix(bytes).ok()?;
+    let at = if header.flags & HAS_EXPIRY != 0 { 8 } else { 0 };
+    rest.get(at..at + usize::from(header.key_len.get()))
 }
 
 /// The record that `bytes` start with.

@@ -157,6 +157,12 @@ impl<E: Env> TableCursor<E> {
         self.found.as_ref().map(|(block, record)| block.entry(*record))
     }
 
+    /// The key it stands on.
+    #[inline]
+    pub fn key(&self) -> Option<&[u8]> {
+        self.found.as_ref().map(|(block, record)| block.key(*record))
+    }
+
     /// Leaves the key it stands on.
     pub fn advance(&mut self, memory: &impl InMemory<E>) -> Result<Walked, TableError> {
         self.leave();
@@ -199,7 +205,7 @@ impl<E: Env> TableCursor<E> {
             let record = self.record;
             let (key, entry) = block.entry(record);
             self.record += 1;
-            let is_left = self.left.as_ref().is_some_and(|(block, record)| block.entry(*record).0 == key);
+            let is_left = self.left.as_ref().is_some_and(|(block, record)| block.key(*record) == key);
             if !is_left && entry.lsn <= self.lsn {
                 self.left = None;
                 self.found = Some((block, record));
@@ -221,7 +227,7 @@ impl<E: Env> TableCursor<E> {
         while let Some(record) = self.record.checked_sub(1) {
             let (key, entry) = block.entry(record);
             let is_of = |other: &Option<(Rc<Block>, usize)>| {
-                other.as_ref().is_some_and(|(block, record)| block.entry(*record).0 == key)
+                other.as_ref().is_some_and(|(block, record)| block.key(*record) == key)
             };
             if self.found.is_some() && !is_of(&self.found) {
                 return true;
@@ -236,7 +242,7 @@ impl<E: Env> TableCursor<E> {
         }
         // Newer versions may be in the block before: then, and hardly ever else, that ends with this key.
         let goes_on = match (&self.found, self.separator_before()) {
-            (Some((block, record)), Some(separator)) => separator == block.entry(*record).0,
+            (Some((block, record)), Some(separator)) => separator == block.key(*record),
             _ => false,
         };
         self.block = None;

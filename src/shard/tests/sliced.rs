@@ -119,6 +119,44 @@ fn what_is_on_disk_is_found_however_long_the_list_is() {
     }
 }
 
+/// Each of two that had copied something from memory gave that room back to ask for the blocks it missed, took the
+/// other's, and began again.
+#[test]
+fn what_is_partly_on_disk_is_answered_though_there_is_little_room() {
+    for seed in 0..10 {
+        let world = SimWorld::new(seed);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        world.run(async {
+            // A quarter of it is for replies.
+            let store = Store::open_with(&env, 1, 2 << 20).await;
+            let (list, mut values) = fill(&store, 300, 3000).await;
+            store.flush().await;
+            for (at, value) in values.iter_mut().enumerate().take(200) {
+                *value = Some(vec![7; 3500]);
+                store.set(&key(at), value.as_ref().unwrap(), Expiry::Never).await.version();
+            }
+            let all: Vec<_> = (0..4).map(|_| store.connect(0)).collect();
+            let mut ids = Vec::new();
+            for connection in &all {
+                ids.push(connection.send(&store, &Request::Mget { keys: list.keys() }).await);
+            }
+            for (connection, id) in all.iter().zip(ids) {
+                let ended = async {
+                    assert!(connection.answer(id).await == Answer::Values(values.clone()), "seed {seed}");
+                };
+                let late = async {
+                    env.sleep(std::time::Duration::from_secs(10)).await;
+                    panic!("seed {seed}: somebody waits for ever");
+                };
+                futures_lite::future::or(ended, late).await;
+            }
+            assert_eq!(store.shards[0].reply_budget.used(), 0, "seed {seed}");
+            store.close().await;
+        });
+        world.kill();
+    }
+}
+
 #[test]
 fn a_reply_that_is_longer_than_a_frame_is_refused() {
     run(1, 1, async |store| {

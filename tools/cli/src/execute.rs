@@ -13,6 +13,9 @@ use crate::arguments::{durability, options};
 use crate::batch;
 use crate::text::{self, name};
 
+/// Pages of scans: as large as the server makes them, since each takes a round trip.
+const PAGE_BYTES: u32 = 1 << 20;
+
 /// How values are printed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Output {
@@ -143,7 +146,7 @@ impl Session {
             }
             Command::Mget { keys } => self.mget(keys, out),
             Command::Scan { prefix, start, end, reverse, limit, keys, count_only } => {
-                let mut scan = self.client.scan(key_range(prefix, start, end));
+                let mut scan = self.client.scan(key_range(prefix, start, end)).page(0, PAGE_BYTES);
                 if *reverse {
                     scan = scan.reverse();
                 }
