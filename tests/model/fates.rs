@@ -398,14 +398,18 @@ impl<'a> Fates<'a> {
         let mut left = Left { window: Window::new(), unsure: Window::new() };
         for (key, Lot { fates, states }) in self.lots {
             let mut ends: Vec<State> = Vec::new();
+            // By whom it is so counts as well: a key that one batch wrote and the next removed is what it was before.
             for Fate { live, by, .. } in fates {
-                if !ends.iter().any(|state| state.live == live) {
+                if !ends.iter().any(|state| state.live == live && state.by == by) {
                     ends.push(State { by, live });
                 }
             }
             match &ends[..] {
-                [only] if self.reference.live.get(&key) == only.live.as_ref() => {}
-                [only] => self.reference.set(&key, only.live.clone()),
+                [first, rest @ ..] if rest.iter().all(|state| state.live == first.live) => {
+                    if self.reference.live.get(&key) != first.live.as_ref() {
+                        self.reference.set(&key, first.live.clone());
+                    }
+                }
                 _ => drop(left.unsure.insert(key.clone(), ends)),
             }
             left.window.insert(key, states);
