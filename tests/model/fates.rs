@@ -231,6 +231,11 @@ impl<'a> Fates<'a> {
         lot.advance(id, |current| {
             let (expected, next) = outcome(op, current.as_ref(), now);
             match (compare(&expected, answer), op, answer) {
+                // Another fate is so, in which nothing was to be written and that is the version it had.
+                (Ok(Some(version)), ..) if current.as_ref().is_some_and(|live| live.version >= version) => {
+                    wanted = Some(expected);
+                    None
+                }
                 (Ok(Some(version)), ..) => {
                     written = Some(version);
                     Some(changed(next, current, version))
