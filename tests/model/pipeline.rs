@@ -18,7 +18,7 @@ use crate::fates::{Fates, Left, Range, Removal, is_value};
 use crate::keys::Key;
 use crate::reference::{Act, Item, Live, MARGIN_MS, Op, Span};
 use crate::run::{Run, TABLETS_MAX};
-use crate::scans::{Scan, Snap, Window};
+use crate::scans::{Scan, Snap, State, Window};
 use crate::store::{Answer, Store};
 use crate::verify::{Difference, ask};
 
@@ -131,11 +131,20 @@ impl Run {
     async fn look(&mut self, store: &Store, unsure: &Window) -> Result<(), Difference> {
         for (key, states) in unsure {
             let found = match ask(store, 0, &Request::Get { key }).await {
-                Answer::Value(version, value) => Some((version, value)),
+                // When it expires may be all that is unsure.
+                Answer::Value(version, value) => match ask(store, 0, &Request::Ttl { key }).await {
+                    Answer::Lifetime(of, expiry_ms) if of == version => Some((version, expiry_ms, value)),
+                    other => return Err(differs(key, format!("has {version}, and then {other:.200?}"))),
+                },
                 Answer::Absent => None,
                 other => return Err(differs(key, format!("answered {other:.200?}"))),
             };
-            let Some(state) = states.iter().find(|state| is_value(state.live.as_ref(), &found)) else {
+            let is_it = |state: &&State| match (&state.live, &found) {
+                (None, None) => true,
+                (Some(live), Some((version, expiry_ms, value))) => live.is(*version, *expiry_ms, Some(value)),
+                _ => false,
+            };
+            let Some(state) = states.iter().find(is_it) else {
                 return Err(differs(key, format!("it is {found:.80?}, not one of {states:.300?}")));
             };
             self.reference.set(key, state.live.clone());
