@@ -44,7 +44,7 @@ macro_rules! counters {
             /// tables for each byte of the last level, which holds each key once; operations in a block of the log.
             pub fn ratios(&self) -> [(&'static str, u64); 4] {
                 let written = self.wal_bytes + self.flush_bytes + self.compaction_bytes_out;
-                let permille = |part: u64, whole: u64| (part * 1000).checked_div(whole).unwrap_or(0);
+                let permille = |part: u64, whole: u64| part.saturating_mul(1000).checked_div(whole).unwrap_or(0);
                 [
                     ("write_amplification_permille", permille(written, self.write_bytes)),
                     ("read_amplification_permille", permille(self.disk_reads, self.gets)),

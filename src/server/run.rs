@@ -37,6 +37,8 @@ const LAZIEST: Duration = Duration::from_secs(1);
 const COMPACTION_FAN: usize = 4;
 /// A snapshot that nobody uses for so long, since a client went away in the middle of a scan, is given up.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(60);
+/// Bytes of tables that snapshots may keep beside as many as are live: some GiB of a full disk are worth less than a
+/// scan that need not go on as of a later moment.
 const SNAPSHOT_BYTES: u64 = 1 << 30;
 /// How many times what is above it the last level may be.
 const LEVEL_RATIO: u64 = 4;

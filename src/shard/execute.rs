@@ -208,10 +208,7 @@ impl<E: Env> Shard<E> {
                 }
                 Lookup::Done(true) => {}
                 Lookup::Done(false) => {
-                    let message = format!(
-                        "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
-                    );
-                    return Err(Refusal::new(Code::ReplyTooLarge, message));
+                    return Err(too_large(limit));
                 }
             }
         }
@@ -458,6 +455,13 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         tracing::error!("a request failed: {error}");
     }
     Refusal::new(code, error.to_string())
+}
+
+/// That the reply to an MGET does not fit a frame.
+pub(super) fn too_large(limit: usize) -> Refusal {
+    let message =
+        format!("the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys");
+    Refusal::new(Code::ReplyTooLarge, message)
 }
 
 /// The least a reply takes; for budgets.

@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 
 use super::budget::Granted;
+use super::execute::too_large;
 use super::outputs::{Meta, Outputs, Replies};
 use super::sliced;
 use super::{Message, Origin, Outlet, Shard, Stall};
@@ -228,10 +229,7 @@ impl<E: Env> Gather<E> {
                 if self.bytes.get() + LIST_BYTES <= limit {
                     return true;
                 }
-                let message = format!(
-                    "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
-                );
-                self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
+                self.refusal.replace(Some(too_large(limit)));
             }
             (Reply::Done, Kind::DeleteRange { is_begun, .. }) => *is_begun = true,
             (Reply::Stats(text), Kind::Tablets(all)) => {

@@ -14,14 +14,14 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::execute::{MissingBlocks, refusal};
+use super::execute::{MissingBlocks, refusal, too_large};
 use super::outputs::{Meta, Outputs};
 use super::stall::{LOADING_BYTES_MAX, Step};
 use super::{Origin, Shard, Stall};
 use crate::base::{BlockSeq, Lsn};
 use crate::engine::{Found, Loaded, Lookup};
 use crate::env::{Env, Queue};
-use crate::error::{Code, Refusal};
+use crate::error::Refusal;
 use crate::metrics::Metrics;
 use crate::protocol::binary::{HEADER_BYTES, Keys, ValueListEncoder, begin_value};
 use crate::protocol::{Durability, Reply, Request};
@@ -246,10 +246,7 @@ impl<E: Env> Shard<E> {
                 }
                 Lookup::Done(true) => {}
                 Lookup::Done(false) => {
-                    let message = format!(
-                        "the values of this MGET are more than a frame of {limit} bytes; ask for fewer keys"
-                    );
-                    return Err(Refusal::new(Code::ReplyTooLarge, message));
+                    return Err(too_large(limit));
                 }
             }
         }

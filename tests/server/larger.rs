@@ -162,6 +162,7 @@ fn larger(test: &str, cores: usize, memory_mib: u64) {
     keys.check(&mut client, 0..count + never_written);
     check_resident(&server, "read back");
     let disk_reads = figure(&mut client, "disk_reads");
+    // A block that is read holds several keys that are asked for one after the other.
     assert!(disk_reads as usize > count / 8, "{disk_reads} reads for {count} keys: it was all in memory");
     drop(client);
     let (status, log) = server.stop();
