@@ -57,7 +57,7 @@ fn run(codec: Codec, pairs: &Pairs) {
         .map(|(offset, len, _)| (*offset, &bytes[*offset as usize..*offset as usize + len]))
         .collect();
     let parse = |(offset, stored): &(u64, &[u8])| {
-        Block::parse(FILE, *offset, stored).unwrap_or_else(|(_, found)| panic!("{found}"))
+        Block::parse(FILE, *offset, *stored).unwrap_or_else(|(_, found)| panic!("{found}"))
     };
     let mut blocks = Vec::new();
     let (parsed, ()) = timed(|| blocks = stored.iter().map(parse).collect());

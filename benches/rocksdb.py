@@ -70,6 +70,7 @@ def arguments():
     parser.add_argument("--clients", type=int, default=16, help="connections at full speed")
     parser.add_argument("--pipeline", type=int, default=64, help="requests in flight on each of them")
     parser.add_argument("--paced-clients", type=int, default=4, help="connections of the open loops")
+    parser.add_argument("--paced-tick", default="100us", help="how often these send what is due")
     parser.add_argument("--writers", type=int, default=64, help="concurrent writers that wait for the disk")
     parser.add_argument("--readers", type=int, default=32, help="reads in flight")
     parser.add_argument("--compression-ratio", type=float, default=0.5)
@@ -201,8 +202,9 @@ class AtlasKv:
 
     def open(self, phase="open", sync=None, of="overwrite"):
         """Latencies at 70 % of the highest rate: SETs with a few GETs among them, then half and half. The highest rate
-        of each is measured first, for as long, by closed loops. Few connections: with many the generator, which has
-        a core of its own, comes to its end before the server does, since each request is a send then."""
+        of each is measured first, for as long, by closed loops. Few connections, and what is due within a tick goes
+        together: else each request is a send and a receive, which cost more than it does, and at 70 % of a rate that
+        pipelines reached both the server and the generator, which has a core of its own, are at their end."""
         if not self.results.get(self.name, of, "ops_per_second"):
             raise SystemExit(f"phase {phase} is of the data that phase {of} leaves; run that first")
         figures = {}
@@ -210,6 +212,7 @@ class AtlasKv:
         # The closed loops that find the highest rates must fill the same pipelines.
         closed = ["--clients", self.args.writers, "--pipeline", 1] if sync else self.full_speed()
         paced = ["--clients", self.args.paced_clients, "--pipeline", 16_384 // self.args.paced_clients]
+        paced += ["--tick", self.args.paced_tick]
         with self.server(sync or self.args.relaxed_sync) as server:
             for name, mix in [("writes", "set=20,get=1"), ("mixed", "set=1,get=1")]:
                 server.settle()

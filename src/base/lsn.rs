@@ -16,6 +16,9 @@ impl EntryIndex {
     pub const ZERO: EntryIndex = EntryIndex(0);
     /// Largest index that an [`Lsn`] can hold.
     pub const MAX: EntryIndex = EntryIndex((1 << 48) - 1);
+    /// Largest index that is believed of a file. A log that takes a million entries a second gets there in four
+    /// years; whatever goes on from it has as many left.
+    pub const BELIEVED_MAX: EntryIndex = EntryIndex(1 << 47);
 
     /// The entry after this one.
     #[must_use]

@@ -153,9 +153,19 @@ impl<'a> Op<'a> {
     /// those.
     #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(self.encoded_len());
+        self.encode_head(out);
+        out.extend_from_slice(self.value);
+    }
+
+    /// The same without the value, which comes last.
+    ///
+    /// # Panics
+    /// As [`Op::encode`].
+    #[inline]
+    pub fn encode_head(&self, out: &mut Vec<u8>) {
         assert!(self.is_sound(), "key, value and range are checked by the caller");
         let value_len = u32::try_from(self.value.len()).expect("value length checked by the caller");
-        out.reserve(self.encoded_len());
         let header = OpHeader {
             kind: self.kind as u8,
             flags: if self.expiry_ms == 0 { 0 } else { HAS_EXPIRY },
@@ -167,7 +177,6 @@ impl<'a> Op<'a> {
             out.extend_from_slice(U64::new(self.expiry_ms).as_bytes());
         }
         out.extend_from_slice(self.key);
-        out.extend_from_slice(self.value);
     }
 }
 

@@ -33,11 +33,33 @@ pub enum Bug {
     ReplyTooEarly,
     /// A filter says of one key in 256 that it is not there.
     FilterForgets,
+    /// A table is not synced before the manifest names it.
+    TableNotSynced,
+    /// The directory of tables is not synced after a flush.
+    TableNameForgotten,
+    /// Writes of the log return before they are durable.
+    LogNotDurable,
+    /// The rename that makes a generation the live one is not synced.
+    CurrentForgotten,
+    /// The log gives up what a flush has written before the manifest names the tables.
+    LogReleasedEarly,
+    /// Blocks of the log behind a hole are replayed, as by one who applies what it reads at once.
+    HolePassedOver,
+    /// Blocks that an earlier life of a log segment left are taken for its own.
+    StaleBlockTaken,
+    /// Damage in the midst of a log is taken for its end.
+    RotTakenForTorn,
+    /// Parts of tables are not compared with their checksums.
+    ChecksumIgnored,
+    /// Reads don't look at times of expiry.
+    ExpiredShown,
+    /// Shards' clocks follow the wall clock back.
+    ClockGoesBack,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 25] = [
         Bug::TombstoneDropped,
         Bug::ExpiryLost,
         Bug::RangeNotFlushed,
@@ -52,6 +74,17 @@ impl Bug {
         Bug::ConditionIgnored,
         Bug::ReplyTooEarly,
         Bug::FilterForgets,
+        Bug::TableNotSynced,
+        Bug::TableNameForgotten,
+        Bug::LogNotDurable,
+        Bug::CurrentForgotten,
+        Bug::LogReleasedEarly,
+        Bug::HolePassedOver,
+        Bug::StaleBlockTaken,
+        Bug::RotTakenForTorn,
+        Bug::ChecksumIgnored,
+        Bug::ExpiredShown,
+        Bug::ClockGoesBack,
     ];
 }
 

@@ -16,7 +16,7 @@ use crate::protocol::{Hello, HelloRequest, Limits, Reply, Request};
 /// Bytes asked of the socket at a time, unless a reply is longer.
 const READ_BYTES: usize = 64 << 10;
 /// A buffer that grew beyond this for one large reply or request is given back.
-const BUFFER_BYTES_KEPT: usize = 1 << 20;
+const BUFFER_BYTES_KEPT: usize = 2 << 20;
 
 /// One connection, greeted. Requests are queued, then flushed together; replies come in any order and
 /// carry the ids that the caller chose. After any error but a refusal it is of no more use.
@@ -150,6 +150,40 @@ impl Connection {
             self.fill(asked_at)?;
         };
         self.take(header)
+    }
+
+    /// Waits for a reply like [`Connection::receive`], and has `look` see each part of its body that has arrived
+    /// meanwhile, until it has a request to be sent at once.
+    pub(super) fn receive_ahead(
+        &mut self,
+        mut look: impl FnMut(&ReplyHeader, &[u8]) -> Option<Vec<u8>>,
+    ) -> Result<(ReplyHeader, Reply<'_>), Error> {
+        let asked_at = Instant::now();
+        let mut is_looking = true;
+        let header = loop {
+            if let Some(header) = self.peek_header()? {
+                break header;
+            }
+            let request = if is_looking {
+                self.peek_part().and_then(|(header, part)| look(&header, part))
+            } else {
+                None
+            };
+            if let Some(frame) = request {
+                is_looking = false;
+                self.queue_frames(&frame);
+                self.flush()?;
+            }
+            self.fill(asked_at)?;
+        };
+        self.take(header)
+    }
+
+    /// The header of a reply that is on its way, and what has arrived of its body.
+    fn peek_part(&self) -> Option<(ReplyHeader, &[u8])> {
+        let received = &self.input[self.start..self.end];
+        let header = decode_reply_header(received, self.hello.limits.frame_bytes_max).ok()??;
+        Some((header, received.get(HEADER_BYTES..)?))
     }
 
     /// A reply that has arrived already, if there is one.

@@ -1,4 +1,4 @@
-//! Scans: an iterator that fetches pages, the next one while this one is looked at.
+//! Scans: an iterator that fetches pages, the next one while this one arrives and is looked at.
 
 use super::config::Backoff;
 use super::connection::Connection;
@@ -7,7 +7,7 @@ use super::response::unexpected;
 use super::session::{Client, check};
 use crate::base::Lsn;
 use crate::error::Class;
-use crate::protocol::binary::{Cursor, ScanEntries};
+use crate::protocol::binary::{Cursor, ScanEntries, Status, encode_request, page_ahead};
 use crate::protocol::{OpCode, Reply, Request, ScanRequest};
 
 /// Which keys, by their order as bytes.
@@ -206,13 +206,31 @@ impl<'c> Scan<'c> {
         Ok(())
     }
 
-    /// Takes in the page that was asked for.
+    /// Takes in the page that was asked for. While it arrives, asks for the one behind it.
     fn receive(&mut self) -> Result<(), Error> {
         if self.asked.is_none() {
             self.ask()?;
         }
         let Some((id, mut connection)) = self.asked.take() else { return Ok(()) };
-        let (header, reply) = connection.receive()?;
+        let next_id = self.client.next_id();
+        let mut is_asked = false;
+        let request = self.request();
+        // The server reads both even if it can't send, if they fit what it has promised.
+        let pipeline = self.client.topology().limits.pipeline_bytes_max as usize;
+        let (header, reply) = connection.receive_ahead(|header, part| {
+            let is_it = header.request_id == id && header.opcode == Some(OpCode::Scan);
+            let (count, cursor) = page_ahead(part).filter(|_| is_it && header.status == Status::Done)?;
+            let limit = request.limit.saturating_sub(u64::from(count));
+            let is_wanted = request.limit == 0 || limit > 0;
+            let next = ScanRequest { cursor: Some(Cursor::decode(cursor)?), limit, ..request };
+            let mut frame = Vec::new();
+            encode_request(&mut frame, id, &Request::Scan(request));
+            let len = frame.len();
+            frame.clear();
+            encode_request(&mut frame, next_id, &Request::Scan(next));
+            is_asked = is_wanted && len + frame.len() <= pipeline;
+            is_asked.then_some(frame)
+        })?;
         let is_it = header.request_id == id && header.opcode == Some(OpCode::Scan);
         let page = match reply {
             Reply::Page(page) if is_it => page,
@@ -234,7 +252,11 @@ impl<'c> Scan<'c> {
         self.is_over = page.cursor.is_none() || (self.limit != 0 && count >= self.limit);
         self.limit = self.limit.saturating_sub(count);
         self.client.see_epoch(header.epoch);
-        self.client.checkin(connection);
+        if is_asked {
+            self.asked = Some((next_id, connection));
+        } else {
+            self.client.checkin(connection);
+        }
         Ok(())
     }
 
@@ -262,7 +284,7 @@ impl Iterator for Scan<'_> {
             }
             // Before this one is looked at, so that the server is at work meanwhile. What fails here is asked for
             // again when it is needed.
-            if !self.is_over && self.ask().is_err() {
+            if !self.is_over && self.asked.is_none() && self.ask().is_err() {
                 self.asked = None;
             }
         }

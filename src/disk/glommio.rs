@@ -57,6 +57,15 @@ impl std::ops::Deref for ReadBytes {
     }
 }
 
+impl From<ReadBytes> for Vec<u8> {
+    fn from(read: ReadBytes) -> Vec<u8> {
+        match read {
+            ReadBytes::One(read) => read.to_vec(),
+            ReadBytes::Many(bytes) => bytes,
+        }
+    }
+}
+
 /// A page-aligned buffer of the ring's memory.
 pub struct WriteBuffer(glommio::io::DmaBuffer);
 

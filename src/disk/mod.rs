@@ -68,7 +68,12 @@ impl DiskError {
         DiskError { operation: self.operation, path: self.path.clone(), offset: self.offset, source }
     }
 
-    /// Whether there was no space (or quota) left. The one error that may go away by itself.
+    /// Whether this process or the machine has as many files open as it may. What was asked has not begun.
+    pub fn is_out_of_files(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    }
+
+    /// Whether there was no space (or quota) left. Space, like files, may come back by itself.
     pub fn is_full(&self) -> bool {
         matches!(self.source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
             || matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -173,7 +178,7 @@ pub trait File: 'static {
     /// What is written.
     type Buffer: DerefMut<Target = [u8]>;
     /// What was read. Copy out of it soon: it may pin a scarce I/O buffer.
-    type ReadBuffer: Deref<Target = [u8]>;
+    type ReadBuffer: Deref<Target = [u8]> + Into<Vec<u8>>;
 
     /// Path below the data directory under which it was opened.
     fn path(&self) -> &str;

@@ -6,9 +6,11 @@
 //! - a name that was created, renamed or removed since its directory was synced is so, or as before; in
 //!   one half of all crashes changes are lost from some moment on, as a journal loses them, in the other
 //!   half each by itself, since nothing promises their order;
-//! - what was synced stays.
+//! - what was synced stays; what a sync that failed was to make durable may never be, though a later one succeeds.
 //!
 //! Operations suspend for a random virtual time, so concurrent ones complete in any order.
+
+mod contents;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,8 +18,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use self::contents::{Contents, Page, bytes_of, pages_of};
 use super::{DirEntry, Disk, DiskError, File, OpenMode, OpenOptions, Result, Space};
 use crate::base::PAGE_SIZE;
+use crate::env::Notify;
 use crate::env::sim::SimWorld;
 
 /// The unit that a power cut leaves whole.
@@ -26,14 +30,14 @@ const SECTOR: usize = 512;
 /// One write that is not durable yet.
 struct Pending {
     offset: usize,
-    bytes: Vec<u8>,
+    pages: Vec<Page>,
 }
 
 #[derive(Default)]
 struct Inode {
-    durable: Vec<u8>,
+    durable: Contents,
     /// What a reader sees: durable with all pending writes applied.
-    current: Vec<u8>,
+    current: Contents,
     pending: Vec<Rc<Pending>>,
 }
 
@@ -48,11 +52,29 @@ enum NameChange {
     Rename(String, String, InodeRef),
 }
 
+/// How many operations a fault lets pass before it strikes. Clones share it.
+#[derive(Clone)]
+pub struct Countdown {
+    left: Rc<Cell<Option<u64>>>,
+}
+
+impl Countdown {
+    /// `None`: it has struck, or is over.
+    pub fn left(&self) -> Option<u64> {
+        self.left.get()
+    }
+
+    /// Lets it strike after so many, unless it has.
+    pub fn set(&self, skip: u64) {
+        self.left.set(self.left().map(|_| skip));
+    }
+}
+
 /// A fault to inject: the operation and path it hits, and what happens.
 struct Fault {
     operation: &'static str,
     path_contains: String,
-    skip: u64,
+    skip: Countdown,
     outcome: Outcome,
     once: bool,
 }
@@ -72,6 +94,7 @@ struct State {
     capacity: Cell<u64>,
     operations: Cell<u64>,
     crash_at: Cell<u64>,
+    went_down: Notify,
     faults: RefCell<Vec<Fault>>,
 }
 
@@ -113,6 +136,7 @@ impl SimDisk {
                 capacity: Cell::new(capacity),
                 operations: Cell::new(0),
                 crash_at: Cell::new(u64::MAX),
+                went_down: Notify::new(),
                 faults: RefCell::default(),
             }),
         }
@@ -144,6 +168,11 @@ impl SimDisk {
         self.state.operations.get() >= self.state.crash_at.get()
     }
 
+    /// Waits until it has.
+    pub async fn until_down(&self) {
+        self.state.went_down.until(|| self.is_down()).await;
+    }
+
     /// Sets the bytes that fit. Writes beyond fail with ENOSPC.
     pub fn set_capacity(&self, bytes: u64) {
         self.state.capacity.set(bytes);
@@ -162,22 +191,32 @@ impl SimDisk {
 
     fn inject(&self, operation: &'static str, path_contains: &str, skip: u64, outcome: Outcome, once: bool) {
         let path_contains = path_contains.to_owned();
+        let skip = Countdown { left: Rc::new(Cell::new(Some(skip))) };
         self.state.faults.borrow_mut().push(Fault { operation, path_contains, skip, outcome, once });
+    }
+
+    /// When the fault strikes that was injected last.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn countdown(&self) -> Countdown {
+        self.state.faults.borrow().last().expect("a fault was injected").skip.clone()
     }
 
     /// Ends all faults.
     pub fn heal(&self) {
-        self.state.faults.borrow_mut().clear();
+        self.state.faults.borrow_mut().drain(..).for_each(|fault| fault.skip.left.set(None));
     }
 
     /// Contents of a file at this moment.
     pub fn peek(&self, path: &str) -> Option<Vec<u8>> {
-        self.state.names.borrow().get(path).map(|inode| inode.borrow().current.clone())
+        self.state.names.borrow().get(path).map(|inode| inode.borrow().current.to_vec())
     }
 
     /// Replaces the contents of a file at rest, durable at once; creates it if need be.
     pub fn poke(&self, path: &str, bytes: Vec<u8>) {
-        let inode = Inode { durable: bytes.clone(), current: bytes, pending: Vec::new() };
+        let contents = Contents::from(bytes);
+        let inode = Inode { durable: contents.clone(), current: contents, pending: Vec::new() };
         let inode = Rc::new(RefCell::new(inode));
         self.state.names.borrow_mut().insert(path.to_owned(), inode.clone());
         self.state.durable_names.borrow_mut().insert(path.to_owned(), inode);
@@ -190,8 +229,8 @@ impl SimDisk {
     pub fn damage(&self, path: &str, bytes: Vec<u8>) {
         let names = self.state.names.borrow();
         let mut inode = names[path].borrow_mut();
-        inode.durable.clone_from(&bytes);
-        inode.current = bytes;
+        inode.durable = bytes.into();
+        inode.current = inode.durable.clone();
     }
 
     /// Paths of all files.
@@ -232,6 +271,7 @@ impl SimDisk {
         let count = self.state.operations.get() + 1;
         self.state.operations.set(count);
         if count >= self.state.crash_at.get() {
+            self.state.went_down.notify();
             std::future::pending::<()>().await;
         }
         self.world.sleep(Duration::from_micros(10 + self.world.random() % 200)).await;
@@ -255,10 +295,12 @@ impl SimDisk {
         let hit = faults
             .iter_mut()
             .position(|fault| fault.operation == operation && path.contains(&fault.path_contains))?;
-        if faults[hit].skip > 0 {
-            faults[hit].skip -= 1;
+        let left = &faults[hit].skip.left;
+        if let Some(skip @ 1..) = left.get() {
+            left.set(Some(skip - 1));
             return None;
         }
+        left.set(None);
         let outcome = faults[hit].outcome;
         if faults[hit].once {
             faults.remove(hit);
@@ -271,7 +313,8 @@ impl SimDisk {
         self.state.name_changes.borrow_mut().push(change);
     }
 
-    fn used(&self) -> u64 {
+    /// Bytes of all files.
+    pub fn used(&self) -> u64 {
         let names = self.state.names.borrow();
         let mut inodes: Vec<&InodeRef> = names.values().collect();
         // A file with several names is there once. This is slow, so nobody asks unless there is a limit.
@@ -312,43 +355,41 @@ impl NameChange {
 
 impl Inode {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Rc<Pending> {
-        overlay(&mut self.current, offset, bytes);
-        let pending = Rc::new(Pending { offset, bytes: bytes.to_vec() });
+        let pending = Rc::new(Pending { offset, pages: pages_of(bytes) });
+        self.current.put(offset, &pending.pages);
         self.pending.push(pending.clone());
         pending
     }
 
     /// Makes one write durable. Earlier ones to the same sectors stay pending, but can only lose.
     fn settle(&mut self, write: &Rc<Pending>) {
-        overlay(&mut self.durable, write.offset, &write.bytes);
+        self.durable.put(write.offset, &write.pages);
         let at = self.pending.iter().position(|pending| Rc::ptr_eq(pending, write));
         if let Some(at) = at {
             self.pending.remove(at);
         }
     }
 
-    fn after_crash(&self, rng: &mut fastrand::Rng, keep: u32) -> Vec<u8> {
+    fn after_crash(&self, rng: &mut fastrand::Rng, keep: u32) -> Contents {
         let mut contents = self.durable.clone();
         for write in &self.pending {
+            // Half of the writes are whole or gone, the other half torn sector by sector.
             let fate = rng.u32(..100);
-            for (number, sector) in write.bytes.chunks(SECTOR).enumerate() {
-                // Half of the writes are whole or gone, the other half torn sector by sector.
-                let kept = if fate % 2 == 0 { fate < keep } else { rng.u32(..100) < keep };
-                if kept {
-                    overlay(&mut contents, write.offset + number * SECTOR, sector);
+            if fate % 2 == 0 {
+                if fate < keep {
+                    contents.put(write.offset, &write.pages);
+                }
+                continue;
+            }
+            let sectors = write.pages.iter().flat_map(|page| bytes_of(page).chunks(SECTOR));
+            for (number, sector) in sectors.enumerate() {
+                if rng.u32(..100) < keep {
+                    contents.put_part(write.offset + number * SECTOR, sector);
                 }
             }
         }
         contents
     }
-}
-
-fn overlay(target: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    let end = offset + bytes.len();
-    if target.len() < end {
-        target.resize(end.next_multiple_of(PAGE_SIZE), 0);
-    }
-    target[offset..end].copy_from_slice(bytes);
 }
 
 impl Disk for SimDisk {
@@ -500,8 +541,8 @@ impl File for SimFile {
         self.disk.operate("read", &self.path).await.map_err(|error| error.at(offset))?;
         let inode = self.inode.borrow();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        match inode.current.get(start..start.saturating_add(len)) {
-            Some(bytes) => Ok(bytes.to_vec()),
+        match inode.current.read(start, len) {
+            Some(bytes) => Ok(bytes),
             None => Err(DiskError::new("read", &self.path, io::ErrorKind::UnexpectedEof.into()).at(offset)),
         }
     }
@@ -529,7 +570,14 @@ impl File for SimFile {
 
     async fn sync(&self) -> Result<()> {
         let covered = self.inode.borrow().pending.clone();
-        self.disk.operate("sync", &self.path).await?;
+        if let Err(error) = self.disk.operate("sync", &self.path).await {
+            // The kernel may take pages for clean that it could not write.
+            let mut inode = self.inode.borrow_mut();
+            for write in covered.into_iter().filter(|_| self.disk.world.random().is_multiple_of(2)) {
+                inode.pending.retain(|pending| !Rc::ptr_eq(pending, &write));
+            }
+            return Err(error);
+        }
         let mut inode = self.inode.borrow_mut();
         for write in covered {
             inode.settle(&write);

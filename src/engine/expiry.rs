@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::ranges::RangeDeletes;
-use crate::base::{Entry, Lsn};
+use crate::base::{Bug, Entry, Lsn, planted};
 use crate::env::Env;
 
 /// A shard's time in milliseconds since the epoch, by which it hides expired keys. It is read once per turn,
@@ -57,7 +57,7 @@ impl<E: Env> Clock<E> {
     /// Reads the clock: about 50 ns, which is why not every lookup does it.
     pub fn tick(&self) -> u64 {
         let (wall_ms, before) = (self.env.wall_ms(), self.now_ms.get());
-        if wall_ms >= before {
+        if wall_ms >= before || planted(Bug::ClockGoesBack) {
             self.behind.set(None);
             self.now_ms.set(wall_ms);
             return wall_ms;

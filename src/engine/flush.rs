@@ -166,11 +166,16 @@ impl<E: Env> Engine<E> {
             changes.push(Change::AddTable { tablet: tablet.id, position: 0, table });
             tables.push((local, meta, cleared));
         }
-        self.env.disk().sync_dir(TableName::DIR).await?;
+        if !planted(Bug::TableNameForgotten) {
+            self.env.disk().sync_dir(TableName::DIR).await?;
+        }
         let mut opened = Vec::new();
         for (local, meta, cleared) in &tables {
             let name = TableName::new(meta.tablet, meta.file);
             opened.push((*local, Member::whole(self.open_table(name).await?, *cleared)));
+        }
+        if planted(Bug::LogReleasedEarly) {
+            flushed.iter().for_each(|(_, tablet, last)| self.wal.set_flushed(tablet.log, *last));
         }
         self.manifest.commit(Edit { changes }).await?;
         Metrics::add(&self.metrics.expired_entries, expired);

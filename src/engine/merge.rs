@@ -85,6 +85,7 @@ pub struct Ranking {
     ranks: Vec<Rank>,
 }
 
+#[derive(Clone, Copy)]
 struct Rank {
     /// The first bytes of the key as a number that compares like them, zero-padded; inverted in reverse order.
     prefix: u128,
@@ -109,25 +110,47 @@ impl Ranking {
         self.ranks.pop().map(|rank| rank.number)
     }
 
+    /// Whether the one behind the first may stand on the same key: else a look at the key is spared.
+    #[inline]
+    pub fn may_be_tied(&self) -> bool {
+        match &self.ranks[..] {
+            [.., second, first] => second.prefix == first.prefix,
+            _ => false,
+        }
+    }
+
     /// Puts a source into its place by the key that `key` tells of it.
+    #[inline]
     pub fn enlist<'k>(&mut self, number: usize, key: impl Fn(usize) -> &'k [u8]) {
         let own = key(number);
-        let mut padded = [0; 16];
-        let len = own.len().min(16);
-        padded[..len].copy_from_slice(&own[..len]);
-        let prefix = u128::from_be_bytes(padded) ^ if self.is_reverse { u128::MAX } else { 0 };
+        let prefix = prefix(own) ^ if self.is_reverse { u128::MAX } else { 0 };
+        let is_reverse = self.is_reverse;
         let is_before = |other: &Rank| {
-            let keys = || {
-                let order = own.cmp(key(other.number));
-                if self.is_reverse { order.reverse() } else { order }
-            };
-            prefix.cmp(&other.prefix).then_with(keys).then(number.cmp(&other.number)).is_lt()
+            if prefix != other.prefix {
+                return prefix < other.prefix;
+            }
+            let order = own.cmp(key(other.number));
+            let order = if is_reverse { order.reverse() } else { order };
+            order.then(number.cmp(&other.number)).is_lt()
         };
         let at = match self.ranks.last() {
             Some(first) if !is_before(first) => self.ranks.partition_point(is_before),
             _ => self.ranks.len(),
         };
         self.ranks.insert(at, Rank { prefix, number });
+    }
+}
+
+/// The first bytes of a key as a number that compares like them.
+#[inline]
+fn prefix(key: &[u8]) -> u128 {
+    match key.first_chunk() {
+        Some(first) => u128::from_be_bytes(*first),
+        None => {
+            let mut padded = [0; 16];
+            padded[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(padded)
+        }
     }
 }
 

@@ -45,6 +45,7 @@ pub mod scan;
 mod scrub;
 pub mod snapshot;
 pub mod sstable;
+mod startable;
 mod transfer;
 pub mod version;
 pub mod wal;
@@ -64,14 +65,14 @@ pub use self::load::TabletReport;
 pub use self::options::{EngineError, EngineOptions};
 pub use self::read::{Found, Key, Loaded, Lookup, MissingBlock};
 pub use self::transfer::TransferError;
-pub use self::write::{Room, Sealed, WRITE_OVERHEAD};
+pub use self::write::{Room, Sealed, Staged, WRITE_OVERHEAD};
 
 use self::around::Avoided;
 use self::cache::BlockCache;
 use self::damage::Damage;
 use self::expiry::Clock;
 use self::load::Load;
-use self::manifest::ShardManifest;
+use self::manifest::{Change, Edit, ShardManifest};
 use self::memtable::Memtable;
 use self::pace::Pace;
 use self::ranges::RangeDeletes;
@@ -150,6 +151,7 @@ pub struct Engine<E: Env> {
     snapshots: RefCell<Vec<Weak<Snapshot<E>>>>,
     /// What scans have read ahead.
     ahead_bytes: AheadBytes,
+    staged_bytes: Rc<Cell<usize>>,
     /// Tables that are live no more, until their last reader is done.
     obsolete: RefCell<Vec<Rc<Table<E>>>>,
     /// Old logs whose last tablet has been flushed, until their files are gone.
@@ -339,7 +341,8 @@ impl<E: Env> Engine<E> {
         snapshot.disk_reads = self.cache.disk_reads();
         let (open, oldest) = self.snapshot_ages();
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);
-        snapshot.scan_ahead_bytes = self.ahead_bytes.get() as u64;
+        snapshot.scan_bytes = self.ahead_bytes.read.get();
+        snapshot.scan_ahead_bytes = self.ahead_bytes.held.get() as u64;
         snapshot.index_bytes = self.index_budget.used() as u64;
         let fragments = self
             .tablets
@@ -368,6 +371,7 @@ impl<E: Env> Engine<E> {
         drop(self.leaving.take());
         self.background.empty().await;
         self.wal.close().await?;
+        self.note_end_of_log().await;
         let Ok(engine) = Rc::try_unwrap(self) else {
             tracing::warn!("the engine is still in use; its files are closed by the end of the process");
             return Ok(());
@@ -384,6 +388,18 @@ impl<E: Env> Engine<E> {
             }
         }
         Ok(())
+    }
+
+    /// Has the manifest say where the log ends, now that it is closed, so that the next start misses what is gone of
+    /// it by then. Without that it would take a lost end for one that was never written.
+    async fn note_end_of_log(&self) {
+        if self.wal.failed().is_some() || self.manifest.failed().is_some() {
+            return;
+        }
+        let changes = vec![Change::Log { log: self.wal.log(), end: Some(self.wal.end()) }];
+        if let Err(error) = self.manifest.commit(Edit { changes }).await {
+            tracing::warn!("the end of the log is not noted: {error}");
+        }
     }
 
     /// The log of this start.

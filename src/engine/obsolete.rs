@@ -8,8 +8,8 @@ use super::{Engine, EngineError};
 use crate::disk::Disk;
 use crate::env::Env;
 
-/// How often free space is looked at. A shard accepts at most a few memtables in that time, and the
-/// reserve is larger than those.
+/// How often free space is looked at, beside each time that a memtable is full: the reserve is a few memtables, and
+/// small ones are filled more often than this.
 const SPACE_CHECK: Duration = Duration::from_millis(500);
 
 /// A table is removed in pieces of so many bytes, with a pause between two: freeing gigabytes at once takes the
@@ -77,8 +77,9 @@ impl<E: Env> Engine<E> {
                 Ok(_) => {}
                 Err(error) => tracing::warn!("free space is unknown: {error}"),
             }
-            let stopped = self.changed.until(|| self.is_stopping.get());
-            futures_lite::future::or(self.env.sleep(SPACE_CHECK), stopped).await;
+            let filled = self.active_number.get();
+            let is_due = || self.is_stopping.get() || reserve > 0 && self.active_number.get() != filled;
+            futures_lite::future::or(self.env.sleep(SPACE_CHECK), self.changed.until(is_due)).await;
         }
     }
 }

@@ -18,19 +18,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::cache::BlockCache;
 use super::damage::MetBy;
 use super::expiry::Clock;
-use super::manifest::{self, LogMeta, ShardManifest, State};
+use super::manifest::{self, LogMeta, ManifestError, ShardManifest, State};
 use super::marker::refuse_incomplete;
-use super::memtable::Memtable;
+use super::memtable::{Memtable, SpareChunks};
 use super::pace::Pace;
 use super::ranges::RangeDelete;
-use super::sstable::{IndexBudget, Table};
+use super::scan::AHEAD_BYTES_MAX;
+use super::sstable::{AheadTotals, IndexBudget, Table};
+use super::startable::check_startable;
 use super::version::Version;
 use super::wal::{
-    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, list_logs, remove_log, scan_log,
+    LogReader, LogScan, ReplayPlan, SegmentFile, Wal, WalError, WalOptions, begin_logs, list_logs,
+    parse_segment_name, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
 use crate::base::{BlockSeq, Bug, EntryIndex, LogId, Lsn, OpIter, OpKind, TableName, TabletId, planted};
-use crate::disk::Disk;
+use crate::disk::{DirEntry, Disk};
 use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::Metrics;
 use crate::placement;
@@ -92,21 +95,48 @@ impl OldLog {
 pub async fn load<E: Env>(env: &E, tablets: u16) -> Result<OnDisk, EngineError> {
     refuse_incomplete(env).await?;
     let Some(state) = manifest::load(env).await? else {
+        refuse_remains(env).await?;
         let cluster = u128::from(env.random()) << 64 | u128::from(env.random());
         let state = State::create(cluster, env.random(), tablets);
         return Ok(OnDisk { state, logs: BTreeMap::new() });
     };
+    let generation = state.generation;
+    check_startable(&state).map_err(|what| ManifestError::Inconsistent { generation, what })?;
     let needed = state.needed_logs();
     let mut logs = list_logs(env).await?;
     logs.retain(|log, _| needed.contains(log));
     for log in needed {
-        // Without an end it may never have been begun.
+        // A log has a file before the manifest names it, and until no tablet needs it.
         let end = state.logs.get(&log).and_then(|meta| meta.end);
-        if end.is_some_and(|end| end > BlockSeq::ZERO) && !logs.contains_key(&log) {
+        if end.is_none_or(|end| end > BlockSeq::ZERO) && !logs.contains_key(&log) {
             return Err(WalError::Missing(log).into());
         }
     }
     Ok(OnDisk { state, logs })
+}
+
+/// Refuses a directory without `CURRENT` that is no new one: a generation that is begun there would name nothing of
+/// what is there, and all that would be removed. A first start writes to a log, and makes tables, only when its
+/// `CURRENT` is durable; whatever else it leaves when it ends before that is no loss.
+async fn refuse_remains<E: Env>(env: &E) -> Result<(), EngineError> {
+    let first = 1;
+    for dir in [manifest::format::DIR, "wal", TableName::DIR] {
+        let entries = match env.disk().list(dir).await {
+            Err(error) if error.is_not_found() => continue,
+            entries => entries?,
+        };
+        let is_remains = |entry: &DirEntry| match dir {
+            manifest::format::DIR => {
+                manifest::format::FileKey::parse(&entry.name).is_some_and(|key| key.generation > first)
+            }
+            "wal" => parse_segment_name(&entry.name).is_some() && entry.bytes > 0,
+            _ => TableName::parse(&entry.name).is_some(),
+        };
+        if let Some(entry) = entries.iter().find(|entry| is_remains(entry)) {
+            return Err(ManifestError::NoCurrent { found: format!("{dir}/{}", entry.name) }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Phase one, for some of the logs.
@@ -184,10 +214,11 @@ pub fn plan(mut state: State, mut scans: Vec<LogScan>, shards: u32) -> Result<St
 /// Makes the new generation live, then removes what nothing refers to any more: logs, tables of
 /// interrupted flushes and merges.
 pub async fn install<E: Env>(env: &E, start: &Start) -> Result<(), EngineError> {
+    begin_logs(env, &start.new_logs).await?;
     manifest::install(env, &start.state).await?;
     let needed: BTreeSet<LogId> = start.state.needed_logs();
     for (log, segments) in list_logs(env).await? {
-        if !needed.contains(&log) || start.new_logs.contains(&log) {
+        if !needed.contains(&log) {
             tracing::debug!(log = log.0, "removing a log that nothing needs");
             remove_log(env, &segments).await?;
         }
@@ -252,10 +283,12 @@ impl<E: Env> Engine<E> {
             hash_seed: start.state.store.hash_seed,
             wal,
             manifest,
-            active: Memtable::new(tablets.len()).into(),
+            // With what is spare, two memtables, as their part of the budget has it.
+            active: Memtable::with_spare(tablets.len(), SpareChunks::up_to(options.memtable_bytes)).into(),
             active_number: std::cell::Cell::new(1),
             snapshots: std::cell::RefCell::default(),
-            ahead_bytes: std::rc::Rc::default(),
+            staged_bytes: std::rc::Rc::default(),
+            ahead_bytes: AheadTotals::new(AHEAD_BYTES_MAX),
             pace: Pace::new(&options, tablets.len()),
             tablets: tablets.into(),
             last: last.into(),
@@ -337,7 +370,11 @@ impl<E: Env> Engine<E> {
         }
         for (local, tablet) in self.all_tablets().iter().enumerate() {
             let last = self.last.borrow()[local];
-            assert_eq!(last, tablet.recovered, "tablet {}: all that was planned was applied", tablet.id);
+            if last != tablet.recovered {
+                // Entries of a kind that is kept for later have an index, and nothing that could be applied.
+                let (first, last) = (last.next(), tablet.recovered);
+                return Err(WalError::Gap { tablet: tablet.id, first, last }.into());
+            }
         }
         let micros = (self.env.now() - started).as_micros() as u64;
         Metrics::add(&self.metrics.replay_bytes, bytes);

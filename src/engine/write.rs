@@ -1,15 +1,16 @@
 //! The write path: into the open block of the log and into the active memtable, in one synchronous step.
 
+use std::cell::Cell;
 use std::mem;
 use std::rc::Rc;
 
 use super::manifest::ManifestError;
-use super::memtable::Memtable;
+use super::memtable::{Memtable, StagedRecord};
 use super::ranges::{RangeDelete, RangeDeletes};
 use super::wal::{Appended, WalRoom};
 use super::{Engine, EngineError};
-use crate::base::{BlockSeq, EntryIndex, Lsn, Op};
-use crate::env::Env;
+use crate::base::{BlockSeq, Entry, EntryIndex, Lsn, Op, OpKind};
+use crate::env::{Env, Notify};
 use crate::metrics::Metrics;
 
 /// A memtable that takes no more writes and waits for its flush.
@@ -35,6 +36,64 @@ impl Sealed {
     /// Range deletes of a tablet up to that entry.
     pub fn ranges(&self, local: usize) -> Rc<RangeDeletes> {
         self.ranges.get(local).cloned().unwrap_or_default()
+    }
+}
+
+/// A put of a large value, copied piece by piece to where the log and the memtable take it over whole. So the write
+/// itself, which is one step, copies nothing. Takes as much memory as both.
+pub struct Staged {
+    record: StagedRecord,
+    /// The operation as it is logged.
+    body: Vec<u8>,
+    /// Bytes before the value.
+    head_len: usize,
+    value_len: usize,
+    _share: StagedShare,
+}
+
+/// Bytes that all staged puts of a shard take, or one alone.
+pub const STAGED_BYTES_MAX: usize = 32 << 20;
+
+/// What one of them takes. Its end is told like that of a flush: others may wait for it.
+struct StagedShare {
+    bytes: usize,
+    total: Rc<Cell<usize>>,
+    changed: Notify,
+}
+
+impl Drop for StagedShare {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.bytes);
+        self.changed.notify();
+    }
+}
+
+impl Staged {
+    /// Copies up to `bytes` more of `value`. Whether all of it was copied.
+    pub fn fill(&mut self, value: &[u8], bytes: usize) -> bool {
+        assert_eq!(value.len(), self.value_len, "it is the value that was begun");
+        let copied = self.body.len() - self.head_len;
+        let piece = &value[copied..value.len().min(copied + bytes)];
+        self.record.push(piece);
+        self.body.extend_from_slice(piece);
+        self.is_whole()
+    }
+
+    /// Whether all of the value was copied.
+    pub fn is_whole(&self) -> bool {
+        self.body.len() - self.head_len == self.value_len
+    }
+
+    /// The same as the operation that it has become; `None` if it must be written otherwise.
+    fn completed(mut self, op: &Op<'_>) -> Option<Staged> {
+        let mut head = Vec::with_capacity(self.head_len);
+        op.encode_head(&mut head);
+        let is_it = op.kind == OpKind::Put && head.len() == self.head_len && op.value.len() == self.value_len;
+        if !is_it || !self.is_whole() {
+            return None;
+        }
+        self.body[..head.len()].copy_from_slice(&head);
+        Some(self)
     }
 }
 
@@ -102,6 +161,49 @@ impl<E: Env> Engine<E> {
                 active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
             }
         }
+        self.applied(tablet, index, ops);
+        Ok(appended)
+    }
+
+    /// Begins to stage `op`, a put, whose value is still to be copied. Its expiry may become another, but not none.
+    /// `None`: others are staged at this moment, and [`Engine::changed`] tells when there is room.
+    pub fn stage(&self, op: &Op<'_>) -> Option<Staged> {
+        assert_eq!(op.kind, OpKind::Put, "only puts have values");
+        let (total, bytes) = (self.staged_bytes.clone(), 2 * op.encoded_len());
+        if total.get() > 0 && total.get() + bytes > STAGED_BYTES_MAX {
+            return None;
+        }
+        total.set(total.get() + bytes);
+        let _share = StagedShare { bytes, total, changed: self.changed.clone() };
+        let mut body = Vec::with_capacity(op.encoded_len());
+        op.encode_head(&mut body);
+        let record = StagedRecord::new(op.key, op.value.len());
+        Some(Staged { record, head_len: body.len(), body, value_len: op.value.len(), _share })
+    }
+
+    /// Writes an operation that was staged, as [`Engine::write`] does, without copying its value.
+    pub fn write_staged(
+        &self,
+        tablet: usize,
+        op: &Op<'_>,
+        hash: u64,
+        staged: Staged,
+    ) -> Result<Appended, EngineError> {
+        let Some(Staged { record, body, _share, .. }) = staged.completed(op) else {
+            return self.write(tablet, std::slice::from_ref(op), &[hash]);
+        };
+        let local = self.tablet(tablet);
+        let appended = self.wal.append_encoded(local.log, body)?;
+        local.last_lsn.set(appended.lsn);
+        let entry = Entry { lsn: appended.lsn, kind: op.kind, expiry_ms: op.expiry_ms, value: op.value };
+        self.active.borrow_mut().insert_staged(tablet, hash, op.key, &entry, record);
+        self.applied(tablet, appended.lsn.index(), std::slice::from_ref(op));
+        Ok(appended)
+    }
+
+    /// Notes that these are in the log and in the memtable.
+    #[inline]
+    fn applied(&self, tablet: usize, index: EntryIndex, ops: &[Op<'_>]) {
         let mut last = self.last.borrow_mut();
         assert!(last[tablet] <= index, "entries are applied in the order of the log");
         last[tablet] = index;
@@ -109,7 +211,6 @@ impl<E: Env> Engine<E> {
         Metrics::add(&self.metrics.wal_ops, ops.len() as u64);
         self.accept(ops.iter().map(|op| (op.key.len() + op.value.len()) as u64).sum());
         self.rotate_if_full();
-        Ok(appended)
     }
 
     /// Seals the active memtable if it is full and another may wait for its flush.
@@ -193,7 +294,8 @@ impl<E: Env> Engine<E> {
         }
         self.has_new_ranges.set(false);
         self.wal.seal_open();
-        let memtable = mem::replace(&mut *self.active.borrow_mut(), Memtable::new(self.tablets()));
+        let next = self.active.borrow().successor(self.tablets());
+        let memtable = mem::replace(&mut *self.active.borrow_mut(), next);
         let number = self.active_number.replace(self.active_number.get() + 1);
         let (last, block) = (self.last.borrow().clone(), self.wal.appended());
         let ranges = self.tablets.borrow().iter().map(|tablet| tablet.ranges()).collect();

@@ -31,6 +31,10 @@ const PREEMPT: Duration = Duration::from_micros(400);
 const ADJUST: Duration = Duration::from_millis(20);
 /// `PREEMPT` until the root future runs.
 const START_PREEMPT: Duration = Duration::from_secs(2);
+/// Entries of each ring. Each turn of the runtime cancels a timer, for which the kernel searches one of a ring's lists of
+/// polls, and a connection is a poll: there are 256 lists with this many entries, and 8 with the default of 128. With
+/// 9,700 idle connections a GET then took 46 µs of CPU more than with none, now 17.
+const RING_DEPTH: usize = 4096;
 /// Longest sleep of an executor. Costs 100 wake-ups of about 40 microseconds a second. The round in which
 /// a timer fires may be the one that is lost, and then nothing sets it again: so there are several.
 const HEARTBEATS: [Duration; 4] = [
@@ -126,6 +130,7 @@ where
     let handle = LocalExecutorBuilder::new(placement)
         .name(name)
         .io_memory(io_bytes)
+        .ring_depth(RING_DEPTH)
         .preempt_timer(START_PREEMPT)
         .spawn(move || with_heartbeat(root))
         .map_err(io::Error::from)?;

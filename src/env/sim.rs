@@ -24,6 +24,9 @@ const POLLS_MAX: u64 = 200_000_000;
 /// Wall clock at the start of every world: 2026-01-01.
 const EPOCH_MS: u64 = 1_767_225_600_000;
 
+/// Tells a world's order of tasks from its other randomness.
+const SCHEDULER: u64 = 0x5EED_5C4E_D01E_5000;
+
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Tasks that were woken. Behind a mutex only because wakers must be `Send`.
@@ -80,7 +83,7 @@ impl SimWorld {
                 now: Cell::new(Duration::ZERO),
                 wall_offset_ms: Cell::new(0),
                 rng: RefCell::new(fastrand::Rng::with_seed(seed)),
-                scheduler: RefCell::new(fastrand::Rng::with_seed(seed ^ 0x5EED_5C4E_D01E_5000)),
+                scheduler: RefCell::new(fastrand::Rng::with_seed(seed ^ SCHEDULER)),
                 ready: Ready::default(),
                 tasks: RefCell::default(),
                 next_task: Cell::new(1),
@@ -90,6 +93,13 @@ impl SimWorld {
                 trace: Cell::new(0),
             }),
         }
+    }
+
+    /// From here on order and randomness follow from another seed, whatever was drawn before: so that a part of a
+    /// run that is left out does not change the chances of the rest.
+    pub fn reseed(&self, seed: u64) {
+        *self.world.rng.borrow_mut() = fastrand::Rng::with_seed(seed);
+        *self.world.scheduler.borrow_mut() = fastrand::Rng::with_seed(seed ^ SCHEDULER);
     }
 
     /// Runs `future` to its end, together with everything it spawns. Tasks that are still running then

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -20,6 +21,29 @@ use crate::shard::mesh::Port;
 /// After an error that will not go away at once (no descriptors left), and while some shard's queue is
 /// full.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// What may happen thousands of times a second is told once in so long, with how often.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Something that is told now and then.
+#[derive(Default)]
+struct Rarely {
+    /// How often it happened since it was told.
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Rarely {
+    /// It happens at `now`. `Some`, if it is to be told: how often since it was told last.
+    fn happens(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
 
 /// Counts the connections of the whole server.
 pub struct Connections {
@@ -82,7 +106,7 @@ fn accept_until(
     connections: &Connections,
 ) {
     let shards = port.peers() - 1;
-    let mut next = 0;
+    let (mut next, mut refusals, mut failures) = (0, Rarely::default(), Rarely::default());
     loop {
         port.flush();
         let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
@@ -100,13 +124,18 @@ fn accept_until(
                     next = (next + 1) % shards;
                 }
                 Ok((stream, peer)) => {
-                    tracing::warn!(%peer, max = connections.max, "refused a connection: there are too many");
+                    if let Some(refused) = refusals.happens(Instant::now()) {
+                        let max = connections.max;
+                        tracing::warn!(%peer, max, refused, "refused connections: there are too many");
+                    }
                     refuse(&stream, connections.max);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::error!("a connection can't be accepted: {error}");
+                    if let Some(times) = failures.happens(Instant::now()) {
+                        tracing::error!(times, "a connection can't be accepted: {error}");
+                    }
                     let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&PAUSE));
                     break;
                 }
@@ -125,4 +154,18 @@ fn refuse(mut stream: &TcpStream, max: usize) {
     // Fits the empty socket buffer of a new connection; a client that is gone needs no answer.
     let _ = stream.set_nonblocking(true);
     let _ = stream.write(&bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_often_is_told_once_a_second_with_its_number() {
+        let (mut rarely, begin) = (Rarely::default(), Instant::now());
+        let told: Vec<_> = (0..3_500)
+            .filter_map(|ms| rarely.happens(begin + Duration::from_millis(ms)).map(|count| (ms, count)))
+            .collect();
+        assert_eq!(told, [(0, 1), (1_000, 1_000), (2_000, 1_000), (3_000, 1_000)]);
+    }
 }

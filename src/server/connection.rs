@@ -270,8 +270,9 @@ impl<E: Env> Connection<E> {
     /// Dispatches the whole frames in `rest` and leaves what can't be taken in yet. Whether more bytes are
     /// needed to go on.
     async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
-        self.rest_bytes.set(rest.len());
-        let dispatched = self.shard.dispatch(self.token.get(), self.as_ref(), rest);
+        let before = rest.len();
+        self.rest_bytes.set(before);
+        let dispatched = self.shard.dispatch_all(self.token.get(), self.as_ref(), rest);
         let (used, needs_more) = match dispatched {
             Dispatched::NeedMore { used } => (used, true),
             Dispatched::Pause { used } => (used, false),
@@ -282,7 +283,7 @@ impl<E: Env> Connection<E> {
         if rest.is_empty() && rest.capacity() > BYTES_KEPT {
             *rest = Vec::new();
         }
-        if used > 0 {
+        if rest.len() < before {
             self.reserved.set(0);
         }
         self.rest_bytes.set(rest.len());
@@ -496,6 +497,12 @@ impl<E: Env> Connection<E> {
     /// Takes in no more requests; what is in flight is answered.
     pub(super) fn take_no_more(&self) {
         self.socket.shutdown(Shutdown::Read);
+    }
+
+    /// Does not count a time `absent` before `now`, of which [`OpenConnections::sweep`] tells.
+    pub(super) fn forgive(&self, now: Duration, absent: Duration) {
+        let active_at = self.active_at.get();
+        self.active_at.set((active_at + absent).min(now).max(active_at));
     }
 
     /// Disconnects it if it was idle, or held up others, for too long: see [`OpenConnections::sweep`].

@@ -40,6 +40,8 @@ enum Message {
     Line(Vec<u8>),
     /// Answered when everything before it is written.
     Flush(SyncSender<()>),
+    /// The same, and nothing after it is written any more.
+    End(SyncSender<()>),
 }
 
 /// Lines that found the queue full since the last count was written.
@@ -67,12 +69,22 @@ pub fn init(config: &Config) {
     std::panic::set_hook(Box::new(last_words));
 }
 
-/// Waits until what was logged so far is written; at most a second, for standard error may be a pipe
-/// that nobody reads. Call it before the process ends.
-pub fn flush() {
+/// Ends the log: waits until what was logged so far is written, and drops what comes after it, so that the last line
+/// is the caller's, whatever other threads still do. Waits at most a second, for standard error may be a pipe that
+/// nobody reads.
+pub fn end() {
+    await_written(Message::End);
+}
+
+/// Waits likewise, and lets the log go on.
+fn flush() {
+    await_written(Message::Flush);
+}
+
+fn await_written(message: impl FnOnce(SyncSender<()>) -> Message) {
     let Some(queue) = LOG.get() else { return };
     let (done, written) = mpsc::sync_channel(1);
-    let mut message = Message::Flush(done);
+    let mut message = message(done);
     let give_up = std::time::Instant::now() + FLUSH_PATIENCE;
     while let Err(TrySendError::Full(back)) = queue.sender.try_send(message) {
         if std::time::Instant::now() >= give_up {
@@ -100,7 +112,7 @@ fn start_queue() -> Option<Queue> {
     }
 }
 
-/// Writes what comes out of the queue until nobody can send any more.
+/// Writes what comes out of the queue until it is told to end, or nobody can send any more.
 fn write_lines(receiver: &Receiver<Message>, output: &mut impl Write, dropped: &AtomicU64) {
     while let Ok(message) = receiver.recv() {
         // A failed write has nobody to be told to: standard error is where one would tell it.
@@ -111,6 +123,11 @@ fn write_lines(receiver: &Receiver<Message>, output: &mut impl Write, dropped: &
             Message::Flush(done) => {
                 let _ = output.flush();
                 let _ = done.try_send(());
+            }
+            Message::End(done) => {
+                let _ = output.flush();
+                let _ = done.try_send(());
+                return;
             }
         }
         let lost = dropped.swap(0, Ordering::Relaxed);
@@ -200,6 +217,19 @@ mod tests {
         let mut output = Vec::new();
         write_lines(&receiver, &mut output, &AtomicU64::new(0));
         assert_eq!(output, b"one\ntwo\n");
+        written.try_recv().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_written_after_the_end() {
+        let (sender, receiver) = mpsc::sync_channel(16);
+        let (done, written) = mpsc::sync_channel(1);
+        sender.send(Message::Line(b"one\n".to_vec())).unwrap();
+        sender.send(Message::End(done)).unwrap();
+        sender.send(Message::Line(b"from a thread that does not know\n".to_vec())).unwrap();
+        let mut output = Vec::new();
+        write_lines(&receiver, &mut output, &AtomicU64::new(0));
+        assert_eq!(output, b"one\n");
         written.try_recv().unwrap();
     }
 

@@ -8,6 +8,11 @@ use std::time::Duration;
 use super::connection::Connection;
 use crate::env::{Env, Gate, GateGuard};
 
+/// Connections that are looked at in one go; requests come in between.
+const SWEPT_AT_ONCE: usize = 128;
+/// No turn of a shard takes so long: nothing ran, since the process was stopped or the machine was elsewhere.
+const ABSENT: Duration = Duration::from_millis(100);
+
 /// The connections of one shard.
 pub struct OpenConnections<E: Env> {
     connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
@@ -53,10 +58,38 @@ impl<E: Env> OpenConnections<E> {
         all.iter().for_each(|connection| visit(connection));
     }
 
-    /// Disconnects those that were idle, or took no replies, for too long. `idle`: `None` is never.
-    /// `stalled`: how long a client may leave its replies unread.
-    pub fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
-        self.each(|connection| connection.sweep(now, idle, stalled));
+    /// Disconnects those that were idle, or took no replies, for too long. `idle`: `None` is never. `stalled`: how
+    /// long a client may leave its replies unread. `absent`: a time of this length before `now` in which the shard did
+    /// nothing is counted against nobody: what a client sent or took meanwhile it has not seen yet. Some at a time,
+    /// for there may be ten thousand. Returns for how long the shard did nothing meanwhile.
+    pub async fn sweep(
+        &self,
+        env: &E,
+        idle: Option<Duration>,
+        stalled: Duration,
+        absent: Duration,
+    ) -> Duration {
+        let now = env.now();
+        let (mut from, mut missed) = (0, Duration::ZERO);
+        loop {
+            let some: Vec<_> = {
+                let connections = self.connections.borrow();
+                let some = connections.range(from..).take(SWEPT_AT_ONCE);
+                some.map(|(token, connection)| (*token, connection.upgrade())).collect()
+            };
+            let Some((last, _)) = some.last() else { return missed };
+            from = last + 1;
+            for connection in some.iter().filter_map(|(_, connection)| connection.as_ref()) {
+                if !absent.is_zero() {
+                    connection.forgive(now, absent);
+                }
+                connection.sweep(now, idle, stalled);
+            }
+            drop(some);
+            let paused = env.now();
+            env.sleep(Duration::from_micros(1)).await; // for real: a mere yield does not look at the rings
+            missed += Some(env.now() - paused).filter(|gap| *gap >= ABSENT).unwrap_or_default();
+        }
     }
 
     /// Takes in no more requests; what is in flight is answered, then the connections end.

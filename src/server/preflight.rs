@@ -12,6 +12,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -226,6 +227,7 @@ fn owner(pid: Option<u32>) -> String {
 /// the hard ones, and leaves the listener listening: clients that connect from now on wait until they are
 /// accepted.
 pub fn check(config: &Config) -> Result<Preflight, PreflightError> {
+    outlive_file_size_limit();
     check_kernel(&rustix::system::uname().release().to_string_lossy())?;
     check_io_uring()?;
     check_memlock(raise_limit(Resource::Memlock))?;
@@ -239,6 +241,15 @@ pub fn check(config: &Config) -> Result<Preflight, PreflightError> {
     let address = listener.local_addr().unwrap_or(config.listen);
     tracing::info!(?cpus, ?memory, connections_max, "everything that start-up needs is there");
     Ok(Preflight { cpus, memory, connections_max, listener, address, lock })
+}
+
+/// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as any other write may, and not end the process
+/// without a word.
+fn outlive_file_size_limit() {
+    // The flag is of no interest, and without it the server only says less before it ends.
+    if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, Arc::default()) {
+        tracing::warn!("a limit of file sizes would end this process: {error}");
+    }
 }
 
 /// Refuses a kernel release (as `uname -r` prints it) that is too old. One that can't be read is let

@@ -146,8 +146,9 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         scrub_bytes_per_s: config.scrub_bytes_per_s,
         level_ratio: LEVEL_RATIO,
         last_table_bytes: LAST_TABLE_BYTES,
-        // The tables of all memtables, the merge that they cause, and the next segments of the log.
-        reserve_bytes: 2 * memory.memtables + 2 * segment_bytes,
+        // The tables of all memtables, the merge that they cause, and the next segments of the log: of all shards,
+        // since each of them sees the same free space.
+        reserve_bytes: preflight.cpus.len() as u64 * 2 * (memory.memtables + segment_bytes),
     }
 }
 

@@ -150,10 +150,14 @@ pub async fn serve(seed: ShardSeed) {
         // Detached: it holds nothing that the end of the shard waits for.
         let (env, open) = (env.clone(), Rc::downgrade(&open));
         env.clone().spawn(Queue::Foreground, async move {
+            let mut missed = Duration::ZERO;
             loop {
+                let begin = env.now();
                 env.sleep(SWEEP).await;
                 let Some(open) = open.upgrade() else { return };
-                open.sweep(env.now(), seed.idle_timeout, seed.stall_timeout);
+                // For so long nothing ran here: the process was stopped, or the machine was elsewhere.
+                let absent = (env.now() - begin).saturating_sub(SWEEP) + missed;
+                missed = open.sweep(&env, seed.idle_timeout, seed.stall_timeout, absent).await;
             }
         });
     }

@@ -12,7 +12,8 @@ use super::sliced;
 use super::stall::LOADING_BYTES_MAX;
 use crate::base::{BlockSeq, Bug, Lsn, Op, OpKind, planted};
 use crate::engine::manifest::ManifestError;
-use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, WRITE_OVERHEAD};
+use crate::engine::wal::Appended;
+use crate::engine::{EngineError, Found, Key, Loaded, Lookup, MissingBlock, Room, Staged, WRITE_OVERHEAD};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
@@ -84,7 +85,7 @@ impl<E: Env> Shard<E> {
             Request::Get { key } => self.get(meta, key, loaded, out),
             Request::Mget { keys } => self.mget(meta, keys, loaded, out),
             Request::Set { key, value, expiry, condition, durability } => {
-                self.set(meta, key, value, expiry, condition, durability, loaded, out)
+                self.set(meta, key, value, expiry, condition, durability, &mut None, loaded, out)
             }
             Request::Delete { key, condition, durability } => {
                 self.delete(meta, key, condition, durability, loaded, out)
@@ -244,8 +245,10 @@ impl<E: Env> Shard<E> {
         })
     }
 
+    /// SET. A large value must have been staged; while it was not, this says how the attempt would end otherwise,
+    /// or that it takes long.
     #[allow(clippy::too_many_arguments)] // the fields of the request, and where the answer goes
-    fn set(
+    pub(super) fn set(
         &self,
         meta: Meta,
         key: &[u8],
@@ -253,6 +256,7 @@ impl<E: Env> Shard<E> {
         expiry: Expiry,
         condition: Condition,
         durability: Durability,
+        staged: &mut Option<Staged>,
         loaded: &Loaded,
         out: &mut Outputs,
     ) -> Result<Attempt<E>, Refusal> {
@@ -276,9 +280,18 @@ impl<E: Env> Shard<E> {
                 Ok(_) => {}
             }
         }
+        if value.len() > sliced::BYTES_MAX && staged.is_none() {
+            return Ok(Attempt::Long);
+        }
         Metrics::add(&self.metrics.sets, 1);
         let op = self.put(&key, value, expiry_ms);
-        self.write(meta, &key, op, durability, |version| Reply::Written { version }, out)
+        let appended = match staged.take() {
+            Some(staged) => self.engine.write_staged(key.tablet, &op, key.hash, staged),
+            None => self.engine.write(key.tablet, &[op], &[key.hash]),
+        };
+        let Appended { lsn, block } = appended.map_err(refusal)?;
+        self.written(meta, block, durability, &Reply::Written { version: lsn }, out);
+        Ok(Attempt::Done)
     }
 
     fn delete(

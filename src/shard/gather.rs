@@ -218,9 +218,11 @@ impl<E: Env> Gather<E> {
         let limit = shard.limits.frame_bytes_max as usize;
         match (reply, &mut *self.kind.borrow_mut()) {
             (Reply::Refused(refusal), _) => {
-                // One that another attempt would meet again has the word.
+                // One after which a part may have been done has the word, or the client would take it for sure that
+                // nothing was; then one that another attempt would meet again.
+                let rank = |code: Code| (code.may_be_applied(), code != Code::SlotMoving);
                 let known = self.refusal.borrow().as_ref().map(|refusal| refusal.code);
-                if known.is_none_or(|code| code == Code::SlotMoving) {
+                if known.is_none_or(|known| rank(refusal.code) > rank(known)) {
                     self.refusal.replace(Some(refusal));
                 }
             }

@@ -22,6 +22,8 @@ use crate::slot::{Slot, SlotRange};
 pub const BACKLOG_MAX: usize = 128 << 10;
 /// Requests of one connection that may be unanswered.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
+/// Bytes of a frame that is handed on as it was read instead of copied.
+const WHOLE_BYTES_MIN: usize = 256 << 10;
 /// Frames that are taken in before others have their turn.
 const TURN_FRAMES_MAX: u32 = 1_024;
 /// Bytes of requests that a connection may have taken in and unanswered; one request more may pass this. So
@@ -141,6 +143,40 @@ impl<E: Env> Shard<E> {
         self.settle(origin, out);
         self.send_outbound(token, &mut outbound);
         result
+    }
+
+    /// As [`Shard::dispatch`]. If `bytes` are one large frame for one shard, all of it goes there, and nothing is
+    /// copied.
+    pub fn dispatch_all(self: &Rc<Self>, token: u64, outlet: &dyn Outlet, bytes: &mut Vec<u8>) -> Dispatched {
+        let Some(owner) = self.takes_whole(outlet, bytes) else {
+            return self.dispatch(token, outlet, bytes);
+        };
+        outlet.accept(bytes.len());
+        let (origin, frames) = (Origin { peer: self.id, token }, std::mem::take(bytes));
+        if owner == self.id {
+            self.execute(origin, origin, frames);
+        } else {
+            Metrics::add(&self.metrics.forwarded, 1);
+            Metrics::add(&self.metrics.mesh_messages, 1);
+            self.port.send(owner, Message::Requests { line: token, token, frames });
+        }
+        Dispatched::NeedMore { used: 0 }
+    }
+
+    /// Whose `bytes` are, if they are one large frame that may be taken in now.
+    fn takes_whole(&self, outlet: &dyn Outlet, bytes: &[u8]) -> Option<usize> {
+        if bytes.len() < WHOLE_BYTES_MIN {
+            return None;
+        }
+        let must_wait =
+            self.congested() || outlet.backlog() > BACKLOG_MAX || outlet.is_full() || outlet.is_stalled();
+        let header = decode_header(bytes, &self.limits).ok()??;
+        if must_wait || header.frame_bytes() != bytes.len() {
+            return None;
+        }
+        let request = decode_request(&header, &bytes[HEADER_BYTES..], &self.limits).ok()?;
+        let Request::Set { key, .. } = request else { return None };
+        (!self.holds(&request)).then(|| self.slots.shard(Slot::of_key(key)))
     }
 
     /// Looks over the next whole frames and has the memory fetched that those of this shard will touch.

@@ -1,12 +1,14 @@
-//! Reads that take long, a slice at a time: MGETs of many keys or bytes, GETs of large values.
+//! What takes long, a slice at a time: MGETs of many keys or bytes, GETs and SETs of large values.
 //!
 //! What an [attempt](super::execute) can't do in a short step it leaves to this. Each step copies for a fraction of a
 //! millisecond; then others have their turn, and it goes on where it was. The frames behind it wait meanwhile. What
 //! others write in between it may see or not, key by key; a value that is replaced while it is copied is begun again.
+//! A value that is to be written is copied to where the log and the memtable will have it ([`Staged`]); the write
+//! itself, with its conditions, is one step at the end.
 //!
 //! Invariants:
-//! - A line has one such read at most, that of its first frame.
-//! - While it waits for the room that its reply takes it holds none: then it begins again, and asks first for all it
+//! - A line has one such request at most, that of its first frame.
+//! - While a read waits for the room that its reply takes it holds none: then it begins again, and asks first for all it
 //!   was found to need. So none waits for another that waits.
 
 use std::mem;
@@ -14,17 +16,17 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::execute::{MissingBlocks, refusal, too_large};
+use super::execute::{Attempt, MissingBlocks, refusal, too_large};
 use super::outputs::{Meta, Outputs};
 use super::stall::{LOADING_BYTES_MAX, Step};
 use super::{Origin, Shard, Stall};
-use crate::base::{BlockSeq, Lsn};
-use crate::engine::{Found, Loaded, Lookup};
+use crate::base::{BlockSeq, Lsn, Op, OpKind};
+use crate::engine::{Found, Loaded, Lookup, Staged};
 use crate::env::{Env, Queue};
 use crate::error::Refusal;
 use crate::metrics::Metrics;
 use crate::protocol::binary::{HEADER_BYTES, Keys, ValueListEncoder, begin_value};
-use crate::protocol::{Durability, Reply, Request};
+use crate::protocol::{Durability, Expiry, Reply, Request};
 use crate::slot::Slot;
 
 /// Keys that are looked up in one step, which takes 0.2 to 0.5 ms.
@@ -34,7 +36,7 @@ pub(super) const BYTES_MAX: usize = 256 << 10;
 /// How often a value that is replaced while it is copied is begun again. After that it is copied at once.
 const RESTARTS_MAX: u32 = 3;
 
-/// A read under way.
+/// A request under way.
 pub(super) struct Sliced {
     /// Where its reply goes.
     pub origin: Origin,
@@ -42,10 +44,12 @@ pub(super) struct Sliced {
     /// The reply so far.
     bytes: Vec<u8>,
     wait: Option<BlockSeq>,
+    /// The value of a SET so far.
+    staged: Option<Staged>,
     at: At,
     /// What was granted for the reply.
     granted: usize,
-    /// A move of a tablet waits for reads of these.
+    /// A move of a tablet waits for requests for these.
     slots: SmallVec<[Slot; 2]>,
 }
 
@@ -56,6 +60,8 @@ enum At {
     List { next: usize, hits: u64 },
     /// Bytes copied of this version, after so many of which others came.
     Value { version: Lsn, copied: usize, restarts: u32 },
+    /// A value is staged.
+    Write,
 }
 
 /// What came of a step.
@@ -68,6 +74,8 @@ pub(super) enum Sliver<E: Env> {
     Missing(MissingBlocks<E>),
     /// Its reply needs room for so many bytes, and has none now.
     NoRoom(usize),
+    /// It needs memory that the next flush frees, or that others have staged, and goes on then.
+    Wait,
 }
 
 impl Sliced {
@@ -75,16 +83,23 @@ impl Sliced {
     pub fn new(origin: Origin, meta: Meta, request: &Request<'_>, slots: SmallVec<[Slot; 2]>) -> Sliced {
         let at = match request {
             Request::Mget { .. } => At::List { next: 0, hits: 0 },
+            Request::Set { .. } => At::Write,
             _ => At::Value { version: Lsn::ZERO, copied: 0, restarts: 0 },
         };
-        Sliced { origin, request_id: meta.request_id, bytes: Vec::new(), wait: None, at, granted: 0, slots }
+        let (request_id, bytes) = (meta.request_id, Vec::new());
+        Sliced { origin, request_id, bytes, wait: None, staged: None, at, granted: 0, slots }
+    }
+
+    /// Whether it is a write whose value could not be staged yet, since those of others are.
+    pub fn is_unstaged(&self) -> bool {
+        matches!(self.at, At::Write) && self.staged.is_none()
     }
 
     /// Keys that need no looking up any more.
     fn progress(&self) -> usize {
         match self.at {
             At::List { next, .. } => next,
-            At::Value { .. } => 0,
+            At::Value { .. } | At::Write => 0,
         }
     }
 }
@@ -103,6 +118,8 @@ impl<E: Env> Shard<E> {
     ) -> Step {
         let wanted =
             self.waiting.borrow_mut().get_mut(&line).map_or(0, |waiting| mem::take(&mut waiting.wanted));
+        // What a write found on its way here is in the cache meanwhile, and its reply is small.
+        let wanted = if let Request::Set { .. } = request { 0 } else { wanted };
         if !self.has_reply_room(out, wanted) {
             return self.without_room(line, wanted);
         }
@@ -121,12 +138,16 @@ impl<E: Env> Shard<E> {
         request: &Request<'_>,
         out: &mut Outputs,
     ) -> Step {
-        assert_eq!(sliced.request_id, meta.request_id, "it is the read that was begun");
+        assert_eq!(sliced.request_id, meta.request_id, "it is the request that was begun");
         out.granted.replies += mem::take(&mut sliced.granted);
         let step = self.slice(&mut sliced, meta, request, &Loaded::new(), out);
-        if let Sliver::More = step {
+        if let Sliver::More | Sliver::Wait = step {
             sliced.granted = mem::take(&mut out.granted.replies);
             self.waiting.borrow_mut().entry(line).or_default().sliced = Some(Box::new(sliced));
+            if let Sliver::Wait = step {
+                Metrics::add(&self.metrics.memory_waits, 1);
+                return Step::Stalled(Stall::Room);
+            }
             self.resume_in_turn(line);
             return Step::Stalled(Stall::Turn);
         }
@@ -137,7 +158,7 @@ impl<E: Env> Shard<E> {
                 self.wait_for_disk(line, sliced.origin, frame, meta, request, missing, out)
             }
             Sliver::NoRoom(wanted) => self.without_room(line, wanted),
-            Sliver::Done | Sliver::More => Step::Taken,
+            Sliver::Done | Sliver::More | Sliver::Wait => Step::Taken,
         }
     }
 
@@ -179,7 +200,8 @@ impl<E: Env> Shard<E> {
                 self.slice_of_list(sliced, meta, keys, next, hits, loaded, out)
             }
             (Request::Get { key }, At::Value { .. }) => self.slice_of_value(sliced, meta, key, loaded, out),
-            _ => unreachable!("only reads take long"),
+            (Request::Set { .. }, At::Write) => self.slice_of_write(sliced, meta, request, loaded, out),
+            _ => unreachable!("no other request takes long"),
         };
         result.unwrap_or_else(|refusal| {
             Metrics::add(&self.metrics.refusals, 1);
@@ -333,6 +355,45 @@ impl<E: Env> Shard<E> {
         Ok(Sliver::Done)
     }
 
+    fn slice_of_write(
+        &self,
+        sliced: &mut Sliced,
+        meta: Meta,
+        request: &Request<'_>,
+        loaded: &Loaded,
+        out: &mut Outputs,
+    ) -> Result<Sliver<E>, Refusal> {
+        let Request::Set { key, value, expiry, condition, durability } = *request else {
+            unreachable!("a SET is staged")
+        };
+        if sliced.staged.is_none() {
+            // When it expires is known at the end; here only whether.
+            let expiry_ms = u64::from(matches!(expiry, Expiry::Set(_)));
+            sliced.staged = self.engine.stage(&Op { kind: OpKind::Put, key, value, expiry_ms });
+        }
+        let Some(staged) = &mut sliced.staged else { return Ok(Sliver::Wait) };
+        if !staged.is_whole() {
+            // It is copied twice.
+            staged.fill(value, BYTES_MAX / 2);
+            return Ok(Sliver::More);
+        }
+        if self.writes_held.get() {
+            return Ok(Sliver::Wait);
+        }
+        let staged = &mut sliced.staged;
+        let attempt = self.set(meta, key, value, expiry, condition, durability, staged, loaded, out)?;
+        match attempt {
+            Attempt::Done => self.engine.count_reads(loaded),
+            _ => loaded.forget_reads(),
+        }
+        match attempt {
+            Attempt::Done => Ok(Sliver::Done),
+            Attempt::Missing(missing) => Ok(Sliver::Missing(missing)),
+            Attempt::Wait => Ok(Sliver::Wait),
+            Attempt::NoRoom | Attempt::Long => unreachable!("it was staged, and its reply is small"),
+        }
+    }
+
     /// As [`Shard::has_reply_room`], for one that has room for less, and gives that back if it must wait for more.
     pub(super) fn has_all_reply_room(&self, out: &mut Outputs, bytes: usize) -> bool {
         if out.line.is_none() || out.granted.replies >= bytes {
@@ -356,8 +417,14 @@ impl<E: Env> Shard<E> {
         let mut sliced = Sliced::new(origin, meta, request, SmallVec::new());
         let mut progress = 0;
         loop {
+            let (changed, durable) =
+                (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
             match self.slice(&mut sliced, meta, request, loaded, out) {
                 Sliver::Done => return,
+                Sliver::Wait => {
+                    futures_lite::future::or(changed, durable).await;
+                    self.engine.tick();
+                }
                 Sliver::More => {
                     self.env.yield_now().await;
                     self.engine.tick();

@@ -35,7 +35,7 @@ pub(super) struct Waiting {
     /// Frames that were not executed, oldest first, and who takes their replies: the origin itself, or
     /// whoever gathers the answer to a request of it that concerns several shards.
     frames: VecDeque<Frames>,
-    /// The read that the first of them is, if it was begun.
+    /// The request that the first of them is, if it takes long and was begun.
     pub(super) sliced: Option<Box<Sliced>>,
     /// If the first of them is a read that waits for room for its reply: how much it will need. It asks for all of
     /// that first: with less to begin with, two of them could take from each other what both were granted, for ever.
@@ -472,7 +472,8 @@ impl<E: Env> Shard<E> {
     }
 
     /// There may be memory again for those that wait for it. Who has waited longest goes first, and one that must
-    /// wait again ends it: there is none for those behind it either, and it is at the end of the line now.
+    /// wait again ends it: there is none for those behind it either, and it is at the end of the line now. But one
+    /// that waits until others are staged no more waits for something else, perhaps for one behind it.
     pub(super) fn resume_after_room(self: &Rc<Self>) {
         let waiting = self.room_line.borrow().len();
         for _ in 0..waiting {
@@ -482,7 +483,11 @@ impl<E: Env> Shard<E> {
                 waiting.for_room = false;
             }
             self.try_resume(origin);
-            if self.waiting.borrow().get(&origin).is_some_and(|waiting| waiting.for_room) {
+            let lacks_memory = |waiting: &Waiting| {
+                let is_unstaged = waiting.sliced.as_ref().is_some_and(|sliced| sliced.is_unstaged());
+                waiting.for_room && !is_unstaged
+            };
+            if self.waiting.borrow().get(&origin).is_some_and(lacks_memory) {
                 return;
             }
         }

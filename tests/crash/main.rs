@@ -4,7 +4,8 @@
 //! Several clients write at once, each keys of its own whose states are known exactly ([`model::Unit`]),
 //! and all of them a few keys together ([`model::Contended`]). Little memory makes flushes and merges of
 //! a few megabytes, so that a kill meets them as well. Now and then the server is killed once more while
-//! it recovers.
+//! it recovers. In one of the campaigns an [`operator`] moves and splits tablets, makes checkpoints and removes
+//! everything meanwhile.
 //!
 //! [`relaxed`] does the same under `--sync interval` and `none`, where an answer promises less.
 //!
@@ -17,6 +18,7 @@
 //! ```
 
 mod model;
+mod operator;
 mod relaxed;
 mod workload;
 
@@ -28,16 +30,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::str::FromStr;
+use std::sync::RwLock;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Server, command, disk_dir};
-use crate::workload::{Owned, Shared, Tally, connect};
+use crate::operator::Operator;
+use crate::workload::{Flushes, Owned, Shared, Tally, connect, find_all};
 
 const CLIENTS: usize = 4;
 /// Little enough that each shard flushes every few megabytes.
 const MEMORY: &str = "64MiB";
+/// The least for three shards.
+const MEMORY_OF_THREE: &str = "80MiB";
 
 fn from_env<T: FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
@@ -72,14 +78,16 @@ impl Met {
     }
 }
 
-/// `rounds` rounds on one data directory, the n-th of them with `cores(n)`.
-fn campaign(name: &str, rounds: usize, cores: impl Fn(usize) -> usize) {
+/// `rounds` rounds on one data directory, the n-th of them with `cores(n)`, perhaps with an operator at work.
+fn campaign(name: &str, rounds: usize, cores: impl Fn(usize) -> usize, has_operator: bool) {
     let seed = from_env("ATLASKV_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!(
         "{name}: {rounds} rounds or more; to repeat: ATLASKV_CRASH_SEED={seed} cargo test --test crash {name}"
     );
     let begin = Instant::now();
     let dir = disk_dir();
+    let data = dir.path().join("data");
+    let mut operator = has_operator.then(|| Operator::new(dir.path(), seed ^ 1 << 60));
     let mut kills = fastrand::Rng::with_seed(seed);
     let mut rngs: Vec<_> =
         (0..CLIENTS as u64).map(|client| fastrand::Rng::with_seed(seed ^ (client + 1) << 40)).collect();
@@ -91,25 +99,43 @@ fn campaign(name: &str, rounds: usize, cores: impl Fn(usize) -> usize) {
     loop {
         let cores = cores(round).to_string();
         // The last round only compares.
-        let is_last = round >= rounds && met.is_enough(rounds) || round == 10 * rounds;
+        let is_enough = met.is_enough(rounds) && operator.as_ref().is_none_or(Operator::has_done_enough);
+        let is_last = round >= rounds && is_enough || round == 10 * rounds;
+        let memory = if cores == "3" { MEMORY_OF_THREE } else { MEMORY };
         let arguments =
-            ["--cores", &cores, "--oversubscribe", "--memory", MEMORY, "--max-value-size", "64KiB"];
+            ["--cores", &cores, "--oversubscribe", "--memory", memory, "--max-value-size", "64KiB"];
         while round > 0 && kills.u8(..3) == 0 {
-            kill_in_start(dir.path(), &arguments, Duration::from_micros(kills.u64(..300_000)));
+            kill_in_start(&data, &arguments, Duration::from_micros(kills.u64(..300_000)));
             met.kills_in_start += 1;
         }
-        let mut server = Server::start(dir.path(), &arguments);
+        let mut server = Server::start(&data, &arguments);
         let told = |why: String| -> ! {
             panic!("round {round} of {name}, ATLASKV_CRASH_SEED={seed}: {why}");
         };
         let mut client = connect(server.address).expect("a server that said it is ready");
+        let found = find_all(&mut client).unwrap_or_else(|why| told(why));
         for owned in &mut owned {
-            owned.check(&mut client).unwrap_or_else(|why| told(why));
+            owned.check(&mut client, &found).unwrap_or_else(|why| told(why));
+        }
+        let is_shared = |key: &[u8]| key.starts_with(b"contended:") || key.starts_with(b"counter:");
+        if let Some(key) = found.keys().find(|key| !is_shared(key) && !owned.iter().any(|o| o.owns(key))) {
+            told(format!("{:?} was never written", String::from_utf8_lossy(key)));
         }
         shared.check(&mut client).unwrap_or_else(|why| told(why));
         if !is_last {
             let after = Duration::from_micros(kills.u64(1_000..900_000));
-            let results = write_and_kill(&mut server, &mut owned, &mut rngs, after);
+            let flushes = Flushes::default();
+            let results = write_and_kill(
+                &mut server,
+                &mut owned,
+                &mut rngs,
+                operator.as_mut().map(|operator| (operator, &flushes)),
+                after,
+            );
+            if flushes.into_inner().expect("who writes it does not panic").contains(&true) {
+                // What clients know from before is forgotten by them as well.
+                shared = Shared::new();
+            }
             for result in results {
                 let (part, tally) = result.unwrap_or_else(|why| told(why));
                 shared.merge(part);
@@ -123,7 +149,18 @@ fn campaign(name: &str, rounds: usize, cores: impl Fn(usize) -> usize) {
         if is_last {
             break;
         }
+        if let Some(operator) = &mut operator {
+            operator.check(&arguments).unwrap_or_else(|why| told(why));
+        }
         round += 1;
+    }
+    if let Some(operator) = &operator {
+        let deeds = &operator.deeds;
+        println!(
+            "{name}: {} moves, {} splits, {} checkpoints, {} flushes; {} more met by a kill",
+            deeds.moves, deeds.splits, deeds.checkpoints, deeds.flushes, deeds.lost
+        );
+        assert!(operator.has_done_enough(), "too little was done to tablets");
     }
     println!(
         "{name}: {} writes and reads answered, {} answers lost, {} flushes, {} merges, {} replays, {} torn \
@@ -142,18 +179,33 @@ fn campaign(name: &str, rounds: usize, cores: impl Fn(usize) -> usize) {
     assert!(met.is_enough(rounds), "too little was written for flushes and merges");
 }
 
-/// Lets the clients write, and kills the server `after` that.
+/// Someone who works on a thread of its own.
+enum Worker<'a> {
+    Writer(&'a mut Owned, &'a mut fastrand::Rng),
+    Operator(&'a mut Operator),
+}
+
+/// Lets the clients write, and the operator work, and kills the server `after` that.
 fn write_and_kill(
     server: &mut Server,
     owned: &mut [Owned],
     rngs: &mut [fastrand::Rng],
+    operator: Option<(&mut Operator, &Flushes)>,
     after: Duration,
 ) -> Vec<Result<(Shared, Tally), String>> {
-    let mut writers: Vec<_> = owned.iter_mut().zip(rngs).collect();
-    kill_amid(server, &mut writers, after, |(owned, rng), address, ready| {
+    let none = RwLock::default();
+    let (operator, flushes) = operator.map_or((None, &none), |(operator, flushes)| (Some(operator), flushes));
+    let writers = owned.iter_mut().zip(rngs).map(|(owned, rng)| Worker::Writer(owned, rng));
+    let mut workers: Vec<_> = writers.chain(operator.map(Worker::Operator)).collect();
+    kill_amid(server, &mut workers, after, |worker, address, ready| {
         let mut client = connect(address).map_err(|error| error.to_string())?;
         drop(ready);
-        owned.run(&mut client, rng)
+        match worker {
+            Worker::Writer(owned, rng) => owned.run(&mut client, rng, flushes),
+            Worker::Operator(operator) => {
+                operator.run(&mut client, flushes).map(|tally| (Shared::new(), tally))
+            }
+        }
     })
 }
 
@@ -201,10 +253,17 @@ fn rounds(default: usize) -> usize {
 
 #[test]
 fn what_was_acknowledged_survives_kill_9() {
-    campaign("what_was_acknowledged_survives_kill_9", rounds(6), |_| 2);
+    campaign("what_was_acknowledged_survives_kill_9", rounds(6), |_| 2, false);
 }
 
 #[test]
 fn what_was_acknowledged_survives_kill_9_and_another_number_of_cores() {
-    campaign("what_was_acknowledged_survives_kill_9_and_another_number_of_cores", rounds(6), |n| 1 + n % 2);
+    let name = "what_was_acknowledged_survives_kill_9_and_another_number_of_cores";
+    campaign(name, rounds(6), |n| 1 + n % 2, false);
+}
+
+#[test]
+fn what_was_acknowledged_survives_kill_9_amid_moves_splits_checkpoints_and_flushes() {
+    let name = "what_was_acknowledged_survives_kill_9_amid_moves_splits_checkpoints_and_flushes";
+    campaign(name, rounds(6), |n| 2 + n % 2, true);
 }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use atlaskv::base::Lsn;
-use atlaskv::client::{Condition, Error, Outcome, Response, Versioned};
+use atlaskv::client::{Condition, Entry, Error, Outcome, Response, Versioned};
 use atlaskv::error::Code;
 
 /// What is known of an entry's version.
@@ -25,19 +25,62 @@ pub enum Version {
 pub struct KeyState {
     /// Its value, if it is there.
     pub entry: Option<(Vec<u8>, Version)>,
+    /// When it expires, in milliseconds since the epoch, if it is there and does: far off, or past.
+    pub expires: Option<u64>,
     /// The highest version that it is known to have had, deletes included.
     pub floor: Lsn,
+}
+
+/// How long what is put stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    Forever,
+    Until(u64),
+    AsBefore,
 }
 
 /// An operation on the keys of a unit, named by their place in it.
 #[derive(Clone, Debug)]
 pub enum Op {
     Get(usize),
-    Set(usize, Vec<u8>, Condition),
+    Ttl(usize),
+    Set(usize, Vec<u8>, Condition, Stay),
     Delete(usize, Condition),
     Incr(usize, i64),
-    /// `None` deletes.
-    Batch(Vec<(usize, Option<Vec<u8>>)>),
+    /// At that time; [`PAST`] removes it.
+    Expire(usize, u64, Condition),
+    Persist(usize, Condition),
+    Batch(Vec<(usize, Change)>, Option<(usize, Condition)>),
+}
+
+/// What an item of a batch does.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Put(Vec<u8>, Option<u64>),
+    Delete,
+}
+
+/// A time that is past.
+pub const PAST: u64 = 1;
+
+/// What was read of a key. Not every read tells when it expires.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    value: &'a [u8],
+    version: Lsn,
+    expires: Option<Option<u64>>,
+}
+
+impl<'a> From<&'a Versioned> for Seen<'a> {
+    fn from(found: &'a Versioned) -> Seen<'a> {
+        Seen { value: &found.value, version: found.version, expires: None }
+    }
+}
+
+impl<'a> From<&'a Entry> for Seen<'a> {
+    fn from(found: &'a Entry) -> Seen<'a> {
+        Seen { value: &found.value, version: found.version, expires: Some(found.expires_at_ms) }
+    }
 }
 
 /// Keys of one slot and their admissible states.
@@ -50,9 +93,13 @@ pub struct Unit {
 /// What an operation must answer in a state.
 enum Expected {
     Value,
+    Lifetime,
     Written,
+    /// As written, but the key keeps its version.
+    Unchanged,
     Absent,
     ConditionFailed,
+    BatchFailed,
     Counter(i64),
     NotAnInteger,
 }
@@ -62,6 +109,9 @@ impl fmt::Debug for KeyState {
         match &self.entry {
             Some((value, version)) => write!(f, "{} {version:?}", show(value))?,
             None => write!(f, "absent")?,
+        }
+        if let Some(at) = self.expires {
+            write!(f, " until {at}")?;
         }
         write!(f, " (had {})", self.floor)
     }
@@ -84,22 +134,31 @@ impl Version {
 
 impl KeyState {
     fn unknown() -> KeyState {
-        KeyState { entry: None, floor: Lsn::ZERO }
+        KeyState { entry: None, expires: None, floor: Lsn::ZERO }
     }
 
-    fn put(&mut self, value: Vec<u8>) {
+    fn put(&mut self, value: Vec<u8>, expires: Option<u64>) {
         self.entry = Some((value, Version::Above(self.floor)));
+        self.expires = expires;
     }
 
-    fn is_matched_by(&self, found: Option<&Versioned>) -> bool {
+    fn remove(&mut self) {
+        (self.entry, self.expires) = (None, None);
+    }
+
+    fn is_matched_by(&self, found: Option<Seen<'_>>) -> bool {
         match (&self.entry, found) {
             (None, None) => true,
-            (Some((value, version)), Some(found)) => value == &found.value && version.admits(found.version),
+            (Some((value, version)), Some(found)) => {
+                value == found.value
+                    && version.admits(found.version)
+                    && found.expires.is_none_or(|expires| expires == self.expires)
+            }
             _ => false,
         }
     }
 
-    fn settle(&mut self, found: Option<&Versioned>) {
+    fn settle(&mut self, found: Option<Seen<'_>>) {
         if let (Some((_, version)), Some(found)) = (&mut self.entry, found) {
             *version = Version::Exactly(found.version);
             self.floor = self.floor.max(found.version);
@@ -137,7 +196,7 @@ impl Unit {
         let expected = apply(&mut state, op);
         match answer {
             Err(error) if error.may_be_applied() => {
-                if !matches!(op, Op::Get(_)) {
+                if !matches!(op, Op::Get(_) | Op::Ttl(_)) {
                     self.chain.push(state);
                 }
                 return Ok(());
@@ -159,18 +218,31 @@ impl Unit {
         Ok(())
     }
 
+    /// Takes in that all its keys were removed with a range, or perhaps were, if no answer has come.
+    pub fn remove(&mut self, is_answered: bool) {
+        let mut state = self.last().to_vec();
+        state.iter_mut().for_each(KeyState::remove);
+        if is_answered {
+            self.chain.clear();
+        }
+        self.chain.push(state);
+    }
+
     /// Compares with what a start found, which is what is admissible from then on.
-    pub fn check(&mut self, found: &[Option<Versioned>]) -> Result<(), String> {
-        let matching = self.chain.iter().rposition(|state| {
-            state.iter().zip(found).all(|(state, found)| state.is_matched_by(found.as_ref()))
-        });
+    pub fn check(&mut self, found: &[Option<Seen<'_>>]) -> Result<(), String> {
+        let matching = self
+            .chain
+            .iter()
+            .rposition(|state| state.iter().zip(found).all(|(state, found)| state.is_matched_by(*found)));
         let Some(at) = matching else {
-            let found: Vec<_> =
-                found.iter().map(|f| f.as_ref().map(|f| (show(&f.value), f.version.to_string()))).collect();
+            let found: Vec<_> = found
+                .iter()
+                .map(|f| f.map(|f| (show(f.value), f.version.to_string(), f.expires.flatten())))
+                .collect();
             return Err(format!("found {found:?}, admissible were {:#?}", self.chain));
         };
         let mut state = self.chain.swap_remove(at);
-        state.iter_mut().zip(found).for_each(|(state, found)| state.settle(found.as_ref()));
+        state.iter_mut().zip(found).for_each(|(state, found)| state.settle(*found));
         self.chain = vec![state];
         Ok(())
     }
@@ -180,21 +252,55 @@ impl Unit {
 fn apply(state: &mut [KeyState], op: &Op) -> Expected {
     match op {
         Op::Get(_) => Expected::Value,
-        Op::Set(at, value, condition) => {
+        Op::Ttl(_) => Expected::Lifetime,
+        Op::Set(at, value, condition, stay) => {
             if !state[*at].holds(*condition) {
                 return Expected::ConditionFailed;
             }
-            state[*at].put(value.clone());
+            let expires = match stay {
+                Stay::Forever => None,
+                Stay::Until(at) => Some(*at),
+                Stay::AsBefore => state[*at].expires,
+            };
+            state[*at].put(value.clone(), expires);
+            Expected::Written
+        }
+        Op::Expire(at, ..) | Op::Persist(at, _) if state[*at].entry.is_none() => {
+            let (Op::Expire(_, _, condition) | Op::Persist(_, condition)) = op else {
+                unreachable!("one of these")
+            };
+            if state[*at].holds(*condition) { Expected::Absent } else { Expected::ConditionFailed }
+        }
+        Op::Expire(at, time, condition) => {
+            if !state[*at].holds(*condition) {
+                return Expected::ConditionFailed;
+            }
+            if *time == PAST {
+                state[*at].remove();
+            } else if let Some((value, _)) = state[*at].entry.take() {
+                state[*at].put(value, Some(*time));
+            }
+            Expected::Written
+        }
+        Op::Persist(at, condition) => {
+            if !state[*at].holds(*condition) {
+                return Expected::ConditionFailed;
+            }
+            if state[*at].expires.is_none() {
+                return Expected::Unchanged;
+            }
+            if let Some((value, _)) = state[*at].entry.take() {
+                state[*at].put(value, None);
+            }
             Expected::Written
         }
         Op::Delete(at, condition) => {
             if !state[*at].holds(*condition) {
                 return Expected::ConditionFailed;
             }
-            match state[*at].entry.take() {
-                Some(_) => Expected::Written,
-                None => Expected::Absent,
-            }
+            let was_there = state[*at].entry.is_some();
+            state[*at].remove();
+            if was_there { Expected::Written } else { Expected::Absent }
         }
         Op::Incr(at, amount) => {
             let number = match &state[*at].entry {
@@ -202,14 +308,18 @@ fn apply(state: &mut [KeyState], op: &Op) -> Expected {
                 Some((value, _)) => std::str::from_utf8(value).ok().and_then(|text| text.parse::<i64>().ok()),
             };
             let Some(sum) = number.map(|number| number + amount) else { return Expected::NotAnInteger };
-            state[*at].put(sum.to_string().into_bytes());
+            let expires = state[*at].expires;
+            state[*at].put(sum.to_string().into_bytes(), expires);
             Expected::Counter(sum)
         }
-        Op::Batch(ops) => {
-            for (at, value) in ops {
-                match value {
-                    Some(value) => state[*at].put(value.clone()),
-                    None => state[*at].entry = None,
+        Op::Batch(ops, check) => {
+            if check.is_some_and(|(at, condition)| !state[at].holds(condition)) {
+                return Expected::BatchFailed;
+            }
+            for (at, change) in ops {
+                match change {
+                    Change::Put(value, expires) => state[*at].put(value.clone(), *expires),
+                    Change::Delete => state[*at].remove(),
                 }
             }
             Expected::Written
@@ -226,20 +336,55 @@ fn check_answer(
     match (expected, answer) {
         (Expected::Value, Response::Value(found)) => {
             let Op::Get(at) = op else { return Err("not a read".into()) };
-            if !state[*at].is_matched_by(found.as_ref()) {
+            let found = found.as_ref().map(Seen::from);
+            if !state[*at].is_matched_by(found) {
                 return Err("a read found something else".into());
             }
-            state[*at].settle(found.as_ref());
+            state[*at].settle(found);
+        }
+        (Expected::Lifetime, Response::Ttl(found)) => {
+            let Op::Ttl(at) = op else { return Err("not a question for a time".into()) };
+            let is_right = match (&state[*at].entry, found) {
+                (None, None) => true,
+                (Some((_, version)), Some(found)) => {
+                    let expires = found.lifetime.map(|lifetime| lifetime.expires_at_ms);
+                    version.admits(found.version) && expires == state[*at].expires
+                }
+                _ => false,
+            };
+            if !is_right {
+                return Err("it lives as long as something else".into());
+            }
+        }
+        (Expected::Unchanged, Response::Outcome(Outcome::Written { version })) => {
+            let Op::Persist(at, _) = op else { return Err("that changes something".into()) };
+            let Some((_, seen)) = &mut state[*at].entry else { return Err("nothing is there".into()) };
+            if !seen.admits(*version) {
+                return Err("it has another version".into());
+            }
+            *seen = Version::Exactly(*version);
+            state[*at].floor = state[*at].floor.max(*version);
+        }
+        (Expected::BatchFailed, Response::Outcome(Outcome::BatchFailed { current, .. })) => {
+            let Op::Batch(_, Some((at, _))) = op else { return Err("it has no condition".into()) };
+            let is_right = match (&state[*at].entry, current) {
+                (None, None) => true,
+                (Some((_, version)), Some(current)) => version.admits(*current),
+                _ => false,
+            };
+            if !is_right {
+                return Err("it failed for a version that is not there".into());
+            }
         }
         (Expected::Written, Response::Outcome(Outcome::Written { version })) => {
             let single;
             let places: &[usize] = match op {
-                Op::Set(at, ..) | Op::Delete(at, _) => {
+                Op::Set(at, ..) | Op::Delete(at, _) | Op::Expire(at, ..) | Op::Persist(at, _) => {
                     single = [*at];
                     &single
                 }
-                Op::Batch(ops) => &ops.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
-                Op::Get(_) | Op::Incr(..) => return Err("not an answer to this".into()),
+                Op::Batch(ops, _) => &ops.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+                Op::Get(_) | Op::Ttl(_) | Op::Incr(..) => return Err("not an answer to this".into()),
             };
             let mut version = *version;
             for at in places {
@@ -255,7 +400,9 @@ fn check_answer(
         }
         (Expected::Absent, Response::Outcome(Outcome::Absent)) => {}
         (Expected::ConditionFailed, Response::Outcome(Outcome::ConditionFailed { current })) => {
-            let (Op::Set(at, ..) | Op::Delete(at, _)) = op else { return Err("without a condition".into()) };
+            let (Op::Set(at, ..) | Op::Delete(at, _) | Op::Expire(at, ..) | Op::Persist(at, _)) = op else {
+                return Err("without a condition".into());
+            };
             let is_right = match (&state[*at].entry, current) {
                 (None, None) => true,
                 (Some((_, version)), Some(current)) => version.admits(*current),
@@ -308,6 +455,15 @@ impl Contended {
         self.swaps.extend(other.swaps);
     }
 
+    /// Takes in that all keys were removed, or perhaps were, if no answer has come.
+    pub fn remove(&mut self, is_answered: bool) {
+        if is_answered {
+            *self = Contended::default();
+        } else {
+            self.unknown.push(None);
+        }
+    }
+
     /// Compares with what a start found, which is all that is known from then on.
     pub fn check(&mut self, found: Option<&Versioned>) -> Result<(), String> {
         self.known.sort();
@@ -352,6 +508,8 @@ pub struct SharedCounter {
     pub sums: Vec<i64>,
     /// Increments whose answer was lost.
     pub unknown: usize,
+    /// Whether the answer to the removal of all keys was lost.
+    pub may_be_removed: bool,
 }
 
 impl SharedCounter {
@@ -368,7 +526,10 @@ impl SharedCounter {
         if let Some(pair) = self.sums.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("the sum {} was given twice", pair[0]));
         }
-        let least = (self.base + self.sums.len() as i64).max(self.sums.last().copied().unwrap_or(0));
+        let least = match found {
+            None if self.may_be_removed => 0,
+            _ => (self.base + self.sums.len() as i64).max(self.sums.last().copied().unwrap_or(0)),
+        };
         let most = self.base + (self.sums.len() + self.unknown) as i64;
         if sum < least || sum > most {
             return Err(format!("found {sum}, which is not in {least}..={most}"));

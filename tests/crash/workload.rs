@@ -1,11 +1,18 @@
 //! Clients that write until their server dies, and know afterwards what it may hold.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::RwLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atlaskv::base::Lsn;
-use atlaskv::client::{Batch, Client, Condition, Config, Error, Options, Outcome, Response, Versioned};
+use atlaskv::client::{
+    Batch, Client, Condition, Config, Deadline, Durability, Entry, Error, Expiry, KeyRange, Options, Outcome,
+    Response, SetOptions,
+};
+use atlaskv::error::Code;
 
-use crate::model::{Contended, Op, SharedCounter, Unit};
+use crate::model::{Change, Contended, Op, PAST, Seen, SharedCounter, Stay, Unit};
 
 /// Units that are written often, so that versions pile up in one memtable and over tables.
 const HOT: usize = 12;
@@ -25,12 +32,24 @@ const PIPELINE_MAX: usize = 24;
 /// Keys asked for together when everything is compared.
 const CHECK_AT_ONCE: usize = 256;
 
+/// Keys that expire do so this much later at the earliest: after the test.
+const FAR_OFF: Duration = Duration::from_secs(86_400);
+
+/// Removals of all keys in this round, and whether they were answered. Whoever removes them holds it for writing,
+/// since what is written at the same time may be removed or not; whoever writes, for reading.
+pub type Flushes = RwLock<Vec<bool>>;
+
+/// Every key that a start found.
+pub type Found = BTreeMap<Vec<u8>, Entry>;
+
 /// One client's own keys, and what it may find there.
 pub struct Owned {
     name: usize,
     units: Vec<Unit>,
     /// Values written so far: each is a new one.
     written: u64,
+    /// Of the round's [`Flushes`], those that it knows of.
+    flushes: usize,
 }
 
 /// What all clients write: each keeps a part of the record.
@@ -50,6 +69,16 @@ pub struct Tally {
 /// A client that is not patient: the first broken connection ends its round.
 pub fn connect(address: SocketAddr) -> Result<Client, Error> {
     Client::connect(Config { retries: 0, ..Config::new(&address.to_string()) })
+}
+
+/// All keys, in one scan.
+pub fn find_all(client: &mut Client) -> Result<Found, String> {
+    let mut found = Found::new();
+    for entry in client.scan(KeyRange::all()) {
+        let entry = entry.map_err(|error| format!("a scan: {error}"))?;
+        found.insert(entry.key.clone(), entry);
+    }
+    Ok(found)
 }
 
 pub fn contended_key(at: usize) -> Vec<u8> {
@@ -74,6 +103,18 @@ impl Shared {
         for (all, one) in self.counters.iter_mut().zip(other.counters) {
             all.sums.extend(one.sums);
             all.unknown += one.unknown;
+            all.may_be_removed |= one.may_be_removed;
+        }
+    }
+
+    /// Takes in that all keys were removed, or perhaps were, if no answer has come.
+    pub fn remove(&mut self, is_answered: bool) {
+        self.contended.iter_mut().for_each(|all| all.remove(is_answered));
+        for counter in &mut self.counters {
+            match is_answered {
+                true => *counter = SharedCounter::default(),
+                false => counter.may_be_removed = true,
+            }
         }
     }
 
@@ -101,51 +142,158 @@ impl Owned {
             Unit::new((0..TAGGED_KEYS).map(key).collect())
         });
         let units = single("hot", HOT).chain(single("number", NUMBERS)).chain(single("cold", COLD));
-        Owned { name, units: units.chain(tagged).collect(), written: 0 }
+        Owned { name, units: units.chain(tagged).collect(), written: 0, flushes: 0 }
     }
 
-    /// Compares every key with what the server has.
-    pub fn check(&mut self, client: &mut Client) -> Result<(), String> {
+    /// Compares every key with what the server has, as a GET finds it and as a scan has `found_all`.
+    pub fn check(&mut self, client: &mut Client, found_all: &Found) -> Result<(), String> {
+        self.flushes = 0;
         let keys: Vec<&[u8]> =
             self.units.iter().flat_map(|unit| unit.keys.iter().map(Vec::as_slice)).collect();
-        let mut found: Vec<Option<Versioned>> = Vec::with_capacity(keys.len());
         for some in keys.chunks(CHECK_AT_ONCE) {
             let mut pipeline = client.pipeline();
             some.iter().for_each(|key| {
                 pipeline.get(key);
             });
-            for answer in pipeline.run() {
-                match answer {
-                    Ok(Response::Value(value)) => found.push(value),
-                    other => return Err(format!("a read was answered {other:?}")),
+            for (key, answer) in some.iter().zip(pipeline.run()) {
+                let Ok(Response::Value(got)) = answer else {
+                    return Err(format!("a read was answered {answer:?}"));
+                };
+                let scanned = found_all.get(*key).map(|entry| (&entry.value, entry.version));
+                if got.as_ref().map(|got| (&got.value, got.version)) != scanned {
+                    return Err(format!("{:?}: a GET and a scan differ", String::from_utf8_lossy(key)));
                 }
             }
         }
-        let mut found = &found[..];
-        for unit in &mut self.units {
-            let (own, rest) = found.split_at(unit.keys.len());
-            unit.check(own).map_err(|why| {
-                let keys: Vec<_> = unit.keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
-                format!("{keys:?}: {why}")
-            })?;
-            found = rest;
-        }
-        Ok(())
+        self.units.iter_mut().try_for_each(|unit| check_unit(unit, found_all))
+    }
+
+    /// Whether the key is one of its own.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        self.units.iter().any(|unit| unit.keys.iter().any(|own| own == key))
     }
 
     /// Writes until the server is gone. `Err` is an answer that was wrong.
-    pub fn run(&mut self, client: &mut Client, rng: &mut fastrand::Rng) -> Result<(Shared, Tally), String> {
+    pub fn run(
+        &mut self,
+        client: &mut Client,
+        rng: &mut fastrand::Rng,
+        flushes: &Flushes,
+    ) -> Result<(Shared, Tally), String> {
         let mut shared = Shared::new();
         let mut tally = Tally::default();
         let mut is_up = true;
         while is_up {
-            is_up = match rng.u8(..10) {
-                0..8 => self.run_owned(client, rng, &mut tally)?,
-                8 => self.run_contended(client, rng, &mut shared, &mut tally)?,
-                _ => run_counters(client, rng, &mut shared, &mut tally)?,
+            let flushes = flushes.read().expect("who writes it does not panic");
+            self.take_in_flushes(&flushes, &mut shared);
+            is_up = match rng.u8(..64) {
+                0..48 => self.run_owned(client, rng, &mut tally)?,
+                48..54 => self.run_contended(client, rng, &mut shared, &mut tally)?,
+                54..60 => run_counters(client, rng, &mut shared, &mut tally)?,
+                60..62 => self.run_mget(client, rng, &mut tally)?,
+                62 => self.run_scan(client, rng, &mut tally)?,
+                _ => self.run_delete_range(client, rng, &mut tally)?,
             };
         }
+        self.take_in_flushes(&flushes.read().expect("who writes it does not panic"), &mut shared);
         Ok((shared, tally))
+    }
+
+    fn take_in_flushes(&mut self, flushes: &[bool], shared: &mut Shared) {
+        for is_answered in &flushes[self.flushes..] {
+            self.units.iter_mut().for_each(|unit| unit.remove(*is_answered));
+            shared.remove(*is_answered);
+        }
+        self.flushes = flushes.len();
+    }
+
+    /// Reads many keys of all kinds at once.
+    fn run_mget(
+        &mut self,
+        client: &mut Client,
+        rng: &mut fastrand::Rng,
+        tally: &mut Tally,
+    ) -> Result<bool, String> {
+        let ats: Vec<usize> = (0..rng.usize(1..60)).map(|_| self.pick(rng)).collect();
+        let keys: Vec<&Vec<u8>> = ats.iter().flat_map(|at| &self.units[*at].keys).collect();
+        let found = client.mget(&keys);
+        let is_up = tally.count(&found);
+        let Ok(found) = found else { return Ok(is_up) };
+        let mut found = found.into_iter();
+        for at in ats {
+            for key in 0..self.units[at].keys.len() {
+                let value = found.next().expect("one for each key");
+                self.units[at].take_in(&Op::Get(key), &Ok(Response::Value(value)))?;
+            }
+        }
+        Ok(is_up)
+    }
+
+    /// Reads all keys of one kind, in order or backwards.
+    fn run_scan(
+        &mut self,
+        client: &mut Client,
+        rng: &mut fastrand::Rng,
+        tally: &mut Tally,
+    ) -> Result<bool, String> {
+        let prefix = self.prefix(rng);
+        let scan = client.scan(KeyRange::prefix(&prefix)).page(rng.u32(..40), 0);
+        let scan = if rng.bool() { scan.reverse() } else { scan };
+        let mut found = Found::new();
+        for entry in scan {
+            if !tally.count(&entry) {
+                return Ok(false);
+            }
+            let entry = entry.map_err(|error| format!("a scan was refused: {error}"))?;
+            found.insert(entry.key.clone(), entry);
+        }
+        let own = self.units.iter_mut().filter(|unit| unit.keys[0].starts_with(&prefix));
+        let mut known = 0;
+        for unit in own {
+            known += usize::from(found.contains_key(&unit.keys[0]));
+            check_unit(unit, &found)?;
+        }
+        if known != found.len() {
+            return Err(format!("a scan found {} keys, of which {known} are known", found.len()));
+        }
+        Ok(true)
+    }
+
+    /// Removes some of its keys with a range delete.
+    fn run_delete_range(
+        &mut self,
+        client: &mut Client,
+        rng: &mut fastrand::Rng,
+        tally: &mut Tally,
+    ) -> Result<bool, String> {
+        let prefix = self.prefix(rng);
+        let answer = client.delete_range(&KeyRange::prefix(&prefix));
+        let is_up = tally.count(&answer);
+        let is_answered = match &answer {
+            Ok(()) => true,
+            // A thousand ranges are the most, until merges have dropped some; nothing is done.
+            Err(Error::Refused(refusal)) if refusal.code == Code::Overloaded => return Ok(true),
+            Err(error) if error.may_be_applied() && !is_up => false,
+            Err(error) => {
+                check_not_refused(error)?;
+                return Ok(is_up);
+            }
+        };
+        let own = self.units.iter_mut().filter(|unit| unit.keys[0].starts_with(&prefix));
+        own.for_each(|unit| unit.remove(is_answered));
+        Ok(is_up)
+    }
+
+    /// What a part of its keys begins with, those with tags apart.
+    fn prefix(&self, rng: &mut fastrand::Rng) -> Vec<u8> {
+        let name = self.name;
+        match rng.u8(..8) {
+            0 => format!("{name}:hot:"),
+            1 => format!("{name}:number:"),
+            2 => format!("{name}:cold:"),
+            _ => format!("{name}:cold:{}", rng.u8(1..10)),
+        }
+        .into_bytes()
     }
 
     fn run_owned(
@@ -168,22 +316,44 @@ impl Owned {
         let mut pipeline = client.pipeline();
         for (at, op) in &sent {
             let keys = &self.units[*at].keys;
-            let with = |condition| Options { condition, ..Options::default() };
+            // The server's default is the same; asked for, it goes another way.
+            let durability = if rng.u8(..4) == 0 { Durability::Always } else { Durability::Default };
+            let with = |condition| Options { condition, durability };
             match op {
                 Op::Get(key) => pipeline.get(&keys[*key]),
-                Op::Set(key, value, condition) => pipeline.set_with(&keys[*key], value, with(*condition)),
+                Op::Ttl(key) => pipeline.ttl(&keys[*key]),
+                Op::Set(key, value, condition, stay) => {
+                    let expiry = match stay {
+                        Stay::Forever => Expiry::Never,
+                        Stay::Until(time) => Expiry::Set(Deadline::At(*time)),
+                        Stay::AsBefore => Expiry::Keep,
+                    };
+                    let options = SetOptions { expiry, ..with(*condition).into() };
+                    pipeline.set_with(&keys[*key], value, options)
+                }
                 Op::Delete(key, condition) => pipeline.delete_with(&keys[*key], with(*condition)),
-                Op::Incr(key, amount) => pipeline.incr(&keys[*key], *amount),
-                Op::Batch(ops) => {
+                Op::Incr(key, amount) => pipeline.incr_with(&keys[*key], *amount, durability),
+                Op::Expire(key, time, condition) => {
+                    pipeline.expire_with(&keys[*key], Deadline::At(*time), with(*condition))
+                }
+                Op::Persist(key, condition) => pipeline.persist_with(&keys[*key], with(*condition)),
+                Op::Batch(ops, check) => {
                     let mut batch = Batch::new();
-                    for (key, value) in ops {
-                        let added = match value {
-                            Some(value) => batch.put(&keys[*key], value),
-                            None => batch.delete(&keys[*key]),
+                    for (key, change) in ops {
+                        let added = match change {
+                            Change::Put(value, expires) => {
+                                let expiry =
+                                    expires.map_or(Expiry::Never, |time| Expiry::Set(Deadline::At(time)));
+                                batch.put_with(&keys[*key], value, expiry, Condition::None)
+                            }
+                            Change::Delete => batch.delete(&keys[*key]),
                         };
                         added.expect("keys of one slot");
                     }
-                    pipeline.batch(&batch)
+                    if let Some((key, condition)) = check {
+                        batch.check(&keys[*key], *condition).expect("keys of one slot");
+                    }
+                    pipeline.batch(batch.durability(durability))
                 }
             };
         }
@@ -214,19 +384,33 @@ impl Owned {
         if self.units[at].keys.len() > 1 && rng.u8(..4) > 0 {
             let count = rng.usize(1..=TAGGED_KEYS + 1);
             let op = |_| {
-                let value = (rng.u8(..4) > 0).then(|| self.value(rng));
-                (rng.usize(..TAGGED_KEYS), value)
+                let change = match rng.u8(..4) {
+                    0 => Change::Delete,
+                    1 => Change::Put(self.value(rng), Some(far_off(rng))),
+                    _ => Change::Put(self.value(rng), None),
+                };
+                (rng.usize(..TAGGED_KEYS), change)
             };
-            return Op::Batch((0..count).map(op).collect());
+            let ops = (0..count).map(op).collect();
+            return Op::Batch(ops, (condition != Condition::None).then_some((key, condition)));
         }
-        match rng.u8(..20) {
+        // Nothing else than a SET may depend on a key's absence.
+        let present = if condition == Condition::IfAbsent { Condition::None } else { condition };
+        let stay = match rng.u8(..6) {
+            0 => Stay::Until(far_off(rng)),
+            1 => Stay::AsBefore,
+            _ => Stay::Forever,
+        };
+        match rng.u8(..24) {
             0..3 => Op::Get(key),
-            3..6 => {
-                Op::Delete(key, if condition == Condition::IfAbsent { Condition::None } else { condition })
-            }
-            6..18 if is_number => Op::Incr(key, rng.i64(-5..100)),
-            18 if is_number => Op::Set(key, rng.i32(..).to_string().into_bytes(), condition),
-            _ => Op::Set(key, self.value(rng), condition),
+            3..6 => Op::Delete(key, present),
+            6 => Op::Ttl(key),
+            7 => Op::Persist(key, present),
+            8 if rng.u8(..4) == 0 => Op::Expire(key, PAST, present),
+            8..10 => Op::Expire(key, far_off(rng), present),
+            10..22 if is_number => Op::Incr(key, rng.i64(-5..100)),
+            22 if is_number => Op::Set(key, rng.i32(..).to_string().into_bytes(), condition, stay),
+            _ => Op::Set(key, self.value(rng), condition, stay),
         }
     }
 
@@ -300,6 +484,21 @@ impl Owned {
     }
 }
 
+/// Compares a unit's keys with what was found.
+fn check_unit(unit: &mut Unit, found: &Found) -> Result<(), String> {
+    let own: Vec<Option<Seen<'_>>> = unit.keys.iter().map(|key| found.get(key).map(Seen::from)).collect();
+    unit.check(&own).map_err(|why| {
+        let keys: Vec<_> = unit.keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
+        format!("{keys:?}: {why}")
+    })
+}
+
+/// A time that no test lives to see.
+fn far_off(rng: &mut fastrand::Rng) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    (now + FAR_OFF).as_millis() as u64 + rng.u64(..1 << 36)
+}
+
 fn run_counters(
     client: &mut Client,
     rng: &mut fastrand::Rng,
@@ -334,7 +533,7 @@ fn check_not_refused(error: &Error) -> Result<(), String> {
 
 impl Tally {
     /// Counts an answer; whether the server is still there.
-    fn count<T>(&mut self, answer: &Result<T, Error>) -> bool {
+    pub fn count<T>(&mut self, answer: &Result<T, Error>) -> bool {
         match answer {
             Ok(_) | Err(Error::Refused(_)) => {
                 self.answered += 1;

@@ -141,7 +141,7 @@ pub struct Left {
 }
 
 fn differs(key: &Key, what: String) -> Difference {
-    Difference { keys: vec![key.clone()], what }
+    Difference::of(vec![key.clone()], what)
 }
 
 fn changed(next: Next, current: &Option<Live>, version: Lsn) -> Option<Live> {
@@ -268,7 +268,7 @@ impl<'a> Fates<'a> {
         answer: &Answer,
     ) -> Result<(), Difference> {
         let keys = || items.iter().map(|item| item.key.clone()).collect();
-        let fail = |what: String| Err(Difference { keys: keys(), what });
+        let fail = |what: String| Err(Difference::of(keys(), what));
         let now = self.now;
         match answer {
             Answer::Written(first) => {

@@ -67,17 +67,28 @@ impl Pool {
         self.keys.iter().map(|key| key.len()).max().unwrap_or(0)
     }
 
+    /// Chooses a pattern in which so many keys were written already.
+    fn choose(&mut self, rng: &mut fastrand::Rng, written: usize) {
+        let first = rng.usize(..self.keys.len());
+        self.pattern = match rng.u8(..6) {
+            0 | 1 => Pattern::Uniform,
+            2 | 3 => Pattern::Hot(first),
+            4 => Pattern::Ascending(first + written),
+            _ => Pattern::Queue(first + written),
+        };
+    }
+
+    /// The same, and it stays.
+    pub fn settle_on(&mut self, rng: &mut fastrand::Rng, written: usize) {
+        self.left = u32::MAX;
+        self.choose(rng, written);
+    }
+
     /// The key of the next write, or of the next operation that reads or deletes.
     pub fn pick(&mut self, rng: &mut fastrand::Rng, is_put: bool) -> Key {
         if self.left == 0 {
             self.left = rng.u32(100..4000);
-            let at = rng.usize(..self.keys.len());
-            self.pattern = match rng.u8(..6) {
-                0 | 1 => Pattern::Uniform,
-                2 | 3 => Pattern::Hot(at),
-                4 => Pattern::Ascending(at),
-                _ => Pattern::Queue(at),
-            };
+            self.choose(rng, 0);
         }
         self.left -= 1;
         let count = self.keys.len();

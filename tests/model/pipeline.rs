@@ -7,17 +7,18 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use atlaskv::env::Env;
 use atlaskv::error::{Class, Code};
 use atlaskv::protocol::binary::{KeyList, OpList, encode_request};
-use atlaskv::protocol::{Action, BatchOp, DeleteRange, Durability, Request};
+use atlaskv::protocol::{Action, BatchOp, Condition, DeleteRange, Durability, Request};
 use atlaskv::slot::Slot;
 
 use crate::fates::{Fates, Left, Range, Removal, is_value};
 use crate::keys::Key;
 use crate::reference::{Act, Item, Live, MARGIN_MS, Op, Span};
-use crate::run::{Run, TABLETS_MAX};
+use crate::run::{Run, TABLETS_MAX, Unsure};
 use crate::scans::{Scan, Snap, State, Window};
 use crate::store::{Answer, Store};
 use crate::verify::{Difference, ask};
@@ -30,7 +31,8 @@ const RANGE_OVERHEAD: usize = 256;
 pub struct Flight {
     /// By which connection, and what.
     pub ops: Rc<Vec<(usize, Op)>>,
-    pub since_ms: u64,
+    /// What the shards' clocks showed, and when.
+    pub since: (Span, Duration),
     /// What there was before, if it is wanted.
     pub base: Option<Rc<std::collections::BTreeMap<Key, Live>>>,
     /// Which connection a slot's requests take.
@@ -91,7 +93,18 @@ fn encode(out: &mut Vec<u8>, id: usize, op: &Op) {
 }
 
 fn differs(key: &Key, what: String) -> Difference {
-    Difference { keys: vec![key.clone()], what }
+    Difference::of(vec![key.clone()], what)
+}
+
+/// The keys of which an answer tells something: of a batch whose condition fails those that had conditions up to it.
+fn told_of<'a>(op: &'a Op, answer: &Answer) -> Vec<&'a Key> {
+    match (op, answer) {
+        (Op::Batch(items), Answer::BatchUnmet(unmet, _)) => {
+            let looked_at = items.iter().take(*unmet as usize + 1);
+            looked_at.filter(|item| item.condition != Condition::None).map(|item| &item.key).collect()
+        }
+        _ => op.keys(),
+    }
 }
 
 /// What a pipeline came to.
@@ -120,11 +133,33 @@ impl Run {
         let answers = store.answers().await;
         self.flight = None;
         self.progress.set(self.progress.get() + 1);
-        let now = (flight.since_ms, store.env.wall_ms());
-        assert!(now.1 - now.0 < MARGIN_MS, "a pipeline took {} ms", now.1 - now.0);
+        let now = (flight.since.0.0, self.clocks(store).1);
+        // Nothing expires within twice this time.
+        let most = if self.may_fail { 2 * MARGIN_MS } else { MARGIN_MS };
+        assert!(now.1 - now.0 < most, "a pipeline took {} ms", now.1 - now.0);
+        if self.may_fail && answers.iter().any(Answer::is_fault) {
+            return Err(self.fail(&flight, answers, now)?);
+        }
         let landed = self.land(store, &flight, answers, now)?;
-        self.look(store, &landed.unsure).await?;
+        if !landed.unsure.is_empty() {
+            // The power may go before all of it was seen.
+            let (window, batches) = (landed.unsure.clone(), landed.batches.clone());
+            self.unsure = Some(Unsure { window, batches });
+            self.look(store, &landed.unsure).await?;
+            self.unsure = None;
+        }
         Ok(landed)
+    }
+
+    /// Some requests were refused for what the disk has done: what may have become of their keys is undecided.
+    fn fail(&mut self, flight: &Flight, answers: Vec<Answer>, now: Span) -> Result<Difference, Difference> {
+        let what = format!("{:.200?}", answers.iter().find(|answer| answer.is_fault()));
+        let answers: Vec<Option<Answer>> = answers.into_iter().map(Some).collect();
+        let Landed { unsure: window, batches, .. } = self.cut_off(flight, &answers, now)?;
+        self.unsure = Some(Unsure { window, batches });
+        // Pages may have been among them.
+        self.scans.iter_mut().for_each(|scan| scan.may_renew = true);
+        Ok(Difference { is_fault: true, ..Difference::of(Vec::new(), what) })
     }
 
     /// Reads keys that may be several things.
@@ -134,10 +169,13 @@ impl Run {
                 // When it expires may be all that is unsure.
                 Answer::Value(version, value) => match ask(store, 0, &Request::Ttl { key }).await {
                     Answer::Lifetime(of, expiry_ms) if of == version => Some((version, expiry_ms, value)),
-                    other => return Err(differs(key, format!("has {version}, and then {other:.200?}"))),
+                    other => {
+                        let what = format!("TTL of what has {version}");
+                        return Err(Difference::answered(vec![key.clone()], &what, &other));
+                    }
                 },
                 Answer::Absent => None,
-                other => return Err(differs(key, format!("answered {other:.200?}"))),
+                other => return Err(Difference::answered(vec![key.clone()], "GET", &other)),
             };
             let is_it = |state: &&State| match (&state.live, &found) {
                 (None, None) => true,
@@ -183,7 +221,7 @@ impl Run {
                 }
                 Op::Mget(keys) => {
                     let Answer::Values(values) = answer else {
-                        return Err(Difference { keys: keys.clone(), what: format!("MGET: {answer:.200?}") });
+                        return Err(Difference::of(keys.clone(), format!("MGET: {answer:.200?}")));
                     };
                     for (key, value) in keys.iter().zip(values) {
                         if flight.connection(key) == *connection {
@@ -211,7 +249,7 @@ impl Run {
                 states.chain(self.reference.live.get(key)).map(|live| live.value.len()).max()
             };
             if keys.iter().filter_map(longest).sum::<usize>() < 500_000 {
-                return Err(Difference { keys: keys.clone(), what: "its values fit a frame".to_owned() });
+                return Err(Difference::of(keys.clone(), "its values fit a frame".to_owned()));
             }
         }
         for (key, value) in loose {
@@ -260,8 +298,11 @@ impl Run {
                 self.met.ranges_refused += 1;
                 if code.may_be_applied() { Removal::Maybe } else { Removal::Nothing }
             }
+            Some(Answer::Refused(code, _)) if self.may_fail && code.class() != Class::Request => {
+                if code.may_be_applied() { Removal::Maybe } else { Removal::Nothing }
+            }
             Some(other) => {
-                return Err(Difference { keys: Vec::new(), what: format!("a range delete: {other:.200?}") });
+                return Err(Difference::of(Vec::new(), format!("a range delete: {other:.200?}")));
             }
             None => Removal::Maybe,
         };
@@ -298,11 +339,12 @@ impl Run {
                 }
                 Ok(())
             }
-            Answer::Refused(code, _) if code.class() == Class::Later && open.may_renew => {
+            // One that begins while its tablet leaves is told to try again.
+            Answer::Refused(code, _) if code.class() == Class::Later && (open.may_renew || is_changing) => {
                 self.met.scans_refused += 1;
                 Ok(())
             }
-            other => Err(Difference { keys: Vec::new(), what: format!("scan {scan}: {other:.200?}") }),
+            other => Err(Difference::of(Vec::new(), format!("scan {scan}: {other:.200?}"))),
         }
     }
 
@@ -337,19 +379,22 @@ impl Run {
             match (op, answer) {
                 (Op::Page(_) | Op::Mget(_), _) => {}
                 (Op::DeleteRange { .. }, _) => fates.pass_range(|key| flight.connection(key)),
-                (_, Some(answer)) => {
-                    if let Some(key) = op.keys().into_iter().find(|key| open.contains(*key)) {
+                (_, Some(Answer::Refused(code, _)))
+                    if self.may_fail && code.class() != Class::Request && !code.may_be_applied() => {}
+                (_, Some(answer)) if !answer.is_fault() => {
+                    if let Some(key) = told_of(op, answer).into_iter().find(|key| open.contains(*key)) {
                         let what = format!("request {id} is answered, and a write before it is not");
                         return Err(differs(key, what));
                     }
                     fates.take(id, *connection, op, answer)?;
                 }
-                (_, None) => {
+                (_, Some(_) | None) => {
                     let changed = fates.guess(id, *connection, op);
                     open.extend(changed.into_iter().filter(|_| is_exact));
                 }
             }
-            if let (Op::Batch(items), None, true) = (op, answer, is_exact) {
+            let is_open = answer.as_ref().is_none_or(Answer::is_fault);
+            if let (Op::Batch(items), true, true) = (op, is_open, is_exact) {
                 let written = items.iter().filter(|item| item.act.is_write());
                 batches.push((id, written.map(|item| item.key.clone()).collect()));
             }

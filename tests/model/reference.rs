@@ -289,13 +289,14 @@ impl Reference {
         Ok(())
     }
 
-    /// Lets what has expired go. `Err`: when the next one does, if that is too soon for a pipeline.
-    pub fn settle(&mut self, now_ms: u64) -> Result<u64, u64> {
+    /// Lets what has expired go, by clocks that are somewhere in `now`. `Err`: when the next one does, if that is too
+    /// soon for a pipeline.
+    pub fn settle(&mut self, now: Span) -> Result<u64, u64> {
         let mut expired = 0;
         while let Some((at_ms, key)) = self.deadlines.first().cloned() {
-            if at_ms > now_ms {
+            if at_ms > now.0 {
                 // The start of a span comes no more than a pipeline before its end.
-                return if at_ms <= now_ms + 2 * MARGIN_MS { Err(at_ms) } else { Ok(expired) };
+                return if at_ms <= now.1 + 2 * MARGIN_MS { Err(at_ms) } else { Ok(expired) };
             }
             self.deadlines.pop_first();
             self.live.remove(&key);

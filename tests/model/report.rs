@@ -1,5 +1,6 @@
 //! What a run met, and what is told of one that failed.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use crate::keys::Key;
@@ -25,10 +26,19 @@ pub struct Met {
     pub ranges: u64,
     pub ranges_refused: u64,
     pub expired: u64,
+    /// How often the wall clock was set back.
+    pub turned_back: u64,
     pub flushes: u64,
     pub merges: u64,
     pub trivial_moves: u64,
     pub disk_waits: u64,
+    pub faults: u64,
+    pub starts_refused: u64,
+    pub restarts: u64,
+    /// Copies of stores that were damaged, and those that have shown it.
+    pub damaged: u64,
+    pub damage_at_start: u64,
+    pub damage_on_read: u64,
 }
 
 impl Met {
@@ -38,7 +48,7 @@ impl Met {
         }
     }
 
-    fn each(&mut self) -> [(&'static str, &mut u64); 17] {
+    fn each(&mut self) -> [(&'static str, &mut u64); 18] {
         [
             ("requests", &mut self.ops),
             ("lives", &mut self.lives),
@@ -53,11 +63,23 @@ impl Met {
             ("batches with a condition that fails", &mut self.unmet),
             ("range deletes", &mut self.ranges),
             ("keys expired", &mut self.expired),
+            ("clocks set back", &mut self.turned_back),
             ("flushes", &mut self.flushes),
             ("merges", &mut self.merges),
             ("trivial moves", &mut self.trivial_moves),
             ("reads of blocks", &mut self.disk_waits),
         ]
+    }
+
+    /// The same of stores in trouble: other things are met there.
+    pub fn add_storm(&mut self, other: &Met) {
+        self.add(other);
+        self.faults += other.faults;
+        self.starts_refused += other.starts_refused;
+        self.restarts += other.restarts;
+        self.damaged += other.damaged;
+        self.damage_at_start += other.damage_at_start;
+        self.damage_on_read += other.damage_on_read;
     }
 
     /// Panics if something was never met.
@@ -68,11 +90,24 @@ impl Met {
     }
 }
 
+/// What is told of a run that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Telling {
+    /// The last events, and the last requests for the keys that differ.
+    #[default]
+    Last,
+    /// All events and requests in order: of one that was made short.
+    Whole,
+    Nothing,
+}
+
 /// The last requests and events, for the report of a difference.
 #[derive(Default)]
 pub struct Log {
     requests: VecDeque<(u64, Op, Option<Answer>)>,
     events: VecDeque<(u64, String)>,
+    pub telling: Telling,
+    is_told: Cell<bool>,
 }
 
 const LOG_REQUESTS: usize = 100_000;
@@ -87,14 +122,37 @@ impl Log {
     }
 
     pub fn event(&mut self, step: u64, what: String) {
-        if self.events.len() == LOG_EVENTS {
+        if self.events.len() == LOG_EVENTS && self.telling != Telling::Whole {
             self.events.pop_front();
         }
         self.events.push_back((step, what));
     }
 
-    /// Prints what there is of some keys.
+    /// Prints what there is of some keys, once.
     pub fn print(&self, keys: &[Key]) {
+        if self.is_told.replace(true) {
+            return;
+        }
+        match self.telling {
+            Telling::Nothing => {}
+            Telling::Whole => self.print_all(),
+            Telling::Last => self.print_last(keys),
+        }
+    }
+
+    fn print_all(&self) {
+        eprintln!("all that was done:");
+        let mut events = self.events.iter().peekable();
+        for (step, op, answer) in &self.requests {
+            while let Some((at, what)) = events.next_if(|(at, _)| at <= step) {
+                eprintln!("  {at:>5}  {what}");
+            }
+            eprintln!("  {step:>5}    {}  ->  {}", shown(op), shown(answer));
+        }
+        events.for_each(|(at, what)| eprintln!("  {at:>5}  {what}"));
+    }
+
+    fn print_last(&self, keys: &[Key]) {
         eprintln!("the last events:");
         self.events.iter().for_each(|(step, what)| eprintln!("  {step:>9}  {what}"));
         for key in keys {

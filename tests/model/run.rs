@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use atlaskv::env::sim::{SimEnv, SimWorld};
 use atlaskv::env::{Env, Gate, Queue};
+use atlaskv::metrics::MetricsSnapshot;
 use atlaskv::shard::Trouble;
 
 use crate::keys::{Key, Pool};
 use crate::pipeline::{Flight, Landed};
-use crate::reference::{Live, MARGIN_MS, Op, Reference};
+use crate::plan::{COPY, PAGE, RANGE};
+use crate::reference::{Live, MARGIN_MS, Op, Reference, Span};
 use crate::report::{Log, Met, shown};
 use crate::scans::{Scan, Snap, Window};
+use crate::script::Script;
 use crate::shape::Shape;
 use crate::store::{Inbox, Store};
 use crate::verify::{Difference, check_atomic, check_copy, read_all, scan_all};
@@ -22,6 +25,8 @@ use crate::workload::Workload;
 const SCANS_MAX: usize = 24;
 /// How long the store keeps a scan that nobody goes on with, and a little less.
 const SCAN_LIFE: Duration = Duration::from_secs(45);
+/// Shards' clocks may differ so much while the wall clock is behind them.
+const SKEW_MS: u64 = 500;
 /// Most tablets that splits may make.
 pub const TABLETS_MAX: usize = 64;
 
@@ -32,35 +37,45 @@ fn below_one(rng: &mut fastrand::Rng, first: u64, bounds: [u64; 3]) -> u64 {
 }
 
 /// What a power cut left undecided.
-struct Unsure {
-    window: Window,
-    batches: Vec<(usize, Vec<Key>)>,
+#[derive(Clone, Default)]
+pub struct Unsure {
+    pub window: Window,
+    pub batches: Vec<(usize, Vec<Key>)>,
 }
 
 /// A run in progress.
 pub struct Run {
     pub seed: u64,
     pub work: Workload,
-    shapes: fastrand::Rng,
+    pub shapes: fastrand::Rng,
     pub reference: Reference,
+    /// The latest time that a shard's clock showed, and when that was.
+    latest: (u64, Duration),
     /// Requests so far.
     pub step: u64,
     pub log: Log,
+    /// What a storm is to do.
+    pub script: Script,
     pub scans: Vec<Scan>,
     next_scan: u64,
     pub flight: Option<Flight>,
     /// Grows as pipelines begin and end.
     pub progress: Rc<Cell<u64>>,
     /// Moves and splits under way.
-    changing: Gate,
+    pub changing: Gate,
     changes: Rc<Cell<u32>>,
     /// Whether there was one when the pipeline began.
     pub changing_at_start: bool,
     trouble: Rc<RefCell<Option<String>>>,
-    unsure: Option<Unsure>,
+    pub unsure: Option<Unsure>,
     copies: u32,
-    tablets: u16,
-    entry_bytes_max: usize,
+    pub tablets: u16,
+    /// Requests that may come at once, few, some or many.
+    pub burst: [u64; 3],
+    tablets_max: usize,
+    pub entry_bytes_max: usize,
+    /// Requests may be refused, and tablets stay where they are, since the disk fails.
+    pub may_fail: bool,
     pub met: Met,
 }
 
@@ -72,8 +87,20 @@ impl Run {
         let longest = if is_large && rng.bool() { atlaskv::base::KEY_BYTES_MAX } else { 0 };
         let count = [40, 300, 300, 1500, 4000][rng.usize(..5)];
         let pool = Pool::new(&mut rng, count, longest);
-        let value_bytes_max = if is_large { 300 << 10 } else { 9000 };
+        let value_bytes_max = if is_large { 600 << 10 } else { 9000 };
         let tablets = [1, 2, 5, 16, 64][rng.usize(..5)];
+        Run::with(seed, rng, pool, value_bytes_max, tablets, TABLETS_MAX)
+    }
+
+    /// One with such keys, values and tablets.
+    pub fn with(
+        seed: u64,
+        mut rng: fastrand::Rng,
+        pool: Pool,
+        value_bytes_max: usize,
+        tablets: u16,
+        tablets_max: usize,
+    ) -> Run {
         let entry_bytes_max = value_bytes_max + pool.longest() + (16 << 10);
         let shapes = rng.fork();
         Run {
@@ -81,8 +108,10 @@ impl Run {
             work: Workload::new(rng, pool, value_bytes_max),
             shapes,
             reference: Reference::default(),
+            latest: (0, Duration::ZERO),
             step: 0,
             log: Log::default(),
+            script: Script::new(seed, None),
             scans: Vec::new(),
             next_scan: 1,
             flight: None,
@@ -94,7 +123,10 @@ impl Run {
             unsure: None,
             copies: 0,
             tablets,
+            burst: [4, 60, 250],
+            tablets_max,
             entry_bytes_max,
+            may_fail: false,
             met: Met::default(),
         }
     }
@@ -114,23 +146,31 @@ impl Run {
             }
             world.kill();
             self.met.lives += 1;
-            let next = SimWorld::new(self.shapes.u64(..));
-            let keep = if is_cut { self.shapes.u32(..=100) } else { 100 };
-            let disk = env.disk().crash(&next, &mut self.shapes.fork(), keep);
-            let seen_ms = env.wall_ms();
-            (world, env) = (next.clone(), SimEnv::new(&next, disk));
-            let pause_ms = below_one(&mut self.shapes, 1, [1000, 600_000, 600_000]);
-            world.jump_wall((seen_ms - env.wall_ms() + pause_ms) as i64);
+            (world, env) = self.next_world(&env, is_cut);
         }
         self.met.ops = self.step;
         self.met
     }
 
-    fn event(&mut self, what: String) {
+    /// The world after this one has ended, by a power cut or not, and some time has passed.
+    pub fn next_world(&mut self, env: &SimEnv, is_cut: bool) -> (SimWorld, SimEnv) {
+        let next = SimWorld::new(self.shapes.u64(..));
+        let keep = if is_cut { self.shapes.u32(..=100) } else { 100 };
+        let disk = env.disk().crash(&next, &mut self.shapes.fork(), keep);
+        let after = SimEnv::new(&next, disk);
+        let pause_ms = below_one(&mut self.shapes, 1, [1000, 600_000, 600_000]);
+        // Clocks begin with the wall clock. What was expired may be there again if that shows an earlier time.
+        next.jump_wall((self.time_ms(env) - after.wall_ms() + pause_ms) as i64);
+        self.latest = (0, Duration::ZERO);
+        (next, after)
+    }
+
+    pub fn event(&mut self, what: String) {
         self.log.event(self.step, what);
     }
 
-    fn report(&self, difference: &Difference, shape: &Shape) -> ! {
+    pub fn report(&self, difference: &Difference, shape: &Shape) -> ! {
+        self.script.done.borrow_mut().difference = Some(difference.what.clone());
         self.log.print(&difference.keys);
         let keys: Vec<String> =
             difference.keys.iter().map(|key| shown(&key.escape_ascii().to_string())).collect();
@@ -147,16 +187,10 @@ impl Run {
         is_cut: bool,
         inbox: &RefCell<Rc<Inbox>>,
     ) -> Result<(), Difference> {
-        let trouble = |what: &str, error| Difference { keys: Vec::new(), what: format!("{what}: {error}") };
+        let trouble = |what: &str, error| Difference::of(Vec::new(), format!("{what}: {error}"));
         let store = Store::open(env, shape).await.map_err(|error| trouble("no start", error))?;
         inbox.replace(store.inbox.clone());
-        (self.changing, self.changes) = (Gate::new(), Rc::default());
-        self.watch(env);
-        self.scans.retain(|scan| !scan.ask.is_local);
-        for scan in &mut self.scans {
-            scan.connection %= shape.shards;
-            scan.may_renew = true;
-        }
+        self.begin_life(env, shape);
         self.decide(world, &store).await?;
         while self.step < end {
             self.step_once(world, &store, shape).await?;
@@ -165,8 +199,7 @@ impl Run {
             self.met.crashes += 1;
             let after = Duration::from_micros(below_one(&mut self.shapes, 0, [200, 600, 4000]));
             self.event(format!("the power goes {after:?} after a pipeline has begun"));
-            let before = store.metrics();
-            self.count(&before);
+            self.count(&MetricsSnapshot::default(), &store.metrics());
             self.maybe_change(&store);
             let last = async { self.pipeline(world, &store, shape).await };
             let cut = async {
@@ -177,18 +210,30 @@ impl Run {
         }
         self.changing.empty().await;
         self.event("stopped".to_owned());
-        self.count(&store.metrics());
+        self.count(&MetricsSnapshot::default(), &store.metrics());
         store.close().await.map_err(|error| trouble("no stop", error))
     }
 
-    fn count(&mut self, metrics: &atlaskv::metrics::MetricsSnapshot) {
-        self.met.flushes += metrics.flushes;
-        self.met.merges += metrics.compactions;
-        self.met.trivial_moves += metrics.table_moves;
-        self.met.moves += metrics.tablet_moves;
-        self.met.splits += metrics.tablet_splits;
-        self.met.checkpoints += metrics.checkpoints;
-        self.met.disk_waits += metrics.disk_waits;
+    /// Nothing of an earlier life goes on.
+    pub fn begin_life(&mut self, env: &SimEnv, shape: &Shape) {
+        (self.changing, self.changes) = (Gate::new(), Rc::default());
+        self.watch(env);
+        self.scans.retain(|scan| !scan.ask.is_local);
+        for scan in &mut self.scans {
+            scan.connection %= shape.shards;
+            scan.may_renew = true;
+        }
+    }
+
+    /// Counts what has happened between two looks at the store's counters.
+    pub fn count(&mut self, before: &MetricsSnapshot, now: &MetricsSnapshot) {
+        self.met.flushes += now.flushes - before.flushes;
+        self.met.merges += now.compactions - before.compactions;
+        self.met.trivial_moves += now.table_moves - before.table_moves;
+        self.met.moves += now.tablet_moves - before.tablet_moves;
+        self.met.splits += now.tablet_splits - before.tablet_splits;
+        self.met.checkpoints += now.checkpoints - before.checkpoints;
+        self.met.disk_waits += now.disk_waits - before.disk_waits;
     }
 
     /// Panics if a pipeline does not end.
@@ -205,11 +250,11 @@ impl Run {
     }
 
     /// Notes what was on its way when the power went.
-    fn note_cut(&mut self, env: &SimEnv, inbox: &Inbox) -> Result<(), Difference> {
+    pub fn note_cut(&mut self, env: &SimEnv, inbox: &Inbox) -> Result<(), Difference> {
         self.progress.set(self.progress.get().next_multiple_of(2));
         let Some(flight) = self.flight.take() else { return Ok(()) };
         self.met.cut_off += 1;
-        let now = (flight.since_ms, env.wall_ms());
+        let now = (flight.since.0.0, self.time_ms(env));
         let answers = inbox.answers.take();
         let Landed { unsure: window, batches, .. } = self.cut_off(&flight, &answers, now)?;
         self.unsure = Some(Unsure { window, batches });
@@ -217,19 +262,19 @@ impl Run {
     }
 
     /// Right after a start: everything is compared, and what a power cut left undecided is what is found.
-    async fn decide(&mut self, world: &SimWorld, store: &Store) -> Result<(), Difference> {
-        let mut unsure = self.unsure.take().unwrap_or(Unsure { window: Window::new(), batches: Vec::new() });
+    pub async fn decide(&mut self, world: &SimWorld, store: &Store) -> Result<(), Difference> {
+        // It stays undecided until all of it was seen.
+        let mut unsure = self.unsure.clone().unwrap_or_default();
         loop {
             self.settle(world, store);
-            let now_ms = store.env.wall_ms();
+            let (now, wall_ms) = (self.clocks(store), store.env.wall_ms());
             let states = || unsure.window.values().flatten().filter_map(|state| state.live.as_ref());
-            let soon = states()
-                .map(|live| live.expiry.1)
-                .filter(|at| (now_ms..=now_ms + 2 * MARGIN_MS).contains(at));
+            let soon =
+                states().map(|live| live.expiry.1).filter(|at| (now.0..=now.1 + 2 * MARGIN_MS).contains(at));
             let Some(at_ms) = soon.max() else { break };
-            world.jump_wall((at_ms - now_ms) as i64 + 1);
+            world.jump_wall((at_ms - wall_ms) as i64 + 1);
         }
-        let now_ms = store.env.wall_ms();
+        let now_ms = self.clocks(store).0;
         for state in unsure.window.values_mut().flatten() {
             state.live = state.live.take().filter(|live| !live.is_past(now_ms));
         }
@@ -248,26 +293,57 @@ impl Run {
                 |version| states.iter().flat_map(|state| &state.live).any(|old| old.version == version);
             if let Some(live) = live.as_ref().filter(|live| !is_known(live.version)) {
                 let noted = self.reference.note(key, live.version);
-                noted.map_err(|what| Difference { keys: vec![key.clone()], what })?;
+                noted.map_err(|what| Difference::of(vec![key.clone()], what))?;
             }
             self.reference.set(key, live);
         }
+        self.unsure = None;
         self.resolve(store, self.reference.live.keys().cloned().collect()).await?;
         read_all(store, connection, &self.work.pool.keys, &found).await
     }
 
     /// Lets time pass until no key expires soon.
-    fn settle(&mut self, world: &SimWorld, store: &Store) {
+    pub fn settle(&mut self, world: &SimWorld, store: &Store) {
         loop {
-            let now_ms = store.env.wall_ms();
-            match self.reference.settle(now_ms) {
+            let (now, wall_ms) = (self.clocks(store), store.env.wall_ms());
+            if now.1 - now.0 > SKEW_MS {
+                world.jump_wall((now.1 - wall_ms) as i64 + 1);
+                continue;
+            }
+            match self.reference.settle(now) {
                 Ok(expired) => {
                     self.met.expired += expired;
                     return;
                 }
-                Err(at_ms) => world.jump_wall((at_ms - now_ms) as i64 + 1),
+                Err(at_ms) => world.jump_wall((at_ms - wall_ms) as i64 + 1),
             }
         }
+    }
+
+    /// What the shards' clocks show now.
+    pub fn clocks(&mut self, store: &Store) -> Span {
+        let now = store.clocks();
+        self.latest = (now.1, store.env.now());
+        now
+    }
+
+    /// No shard's clock shows a later time.
+    pub fn time_ms(&self, env: &SimEnv) -> u64 {
+        let (latest_ms, at) = self.latest;
+        // Both times are rounded down, each by itself.
+        env.wall_ms().max(latest_ms + env.now().saturating_sub(at).as_millis() as u64 + 1)
+    }
+
+    /// Sets the wall clock back. Mostly all shards have seen the time that it showed.
+    fn turn_back(&mut self, world: &SimWorld, store: &Store, ms: u64) {
+        if self.work.rng.u8(..4) > 0 {
+            for shard in &store.shards {
+                shard.engine.tick();
+            }
+        }
+        self.clocks(store);
+        world.jump_wall(-(ms as i64));
+        self.met.turned_back += 1;
     }
 
     /// Asks when keys expire whose time to live the store has made a time.
@@ -285,7 +361,7 @@ impl Run {
     fn flight(&mut self, store: &Store, ops: impl FnOnce(&Flight) -> Vec<(usize, Op)>) -> Flight {
         let mut flight = Flight {
             ops: Rc::default(),
-            since_ms: store.env.wall_ms(),
+            since: (self.clocks(store), store.env.now()),
             base: None,
             salt: self.work.rng.usize(..64),
             connections: store.connections.len(),
@@ -296,7 +372,12 @@ impl Run {
     }
 
     /// Something random.
-    async fn step_once(&mut self, world: &SimWorld, store: &Store, shape: &Shape) -> Result<(), Difference> {
+    pub async fn step_once(
+        &mut self,
+        world: &SimWorld,
+        store: &Store,
+        shape: &Shape,
+    ) -> Result<(), Difference> {
         match self.work.rng.u8(..100) {
             0..6 => {
                 let shard = self.work.rng.usize(..store.shards.len());
@@ -314,14 +395,19 @@ impl Run {
             }
             11 => {
                 let ms = below_one(&mut self.work.rng, 0, [10_000, 3_600_000, 30 * 3_600_000]);
-                self.event(format!("{ms} ms pass"));
-                world.jump_wall(ms as i64);
+                if self.work.rng.u8(..3) == 0 {
+                    self.event(format!("the clock is set back by {ms} ms"));
+                    self.turn_back(world, store, ms);
+                } else {
+                    self.event(format!("{ms} ms pass"));
+                    world.jump_wall(ms as i64);
+                }
             }
             12..17 => self.maybe_change(store),
             _ => self.pipeline(world, store, shape).await?,
         }
         match self.trouble.take() {
-            Some(what) => Err(Difference { keys: Vec::new(), what }),
+            Some(what) => Err(Difference::of(Vec::new(), what)),
             None => Ok(()),
         }
     }
@@ -340,13 +426,17 @@ impl Run {
         let (guard, changes, trouble) = (self.changing.enter(), self.changes.clone(), self.trouble.clone());
         let coordinator = store.coordinator().clone();
         let mut rng = self.work.rng.fork();
-        let shards = store.shards.len();
+        let (shards, tablets_max, may_fail) = (store.shards.len(), self.tablets_max, self.may_fail);
         store.env.spawn(Queue::Foreground, async move {
             let changed = async {
                 let all = coordinator.survey().await?;
+                if all.is_empty() {
+                    // The only one was on its way when the manifest failed.
+                    return Err(Trouble::Failed("nobody serves a tablet".to_owned()));
+                }
                 let tablet = all[rng.usize(..all.len())];
                 let slots = tablet.slots;
-                if slots.count() > 1 && all.len() < TABLETS_MAX && (shards == 1 || rng.u8(..4) == 0) {
+                if slots.count() > 1 && all.len() < tablets_max && (shards == 1 || rng.u8(..4) == 0) {
                     let at = rng.bool().then(|| rng.u16(slots.first() + 1..=slots.last()));
                     coordinator.split_tablet(tablet.id, at).await
                 } else {
@@ -358,6 +448,7 @@ impl Run {
                 Ok(_) => {}
                 // Where requests wait for the disk for long, the change gives up, and says so.
                 Err(Trouble::Failed(why)) if why.contains("try again") => {}
+                Err(_) if may_fail => {}
                 Err(error) => {
                     trouble.replace(Some(format!("a tablet neither moved nor split: {error}")));
                 }
@@ -370,35 +461,47 @@ impl Run {
     /// Some requests at once; now and then a checkpoint is made meanwhile.
     async fn pipeline(&mut self, world: &SimWorld, store: &Store, shape: &Shape) -> Result<(), Difference> {
         self.settle(world, store);
-        let now_ms = store.env.wall_ms();
+        let now = self.clocks(store);
         let rng = &mut self.work.rng;
-        let count = below_one(rng, 1, [4, 60, 250]) as usize;
+        let count = below_one(rng, 1, self.burst) as usize;
         let is_quiet = rng.u8(..6) == 0;
-        let pages = if is_quiet || rng.u8(..4) == 0 { self.pages(store) } else { Vec::new() };
-        let is_copied = self.work.rng.u16(..300) == 0;
-        let base = (is_copied || !pages.is_empty()).then(|| Rc::new(self.reference.live.clone()));
+        let has_pages = is_quiet || rng.u8(..4) == 0;
+        let is_copied = rng.u16(..300) == 0;
+        // How much is drawn for pages depends on the scans that are open. The rest must not.
+        let mut rest = rng.fork();
+        let pages = if has_pages { self.pages(store) } else { Vec::new() };
         let mut ops = Vec::new();
         // A scan that begins in a quiet one has a snapshot that is known exactly.
         while !is_quiet && ops.len() < count {
-            ops.push(self.work.op(&self.reference, now_ms));
+            self.work.rng = rest.fork();
+            ops.push(self.work.op(&self.reference, now));
         }
+        self.work.rng = rest;
         let mut flight = self.flight(store, |flight| {
             let connection = |op: &Op| flight.connection(op.keys()[0]);
             ops.into_iter().map(|op| (connection(&op), op)).collect()
         });
-        let mut ops = Rc::unwrap_or_clone(flight.ops);
+        let ops = Rc::unwrap_or_clone(flight.ops);
+        let mut parts: Vec<(u32, (usize, Op))> = (0..).zip(ops).collect();
         // Rather while a tablet moves: then its parts may have to be sent anew.
         let odds = if self.changes.get() > 0 { 3 } else { 10 };
         if !is_quiet && self.work.rng.u8(..odds) == 0 {
             let place = (self.work.rng.usize(..store.connections.len()), self.work.range());
-            ops.insert(self.work.rng.usize(..=ops.len()), place);
+            parts.insert(self.work.rng.usize(..=parts.len()), (RANGE, place));
         }
-        for page in pages {
-            ops.insert(self.work.rng.usize(..=ops.len()), page);
+        for page in (PAGE..).zip(pages) {
+            parts.insert(self.work.rng.usize(..=parts.len()), page);
         }
-        if ops.is_empty() {
+        let copy = is_copied.then_some(COPY);
+        let chosen = self.script.choose(parts.iter().map(|(part, _)| *part).chain(copy).collect());
+        let is_copied = chosen.contains(&COPY);
+        let is_chosen = |(part, place)| chosen.contains(&part).then_some(place);
+        let ops: Vec<(usize, Op)> = parts.into_iter().filter_map(is_chosen).collect();
+        if chosen.is_empty() {
             return Ok(());
         }
+        let has_pages = ops.iter().any(|(_, op)| matches!(op, Op::Page(_)));
+        let base = (is_copied || has_pages).then(|| Rc::new(self.reference.live.clone()));
         let written =
             if is_quiet { Vec::new() } else { ops.iter().flat_map(|(_, op)| op.keys()).cloned().collect() };
         (flight.ops, flight.base) = (Rc::new(ops), base);
@@ -414,11 +517,15 @@ impl Run {
         let copied = coordinator.take_checkpoint(&dir);
         let (landed, copied) = futures_lite::future::zip(self.exchange(store, flight), copied).await;
         let landed = landed?;
-        copied.map_err(|error| Difference { keys: Vec::new(), what: format!("no checkpoint: {error}") })?;
+        if let Err(error) = copied {
+            let what = format!("no checkpoint: {error}");
+            return Err(Difference { is_fault: self.may_fail, ..Difference::of(Vec::new(), what) });
+        }
         let mut other = Shape::random(&mut self.shapes, self.tablets, self.entry_bytes_max);
         other.options.segment_bytes = shape.options.segment_bytes;
         let (seed, keys) = (self.shapes.u64(..), &self.work.pool.keys);
-        check_copy(&store.env, &dir, &other, seed, keys, &landed.snap, &landed.batches)?;
+        let time_ms = self.time_ms(&store.env);
+        check_copy(&store.env, time_ms, &dir, &other, seed, keys, &landed)?;
         self.remove(store, &dir).await;
         self.resolve(store, written).await
     }
@@ -427,7 +534,8 @@ impl Run {
         use atlaskv::disk::Disk;
         let disk = store.env.disk();
         for path in disk.paths().into_iter().filter(|path| path.starts_with(&format!("{dir}/"))) {
-            disk.remove(&path).await.expect("it was listed");
+            let removed = disk.remove(&path).await;
+            assert!(removed.is_ok() || self.may_fail, "it was listed");
         }
     }
 
@@ -461,5 +569,20 @@ impl Run {
             pages.push((scan.connection, Op::Page(scan.ask.clone())));
         }
         pages
+    }
+}
+
+/// What fails by an assertion of the engine has a story as well.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if let Some(flight) = self.flight.take() {
+            for (id, (_, op)) in (self.step..).zip(&*flight.ops) {
+                self.log.note(id, op.clone(), None);
+            }
+        }
+        self.log.print(&[]);
     }
 }

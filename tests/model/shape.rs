@@ -55,6 +55,18 @@ impl Shape {
         Shape { shards, tablets, ring_messages, is_durable, connection_bytes, options }
     }
 
+    /// The same of a store that is durable at all times. Where all is small, so are segments of the log: a short life
+    /// fills and gives up some.
+    pub fn in_storm(mut self, rng: &mut fastrand::Rng, entry_bytes_max: usize) -> Shape {
+        if entry_bytes_max < 17 << 10 {
+            self.options.segment_bytes = [24 << 10, 32 << 10, self.options.segment_bytes][rng.usize(..3)];
+        }
+        self.is_durable = true;
+        self.options.lazy = None;
+        self.shards = self.shards.min(2);
+        self
+    }
+
     /// Whether scans of several shards may begin anew for want of room.
     pub fn is_short(&self) -> bool {
         self.connection_bytes < AMPLE_BYTES

@@ -7,7 +7,7 @@ use atlaskv::base::Lsn;
 use atlaskv::engine::{Engine, EngineError, recovery};
 use atlaskv::env::sim::SimEnv;
 use atlaskv::env::{Env, Gate, Notify, Queue};
-use atlaskv::error::Code;
+use atlaskv::error::{Class, Code};
 use atlaskv::metrics::{Metrics, MetricsSnapshot};
 use atlaskv::placement::SlotTable;
 use atlaskv::protocol::binary::{decode_reply, decode_reply_header};
@@ -17,6 +17,7 @@ use atlaskv::shard::mesh::{Port, mesh};
 use atlaskv::shard::topology::COORDINATOR;
 use atlaskv::shard::{Dispatched, IN_FLIGHT_MAX, Message, Outlet, Replies, Settings, Shard, Stall};
 
+use crate::reference::Span;
 use crate::shape::Shape;
 
 /// An entry of a page: key, version, expiry, value.
@@ -44,6 +45,11 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Whether it is refused for what the disk or the server has done, rather than for what was asked.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, Answer::Refused(code, _) if code.class() != Class::Request)
+    }
+
     fn of(reply: Reply<'_>) -> Answer {
         match reply {
             Reply::Value { version, value } => Answer::Value(version, value.to_vec()),
@@ -179,6 +185,19 @@ pub struct Store {
 }
 
 impl Store {
+    /// What the shards' clocks show now, by which keys expire. Where the wall clock was set back, they are read, as
+    /// the next request would do; else they will follow it.
+    pub fn clocks(&self) -> Span {
+        let wall_ms = self.env.wall_ms();
+        let engines = || self.shards.iter().map(|shard| &shard.engine);
+        if engines().all(|engine| engine.now_ms() <= wall_ms) {
+            return (wall_ms, wall_ms);
+        }
+        engines()
+            .map(|engine| engine.tick())
+            .fold((u64::MAX, 0), |(low, high), now_ms| (low.min(now_ms), high.max(now_ms)))
+    }
+
     pub async fn open(env: &SimEnv, shape: &Shape) -> Result<Store, EngineError> {
         let count = shape.shards;
         let found = recovery::load(env, shape.tablets).await?;

@@ -8,6 +8,7 @@ use atlaskv::protocol::Request;
 use atlaskv::protocol::binary::{KeyList, encode_request};
 
 use crate::keys::Key;
+use crate::pipeline::Landed;
 use crate::reference::Live;
 use crate::scans::{Scan, Snap, Window};
 use crate::shape::Shape;
@@ -18,11 +19,25 @@ use crate::store::{Answer, Store};
 pub struct Difference {
     pub keys: Vec<Key>,
     pub what: String,
+    /// It was refused, as it may be where the disk fails.
+    pub is_fault: bool,
+}
+
+impl Difference {
+    pub fn of(keys: Vec<Key>, what: String) -> Difference {
+        Difference { keys, what, is_fault: false }
+    }
+
+    /// A request that had another answer than it may have.
+    pub fn answered(keys: Vec<Key>, what: &str, answer: &Answer) -> Difference {
+        let what = format!("{what} was answered {answer:.200?}");
+        Difference { keys, what, is_fault: answer.is_fault() }
+    }
 }
 
 impl From<(Option<Key>, String)> for Difference {
     fn from((key, what): (Option<Key>, String)) -> Difference {
-        Difference { keys: key.into_iter().collect(), what }
+        Difference::of(key.into_iter().collect(), what)
     }
 }
 
@@ -52,9 +67,7 @@ pub async fn scan_all(store: &Store, connection: usize, snap: &Snap) -> Result<F
                     break;
                 }
             }
-            other => {
-                return Err(Difference { keys: Vec::new(), what: format!("a scan was answered {other:?}") });
-            }
+            other => return Err(Difference::answered(Vec::new(), "a scan", &other)),
         }
     }
     let found = scan.found.unwrap_or_default();
@@ -87,16 +100,13 @@ pub async fn read_all(
         some.iter().for_each(|key| list.push(key));
         let answer = ask(store, connection, &Request::Mget { keys: list.keys() }).await;
         let Answer::Values(values) = answer else {
-            return Err(Difference {
-                keys: some.to_vec(),
-                what: format!("MGET was answered {answer:.200?}"),
-            });
+            return Err(Difference::answered(some.to_vec(), "MGET", &answer));
         };
         for (key, value) in some.iter().zip(values) {
             let wanted = found.get(key).map(|(version, _, value)| (*version, value.clone()));
             if value != wanted {
                 let what = format!("MGET found {value:.80?}, a scan {wanted:.80?}");
-                return Err(Difference { keys: vec![key.clone()], what });
+                return Err(Difference::of(vec![key.clone()], what));
             }
         }
     }
@@ -130,35 +140,33 @@ pub fn check_atomic(window: &Window, batches: &[(usize, Vec<Key>)], found: &Foun
             }
         }
         if let (Some(with), Some(without)) = (with, without) {
-            return Err(Difference {
-                keys: vec![with, without],
-                what: format!("batch {op} is there in part"),
-            });
+            return Err(Difference::of(vec![with, without], format!("batch {op} is there in part")));
         }
     }
     Ok(())
 }
 
-/// Opens the copy in `dir` and compares it with what was there when it was made.
+/// Opens the copy in `dir`, by a clock that shows `now_ms`, and compares it with what was there when it was made.
 pub fn check_copy(
     env: &SimEnv,
+    now_ms: u64,
     dir: &str,
     shape: &Shape,
     seed: u64,
     keys: &[Key],
-    snap: &Snap,
-    batches: &[(usize, Vec<Key>)],
+    landed: &Landed,
 ) -> Result<(), Difference> {
     use atlaskv::env::Env;
     let world = SimWorld::new(seed);
     let copy = SimEnv::new(&world, env.disk().below(dir, &world));
-    world.jump_wall((env.wall_ms() - copy.wall_ms()) as i64);
+    // It may have been made on a disk that is full.
+    copy.disk().set_capacity(u64::MAX);
+    world.jump_wall((now_ms - copy.wall_ms()) as i64);
     let result = world.run(async {
-        let trouble =
-            |error| Difference { keys: Vec::new(), what: format!("the copy does not open: {error}") };
+        let trouble = |error| Difference::of(Vec::new(), format!("the copy does not open: {error}"));
         let store = Store::open(&copy, shape).await.map_err(trouble)?;
-        let found = scan_all(&store, shape.shards - 1, snap).await?;
-        check_atomic(&snap.maybe, batches, &found)?;
+        let found = scan_all(&store, shape.shards - 1, &landed.snap).await?;
+        check_atomic(&landed.snap.maybe, &landed.batches, &found)?;
         read_all(&store, 0, keys, &found).await?;
         store.close().await.map_err(trouble)
     });

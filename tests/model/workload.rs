@@ -6,10 +6,12 @@ use atlaskv::base::Lsn;
 use atlaskv::protocol::{Condition, Deadline, Expiry};
 
 use crate::keys::{Key, Pool};
-use crate::reference::{Act, Item, MARGIN_MS, Op, Reference};
+use crate::reference::{Act, Item, MARGIN_MS, Op, Reference, Span};
 
 const SECOND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3_600_000;
+/// About.
+const WRITES_OF_TURN: usize = 3;
 
 /// Makes requests.
 pub struct Workload {
@@ -30,6 +32,23 @@ pub struct Workload {
 impl Workload {
     pub fn new(rng: fastrand::Rng, pool: Pool, value_bytes_max: usize) -> Workload {
         Workload { rng, pool, values: 0, value_bytes_max, value_bytes: 0, reads: 0, deletes: 0, left: 0 }
+    }
+
+    fn choose(&mut self, habits: &mut fastrand::Rng) {
+        self.value_bytes = [20, 120, 120, 600][habits.usize(..4)];
+        self.reads = [10, 40, 80][habits.usize(..3)];
+        self.deletes = [3, 10, 40][habits.usize(..3)];
+    }
+
+    /// Begins anew, so that nothing that comes depends on requests before. With the same habits `turns` turns came
+    /// before it.
+    pub fn renew(&mut self, rng: fastrand::Rng, mut habits: fastrand::Rng, turns: u32) {
+        self.rng = rng;
+        // As unlikely to be equal as counted ones of a few bytes.
+        self.values = self.rng.u64(..1 << 62);
+        self.left = u32::MAX;
+        self.choose(&mut habits);
+        self.pool.settle_on(&mut habits, turns as usize * WRITES_OF_TURN);
     }
 
     /// One in a thousand is large, one in forty larger than usual.
@@ -66,21 +85,21 @@ impl Workload {
     }
 
     /// A time that is past, or far enough ahead of the end of the pipeline.
-    fn deadline(&mut self, now_ms: u64) -> Deadline {
+    fn deadline(&mut self, now: Span) -> Deadline {
         let ms = [3 * MARGIN_MS, 60 * SECOND_MS, HOUR_MS, 30 * HOUR_MS][self.rng.usize(..4)];
         let ms = ms + self.rng.u64(..ms);
         match self.rng.u8(..8) {
-            0 => Deadline::At(now_ms - self.rng.u64(..now_ms)),
-            1..4 => Deadline::At(now_ms + ms),
+            0 => Deadline::At(now.0 - self.rng.u64(..now.0)),
+            1..4 => Deadline::At(now.1 + ms),
             _ => Deadline::In(ms),
         }
     }
 
-    fn expiry(&mut self, now_ms: u64) -> Expiry {
+    fn expiry(&mut self, now: Span) -> Expiry {
         match self.rng.u8(..10) {
             0..6 => Expiry::Never,
             6 | 7 => Expiry::Keep,
-            _ => Expiry::Set(self.deadline(now_ms)),
+            _ => Expiry::Set(self.deadline(now)),
         }
     }
 
@@ -99,14 +118,14 @@ impl Workload {
     }
 
     /// What a batch does to a key, mostly under conditions that hold, or there would be little else than refusals.
-    fn item(&mut self, key: Key, reference: &Reference, now_ms: u64, is_plain: bool) -> Item {
+    fn item(&mut self, key: Key, reference: &Reference, now: Span, is_plain: bool) -> Item {
         let act = match self.rng.u8(..16) {
             0..4 => Act::Delete,
-            4 | 5 if !is_plain => Act::Expire(self.deadline(now_ms)),
+            4 | 5 if !is_plain => Act::Expire(self.deadline(now)),
             6 if !is_plain => Act::Persist,
             7 if !is_plain => Act::Check,
             _ if is_plain => Act::Put(self.value(), Expiry::Never),
-            _ => Act::Put(self.value(), self.expiry(now_ms)),
+            _ => Act::Put(self.value(), self.expiry(now)),
         };
         let current = reference.live.get(&key).map(|live| live.version);
         let may_be_absent = matches!(act, Act::Put(..) | Act::Check);
@@ -124,13 +143,13 @@ impl Workload {
         Item { key, condition, act }
     }
 
-    fn batch(&mut self, reference: &Reference, now_ms: u64) -> Op {
+    fn batch(&mut self, reference: &Reference, now: Span) -> Op {
         let keys = self.pool.pick_group(&mut self.rng);
         let is_plain = self.rng.bool();
         let mut bytes = 0;
         let mut items: Vec<Item> = Vec::new();
         for key in keys {
-            let item = self.item(key, reference, now_ms, is_plain);
+            let item = self.item(key, reference, now, is_plain);
             bytes += item.key.len() + item.act.value().map_or(0, |value| value.len()) + 64;
             if bytes <= self.batch_bytes() || items.is_empty() {
                 items.push(item);
@@ -183,12 +202,11 @@ impl Workload {
     }
 
     /// The next request.
-    pub fn op(&mut self, reference: &Reference, now_ms: u64) -> Op {
+    pub fn op(&mut self, reference: &Reference, now: Span) -> Op {
         if self.left == 0 {
             self.left = self.rng.u32(200..5000);
-            self.value_bytes = [20, 120, 120, 600][self.rng.usize(..4)];
-            self.reads = [10, 40, 80][self.rng.usize(..3)];
-            self.deletes = [3, 10, 40][self.rng.usize(..3)];
+            let mut habits = self.rng.fork();
+            self.choose(&mut habits);
         }
         self.left -= 1;
         if self.rng.u8(..100) < self.reads {
@@ -209,13 +227,13 @@ impl Workload {
         }
         let key = self.pool.pick(&mut self.rng, true);
         match self.rng.u8(..20) {
-            0 | 1 => self.batch(reference, now_ms),
+            0 | 1 => self.batch(reference, now),
             2 | 3 => {
                 let amount = if self.rng.u8(..20) == 0 { self.rng.i64(..) } else { self.rng.i64(-5..100) };
                 Op::Incr { key, amount }
             }
             4 | 5 => {
-                let (deadline, condition) = (self.deadline(now_ms), self.condition(&key, reference, false));
+                let (deadline, condition) = (self.deadline(now), self.condition(&key, reference, false));
                 Op::Expire { key, deadline, condition }
             }
             6 => {
@@ -225,7 +243,7 @@ impl Workload {
             n => {
                 let value = if n == 7 { self.number() } else { self.value() };
                 let condition = self.condition(&key, reference, true);
-                Op::Set { value, expiry: self.expiry(now_ms), condition, key }
+                Op::Set { value, expiry: self.expiry(now), condition, key }
             }
         }
     }

@@ -1,11 +1,9 @@
 //! The ways in which the runtime, the kernel or a stop could take clients or data with them, each shut by
 //! a test. The rest of them are unit tests beside what they guard: `env::glommio`, `shard::mesh`.
 
-use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -15,22 +13,14 @@ use atlaskv::client::{Client, Error, Response};
 use atlaskv::error::Code;
 use rustix::process::Signal;
 
-use crate::harness::{Server, connect, disk_dir, eventually, is_root, open_sockets, try_connect};
+use crate::disk::{Kind, SmallDisk};
+use crate::files::limit_open_files;
+use crate::harness::{Server, connect, disk_dir, eventually, open_sockets, try_connect};
 use crate::raw::Raw;
 
 /// A stop is quick: a second or so on a machine of one's own. On one that is busy with other things it may be this;
 /// what waits for a client that takes nothing waits for half a minute, and what waits for nothing for ever.
 const STOP_TIME: Duration = Duration::from_secs(20);
-
-/// Sets how many files a running process may have open, and returns what it was.
-fn limit_open_files(pid: u32, limit: Option<libc::rlimit>) -> libc::rlimit {
-    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    let new = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: both pointers are null or valid for the call.
-    let result = unsafe { libc::prlimit(pid.cast_signed(), libc::RLIMIT_NOFILE, new, &raw mut before) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    before
-}
 
 #[test]
 fn clients_that_cannot_be_accepted_wait_and_are_served() {
@@ -212,63 +202,6 @@ fn a_second_signal_without_sync_loses_nothing() {
     stop_under_load("none", true);
 }
 
-/// A file system of its own, as large as its file, in a mount namespace of this thread and what it starts:
-/// it goes when they go.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(mib: u64) -> Result<SmallDisk, String> {
-        if !is_root() {
-            return Err("only root can mount a file system".to_owned());
-        }
-        let dir = disk_dir();
-        let image = dir.path().join("image");
-        File::create(&image).and_then(|file| file.set_len(mib << 20)).map_err(|error| error.to_string())?;
-        fs::create_dir(dir.path().join("mnt")).map_err(|error| error.to_string())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-        let root = CString::new("/").expect("no zero byte");
-        let none = CString::new("none").expect("no zero byte");
-        // SAFETY: the calls read strings that outlive them, and change what this thread alone sees.
-        unsafe {
-            if libc::unshare(libc::CLONE_NEWNS) != 0
-                || libc::mount(
-                    none.as_ptr(),
-                    root.as_ptr(),
-                    std::ptr::null(),
-                    libc::MS_REC | libc::MS_PRIVATE,
-                    std::ptr::null(),
-                ) != 0
-            {
-                return Err(format!("no mount namespace ({})", io::Error::last_os_error()));
-            }
-        }
-        let disk = SmallDisk { dir };
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()))?;
-        Ok(disk)
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.dir.path().join("mnt")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The server on it has been waited for. What can't be unmounted goes with the thread.
-        let _ = run(Command::new("umount").arg(self.path()));
-    }
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))),
-    }
-}
-
 fn write_ballast(path: &Path, bytes: usize) {
     let mut file = File::create(path).unwrap();
     let piece = vec![1u8; 1 << 20];
@@ -280,13 +213,7 @@ fn write_ballast(path: &Path, bytes: usize) {
 fn a_full_disk_refuses_writes_until_there_is_space_again() {
     const AT_ONCE: usize = 32;
     // A shard keeps two memtables and two log segments in reserve, 28 MiB here; the log starts with 16.
-    let disk = match SmallDisk::new(224) {
-        Ok(disk) => disk,
-        Err(why) => {
-            eprintln!("skipped: {why}");
-            return;
-        }
-    };
+    let disk = SmallDisk::new(Kind::Ext4, 224);
     let (ballast, data) = (disk.path().join("ballast"), disk.path().join("data"));
     write_ballast(&ballast, 64 << 20);
     // Compressed, these values would take ten times as many to fill it.

@@ -79,7 +79,14 @@ impl Server {
 
     /// Starts `command`, made by [`command`], and waits until it serves. Panics with all that it said if
     /// it ends instead.
-    pub fn start_command(mut command: Command) -> Server {
+    pub fn start_command(command: Command) -> Server {
+        Server::try_start_command(command).unwrap_or_else(|(status, said)| {
+            panic!("the server is not ready: it ended with {status:?}, and logged:\n{said}")
+        })
+    }
+
+    /// Starts `command` and waits until it serves. `Err` is how it ended instead, and what it said.
+    pub fn try_start_command(mut command: Command) -> Result<Server, (ExitStatus, String)> {
         let stderr_dir = tempfile::tempdir().expect("a temporary directory");
         let stderr = stderr_dir.path().join("stderr");
         let file = File::create(&stderr).expect("a file for standard error");
@@ -98,13 +105,15 @@ impl Server {
         });
         let line = line.recv_timeout(PATIENCE).unwrap_or_default();
         let Some((address, shards)) = parse_ready(&line) else {
-            let _ = child.kill();
-            let status = child.wait();
-            let said = fs::read_to_string(&stderr).unwrap_or_default();
-            panic!("the server is not ready: it said {line:?}, ended with {status:?}, and logged:\n{said}");
+            // It has closed its output and ends, or has said nothing for a minute.
+            let status = if line.is_empty() { ended(&mut child) } else { None }.unwrap_or_else(|| {
+                let _ = child.kill();
+                child.wait().expect("our own child can be waited for")
+            });
+            return Err((status, fs::read_to_string(&stderr).unwrap_or_default()));
         };
         let sockets = open_sockets(child.id()).expect("it runs");
-        Server { child, address, shards, ready_line: line, sockets, stderr, _stderr_dir: stderr_dir }
+        Ok(Server { child, address, shards, ready_line: line, sockets, stderr, _stderr_dir: stderr_dir })
     }
 
     /// Its process.
@@ -189,13 +198,32 @@ pub fn open_sockets(pid: u32) -> Option<usize> {
 
 /// Waits for the end of a child, a minute at most.
 fn wait(child: &mut Child) -> ExitStatus {
+    // Killed by the drop of whoever owns it.
+    ended(child).unwrap_or_else(|| panic!("process {} does not end", child.id()))
+}
+
+/// How a child ended; `None` if it does not within a minute.
+fn ended(child: &mut Child) -> Option<ExitStatus> {
     let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("our own child exists");
     let patience = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
-    let ended =
+    let count =
         poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).expect("a valid descriptor");
-    // Killed by the drop of whoever owns it.
-    assert_eq!(ended, 1, "process {} does not end", child.id());
-    child.wait().expect("our own child can be waited for")
+    (count == 1).then(|| child.wait().expect("our own child can be waited for"))
+}
+
+/// Starts a server that may refuse to: `Err` is the line that it refused with, as [`refusal`] has it. Anything
+/// else, a panic above all, fails.
+pub fn start_or_refusal(command: Command) -> Result<Server, String> {
+    Server::try_start_command(command).map_err(|(status, said)| own_line(status, &said))
+}
+
+/// The one line `atlaskv: …` of a refusal, without that prefix.
+fn own_line(status: ExitStatus, said: &str) -> String {
+    assert_eq!(status.code(), Some(1), "{status}: {said}");
+    let own: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("atlaskv: ")).collect();
+    assert_eq!(own.len(), 1, "{said}");
+    assert!(said.ends_with(&format!("atlaskv: {}\n", own[0])), "{said}");
+    own[0].to_string()
 }
 
 /// `atlaskv ready: 127.0.0.1:7379, 2 shards, data in ./atlaskv-data`
@@ -224,11 +252,7 @@ pub fn refusal(mut command: Command) -> String {
     let mut stderr = String::new();
     let mut pipe = child.stderr.take().expect("standard error is piped");
     pipe.read_to_string(&mut stderr).expect("standard error is text");
-    assert_eq!(status.code(), Some(1), "{status}: {stderr}");
-    let own: Vec<&str> = stderr.lines().filter_map(|line| line.strip_prefix("atlaskv: ")).collect();
-    assert_eq!(own.len(), 1, "{stderr}");
-    assert!(stderr.ends_with(&format!("atlaskv: {}\n", own[0])), "{stderr}");
-    own[0].to_string()
+    own_line(status, &stderr)
 }
 
 /// Whether the tests run as root.

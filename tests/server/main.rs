@@ -2,15 +2,22 @@
 
 mod abuse;
 mod batch;
+mod broken;
 mod budget;
 mod checkpoint;
 mod commands;
+mod copied;
+mod crowd;
+mod disk;
 mod durability;
 mod expiry;
+mod files;
+mod full;
 mod guards;
 mod harness;
 mod larger;
 mod moves;
+mod pause;
 mod preflight;
 mod ranges;
 mod raw;

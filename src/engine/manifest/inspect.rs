@@ -5,7 +5,7 @@ use std::fmt;
 use super::edit::{Change, Edit, TableRef};
 use super::format::{BlockHeader, Current, FileKey, Parsed, VERSION, block_len, parse_block};
 use super::read::{misplaced, parse, state_of};
-use crate::base::PAGE_SIZE;
+use crate::base::{PAGE_SIZE, is_blank};
 use crate::engine::ranges::RangeDelete;
 
 /// One edit as a tool shows it.
@@ -125,7 +125,7 @@ impl Walk {
                 (Some(header.seq.get()), state, None, PAGE_SIZE)
             }
             Parsed::Newer(found) => (None, ItemState::Newer(found), None, PAGE_SIZE),
-            Parsed::Nothing if page.iter().all(|byte| *byte == 0) => return None,
+            Parsed::Nothing if is_blank(page) => return None,
             Parsed::Nothing => {
                 if let Some(last) = self.items.last_mut()
                     && last.state == ItemState::NoBlock

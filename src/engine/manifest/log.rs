@@ -201,7 +201,7 @@ impl<E: Env> ShardManifest<E> {
     }
 
     /// Starts the next part with a snapshot, which counts from the moment its name is durable. On a full
-    /// disk the old part goes on, and this is tried again some edits later.
+    /// disk, or where no more files can be open, the old part goes on, and this is tried again some edits later.
     async fn rotate(&self) -> Result<(), ManifestError> {
         let old = self.key.get();
         let key = FileKey { part: old.part + 1, ..old };
@@ -211,11 +211,16 @@ impl<E: Env> ShardManifest<E> {
         let prepared = async {
             remove_if_there(&self.env, &temporary).await?;
             let snapshot = write_snapshot(&self.env, &temporary, key, &state).await?;
-            disk.rename(&temporary, &path).await?;
-            Ok(snapshot)
+            // Now, since nothing that may be refused can come behind the rename.
+            let file = disk.open(&temporary, OpenOptions { mode: OpenMode::Write, dsync: true }).await?;
+            if let Err(error) = disk.rename(&temporary, &path).await {
+                file.close().await?;
+                return Err(error.into());
+            }
+            Ok((snapshot, file))
         };
-        let snapshot = match prepared.await {
-            Err(ManifestError::Disk(source)) if source.is_full() => {
+        let (snapshot, file) = match prepared.await {
+            Err(ManifestError::Disk(source)) if source.is_full() || source.is_out_of_files() => {
                 tracing::warn!("{path} can't be begun, {} goes on ({source})", old.path());
                 // What it holds is space that someone may need.
                 remove_if_there(&self.env, &temporary).await?;
@@ -225,7 +230,6 @@ impl<E: Env> ShardManifest<E> {
             result => result?,
         };
         disk.sync_dir(DIR).await?;
-        let file = disk.open(&path, OpenOptions { mode: OpenMode::Write, dsync: true }).await?;
         let before = self.file.replace(Rc::new(file));
         self.key.set(key);
         self.end.set(snapshot.end);

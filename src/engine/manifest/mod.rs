@@ -88,6 +88,14 @@ pub enum ManifestError {
         /// The file.
         path: String,
     },
+    /// There is no `CURRENT`, but what only a store has that once had it.
+    #[error(
+        "CURRENT is missing, though {found} is there, so this is no new data directory; restore CURRENT and manifest/ together from a copy, or write the data to a fresh directory with atlaskv-inspect salvage"
+    )]
+    NoCurrent {
+        /// A file of that store.
+        found: String,
+    },
     /// A later format.
     #[error(
         "{path} was written by a newer version (format {found}, this build reads {supported}); start it with that version"

@@ -8,7 +8,7 @@ use super::format::{
     BlockHeader, CURRENT, Current, DIR, FEATURE_LEVEL, FileKey, Parsed, VERSION, block_len, parse_block,
 };
 use super::state::{State, Store};
-use crate::base::PAGE_SIZE;
+use crate::base::{PAGE_SIZE, is_blank};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 
@@ -48,7 +48,7 @@ pub(super) fn parse(path: &str, key: FileKey, bytes: &[u8]) -> Result<Contents, 
     }
     let tail = bytes.get(at..).unwrap_or_default();
     refuse_lost(path, key, at, tail, contents.next_seq)?;
-    contents.is_torn = tail.iter().any(|byte| *byte != 0);
+    contents.is_torn = !is_blank(tail);
     if contents.edits.is_empty() {
         return Err(corrupt(path, 0, "no snapshot stands at its start"));
     }

@@ -177,6 +177,13 @@ impl State {
             }
             Change::Tablet(tablet) => {
                 let known = self.tablets.remove(&tablet.id);
+                let ranges = known.iter().flat_map(|known| known.ranges.fragments());
+                if ranges.into_iter().any(|range| range.lsn.index() > tablet.flushed) {
+                    let (id, flushed) = (tablet.id, tablet.flushed);
+                    return Err(format!(
+                        "tablet {id} has range deletes behind {flushed}, up to which it was flushed"
+                    ));
+                }
                 let (tables, ranges) =
                     known.map_or_else(Default::default, |known| (known.tables, known.ranges));
                 self.tablets.insert(tablet.id, TabletState { tables, ranges, ..tablet.clone() });
@@ -333,7 +340,7 @@ impl TabletState {
         let (Some(lower), Some(upper)) = (lower, SlotRange::new(at, slots.last())) else {
             return Err(format!("tablet {id} of slots {slots} can't be split at {at}"));
         };
-        self.epoch += 1;
+        self.epoch = self.epoch.checked_add(1).ok_or_else(|| format!("tablet {id} has the last epoch"))?;
         let mut other = TabletState { id: into, ..self.clone() };
         self.clip_to(lower);
         other.clip_to(upper);

@@ -497,14 +497,19 @@ fn a_long_file_is_rewritten_and_nothing_is_lost() {
 }
 
 #[test]
-fn on_a_full_disk_the_old_file_goes_on() {
-    for operation in ["write", "rename"] {
+fn on_a_full_disk_or_without_more_files_the_old_file_goes_on() {
+    for (operation, skip, errno) in [
+        ("write", 0, libc::ENOSPC),
+        ("rename", 0, libc::ENOSPC),
+        ("open", 0, libc::EMFILE),
+        ("open", 1, libc::ENFILE),
+    ] {
         let (world, env) = SimEnv::fresh(4);
         world.run(async {
             install(&env, &state(1)).await.unwrap();
             let manifest = ShardManifest::open(&env, 1, 1, 0).await.unwrap();
             manifest.rotate_above(PAGE_SIZE as u64);
-            env.disk().fail(operation, ".tmp", 0, libc::ENOSPC, false);
+            env.disk().fail(operation, ".tmp", skip, errno, false);
             for number in 1..=8 {
                 manifest.commit(edit(number)).await.unwrap();
                 let found = load(&env).await.unwrap().unwrap();

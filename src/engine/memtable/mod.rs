@@ -22,13 +22,14 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use self::arena::Place;
+pub use self::arena::{Place, SpareChunks};
 pub use self::order::{MemtableIter, RUN_ENTRIES};
+pub use self::record::StagedRecord;
 
 use self::arena::Arena;
 use self::index::Index;
 use self::order::Order;
-use self::record::Record;
+use self::record::{Link, Record};
 use crate::base::{Entry, Lsn, OpKind};
 
 /// Lookups that are prefetched together, at most: about as many misses as a core keeps in flight.
@@ -58,13 +59,23 @@ pub struct Memtable {
 impl Memtable {
     /// An empty one for tablets `0..tablets`.
     pub fn new(tablets: usize) -> Memtable {
+        Memtable::with_spare(tablets, SpareChunks::default())
+    }
+
+    /// The same, which takes its memory from `spare` first and leaves it there, as do those after it.
+    pub fn with_spare(tablets: usize, spare: SpareChunks) -> Memtable {
         Memtable {
-            arena: Arena::default(),
+            arena: Arena::new(spare),
             index: Index::new(),
             orders: (0..tablets).map(|_| Order::default()).collect(),
             order_bytes: tablets * size_of::<Order>(),
             entries: 0,
         }
+    }
+
+    /// An empty one that comes after this one.
+    pub fn successor(&self, tablets: usize) -> Memtable {
+        Memtable::with_spare(tablets, self.arena.spare().clone())
     }
 
     /// Makes room for tablets up to `tablets`: one has come.
@@ -87,13 +98,39 @@ impl Memtable {
         value: &[u8],
     ) {
         let entry = Entry { lsn, kind, expiry_ms, value };
+        self.insert_by(tablet, hash, key, lsn, |arena, link| record::push(arena, link, key, &entry));
+    }
+
+    /// The same of a large value that was staged.
+    pub fn insert_staged(
+        &mut self,
+        tablet: usize,
+        hash: u64,
+        key: &[u8],
+        entry: &Entry<'_>,
+        staged: StagedRecord,
+    ) {
+        self.insert_by(tablet, hash, key, entry.lsn, |arena, link| staged.adopt(arena, link, entry));
+    }
+
+    #[inline]
+    fn insert_by(
+        &mut self,
+        tablet: usize,
+        hash: u64,
+        key: &[u8],
+        lsn: Lsn,
+        write: impl FnOnce(&mut Arena, Link) -> Place,
+    ) {
         if let Some(first) = self.find(hash, key) {
             let previous = Record::at(&self.arena, first).link();
             let last = Record::at(&self.arena, previous).lsn();
             assert!(lsn > last, "versions of a key are added in order: {lsn} after {last}");
-            record::push_next(&mut self.arena, first, previous, &entry);
+            let newest = write(&mut self.arena, Link::Behind(previous));
+            self.arena.set_u32(first, newest.0);
         } else {
-            let first = record::push_first(&mut self.arena, key, &entry);
+            let first = write(&mut self.arena, Link::First);
+            self.arena.set_u32(first, first.0);
             self.index.insert(hash, first);
             self.order_bytes += self.orders[tablet].push(key, first);
             self.entries += 1;

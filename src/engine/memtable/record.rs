@@ -4,10 +4,11 @@
 //! offset  bytes  field
 //!      0      4  link. In a key's first record: place of the newest version, maybe of this record itself.
 //!                In every later one: place of the version before it
-//!      4      4  value length; bit 29: a key's first record, bit 30: has an expiry time, bit 31: tombstone
+//!      4      4  value length; bit 28: has its key, bit 29: a key's first record (those have it),
+//!                bit 30: has an expiry time, bit 31: tombstone
 //!      8      8  LSN
 //!      …      8  expiry, milliseconds since the epoch (only with bit 30)
-//!      …      2  key length (only in a first record), then the key
+//!      …      2  key length (only with bit 28), then the key
 //!      …         value
 //! ```
 //!
@@ -19,10 +20,12 @@ use crate::base::{Entry, Lsn, OpKind, prefetch};
 
 const HEADER: usize = 16;
 const CACHE_LINE: usize = 64;
+const WORD: usize = 8;
+const KEYED: u32 = 1 << 28;
 const FIRST: u32 = 1 << 29;
 const EXPIRES: u32 = 1 << 30;
 const TOMBSTONE: u32 = 1 << 31;
-const VALUE_BYTES_MAX: usize = FIRST as usize - 1;
+const VALUE_BYTES_MAX: usize = KEYED as usize - 1;
 
 /// A version in the arena.
 #[derive(Clone, Copy)]
@@ -30,32 +33,83 @@ pub struct Record<'a> {
     bytes: &'a [u8],
 }
 
-/// Appends the first version of `key`. The record's link is its own place.
-pub fn push_first(arena: &mut Arena, key: &[u8], entry: &Entry<'_>) -> Place {
-    let key_len = u16::try_from(key.len()).expect("key length checked by the caller").to_le_bytes();
-    let place = push(arena, 0, FIRST, &[&key_len, key], entry);
-    arena.set_u32(place, place.0);
-    place
+/// Where a record goes: behind which version of its key.
+#[derive(Clone, Copy)]
+pub enum Link {
+    /// None: it is the first. Whoever writes it sets its link to its own place.
+    First,
+    /// This one.
+    Behind(Place),
 }
 
-/// Appends a version of the key whose first record is `first`, and makes it the newest.
-pub fn push_next(arena: &mut Arena, first: Place, previous: Place, entry: &Entry<'_>) {
-    let place = push(arena, previous.0, 0, &[&[], &[]], entry);
-    arena.set_u32(first, place.0);
-}
-
+/// Appends a version of `key`.
 #[inline]
-fn push(arena: &mut Arena, link: u32, flags: u32, key: &[&[u8]; 2], entry: &Entry<'_>) -> Place {
+pub fn push(arena: &mut Arena, link: Link, key: &[u8], entry: &Entry<'_>) -> Place {
+    let (header, len) = header(link, matches!(link, Link::First), entry);
+    match link {
+        Link::First => {
+            let key_len = u16::try_from(key.len()).expect("key length checked by the caller").to_le_bytes();
+            arena.push(&[&header[..len], &key_len, key, entry.value])
+        }
+        Link::Behind(_) => arena.push(&[&header[..len], entry.value]),
+    }
+}
+
+/// Header and expiry, and how many bytes they are.
+#[inline]
+fn header(link: Link, is_keyed: bool, entry: &Entry<'_>) -> ([u8; HEADER + 8], usize) {
     assert!(entry.value.len() <= VALUE_BYTES_MAX, "value length checked by the caller");
+    let (link, first) = match link {
+        Link::First => (0, FIRST),
+        Link::Behind(previous) => (previous.0, 0),
+    };
+    let keyed = if is_keyed { KEYED } else { 0 };
     let tombstone = if entry.kind == OpKind::Delete { TOMBSTONE } else { 0 };
     let expires = if entry.expiry_ms == 0 { 0 } else { EXPIRES };
+    let meta = entry.value.len() as u32 | first | keyed | tombstone | expires;
     let mut header = [0; HEADER + 8];
     header[0..4].copy_from_slice(&link.to_le_bytes());
-    header[4..8].copy_from_slice(&(entry.value.len() as u32 | flags | tombstone | expires).to_le_bytes());
+    header[4..8].copy_from_slice(&meta.to_le_bytes());
     header[8..16].copy_from_slice(&entry.lsn.0.to_le_bytes());
     header[16..24].copy_from_slice(&entry.expiry_ms.to_le_bytes());
-    let header = &header[..if expires == 0 { HEADER } else { HEADER + 8 }];
-    arena.push(&[header, key[0], key[1], entry.value])
+    (header, if expires == 0 { HEADER } else { HEADER + 8 })
+}
+
+/// A record with a large value, which comes piece by piece before anything else of it is known but its key.
+pub struct StagedRecord {
+    /// Room for header and expiry, key length, key, and the value so far.
+    bytes: Vec<u8>,
+    whole: usize,
+}
+
+impl StagedRecord {
+    /// Of a value of `value_len` bytes, none of which is there yet.
+    pub fn new(key: &[u8], value_len: usize) -> StagedRecord {
+        let key_len = u16::try_from(key.len()).expect("key length checked by the caller").to_le_bytes();
+        let whole = HEADER + 8 + key_len.len() + key.len() + value_len;
+        let mut bytes = Vec::with_capacity(whole.next_multiple_of(WORD));
+        bytes.resize(HEADER + 8, 0);
+        bytes.extend_from_slice(&key_len);
+        bytes.extend_from_slice(key);
+        StagedRecord { bytes, whole }
+    }
+
+    /// Adds a piece of the value.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.bytes.extend_from_slice(piece);
+        assert!(self.bytes.len() <= self.whole, "a value is as long as it was said to be");
+    }
+
+    /// Makes it a version of its key. The value in `entry` is the one that it was given.
+    pub fn adopt(mut self, arena: &mut Arena, link: Link, entry: &Entry<'_>) -> Place {
+        assert_eq!(self.bytes.len(), self.whole, "the value is there");
+        let (header, len) = header(link, true, entry);
+        // Without an expiry it begins where that would be.
+        let start = HEADER + 8 - len;
+        self.bytes[start..start + len].copy_from_slice(&header[..len]);
+        self.bytes.resize(self.whole.next_multiple_of(WORD), 0);
+        arena.adopt(self.bytes, start)
+    }
 }
 
 impl<'a> Record<'a> {
@@ -105,10 +159,10 @@ impl<'a> Record<'a> {
         &self.bytes[HEADER + ((self.meta() & EXPIRES) >> 27) as usize..]
     }
 
-    /// The key of a first record, and what follows it.
+    /// The key of a record that has it, and what follows it.
     #[inline(always)]
     fn key_and_rest(self) -> (&'a [u8], &'a [u8]) {
-        let (len, rest) = self.body().split_first_chunk().expect("a first record has a key length");
+        let (len, rest) = self.body().split_first_chunk().expect("a record with its key has its length");
         rest.split_at(usize::from(u16::from_le_bytes(*len)))
     }
 
@@ -123,7 +177,7 @@ impl<'a> Record<'a> {
     #[inline(always)]
     pub fn entry(self) -> Entry<'a> {
         let meta = self.meta();
-        let rest = if meta & FIRST == 0 { self.body() } else { self.key_and_rest().1 };
+        let rest = if meta & KEYED == 0 { self.body() } else { self.key_and_rest().1 };
         let expiry_ms = match self.bytes[HEADER..].first_chunk() {
             Some(expiry) if meta & EXPIRES != 0 => u64::from_le_bytes(*expiry),
             _ => 0,

@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 
 /// Bytes that all scans of a shard may have read ahead; beyond, each table reads little at a time.
 pub const AHEAD_BYTES_MAX: usize = 16 << 20;
-/// Bytes that one scan reads ahead of all its tables.
+/// Bytes that one scan reads ahead of all its tables, and as many that it walks meanwhile.
 const AHEAD_BYTES_OF_SCAN: usize = 4 << 20;
 /// Bytes that one table reads ahead.
 const AHEAD_BYTES_OF_TABLE: usize = 256 << 10;
@@ -270,6 +270,7 @@ impl<E: Env> Scan<E> {
         if self.epoch != Some(snapshot.epoch()) {
             self.gather_sources(engine);
         }
+        let now_ms = snapshot.now_ms();
         let (mut given, mut passed) = (0, 0);
         let filled = loop {
             if let Some(stop) = self.settle(engine, work)? {
@@ -277,15 +278,17 @@ impl<E: Env> Scan<E> {
             }
             let Some(first) = self.ranking.first() else { break Filled::End };
             let source = &self.sources[first];
-            let key = source.key();
-            let (now_ms, ranges) = (snapshot.now_ms(), snapshot.views()[source.name.view()].ranges());
-            let is_live = |entry: &Entry<'_>| {
-                entry.kind == OpKind::Put && !entry.is_expired(now_ms) && !ranges.covers(key, entry.lsn)
+            let ranges = snapshot.views()[source.name.view()].ranges();
+            let mut show = |key: &[u8], entry: Entry<'_>| {
+                let is_live =
+                    entry.kind == OpKind::Put && !entry.is_expired(now_ms) && !ranges.covers(key, entry.lsn);
+                is_live.then(|| visit(key, &entry))
             };
-            let mut show = |entry: Entry<'_>| is_live(&entry).then(|| visit(key, &entry));
             let shown = match &source.kind {
-                Kind::Memory(source) => source.with_entry(engine, &mut show).flatten(),
-                Kind::Table(source) => source.current().and_then(|(_, entry)| show(entry)),
+                Kind::Memory(source) => {
+                    source.with_entry(engine, |entry| show(source.key(), entry)).flatten()
+                }
+                Kind::Table(source) => source.current().and_then(|(key, entry)| show(key, entry)),
             };
             match shown {
                 Some(false) => break Filled::Full,
@@ -300,20 +303,23 @@ impl<E: Env> Scan<E> {
     }
 
     /// Has each source that stands on the key of `first` leave it.
+    #[inline]
     fn leave_key(&mut self, engine: &Engine<E>, first: usize, work: &mut u32) -> Result<(), EngineError> {
         self.left.clear();
         self.left.extend_from_slice(self.sources[first].key());
         let context = Context { engine, range: &self.range };
-        while let Some(number) = self.ranking.first() {
-            if self.sources[number].key() != self.left {
-                break;
-            }
-            self.ranking.pop();
+        let mut is_tied = self.ranking.may_be_tied();
+        while let Some(number) = self.ranking.pop() {
             *work = work.saturating_sub(1);
             match self.sources[number].advance(&context)? {
                 Standing::Ready => self.ranking.enlist(number, |number| self.sources[number].key()),
                 Standing::End => {}
                 Standing::Busy | Standing::Missing => self.unsettled.push(number),
+            }
+            let next = if is_tied { self.ranking.first() } else { None };
+            match next {
+                Some(next) if self.sources[next].key() == self.left => is_tied = true,
+                _ => break,
             }
         }
         Ok(())
@@ -408,7 +414,7 @@ impl<E: Env> Scan<E> {
     async fn load_some(&mut self, engine: &Engine<E>) -> Result<(), EngineError> {
         let tables =
             self.sources.iter().filter(|source| matches!(source.kind, Kind::Table(_))).count().max(1);
-        let ahead_max = match engine.ahead_bytes.get() < AHEAD_BYTES_MAX {
+        let ahead_max = match engine.ahead_bytes.held.get() < AHEAD_BYTES_MAX {
             true => (AHEAD_BYTES_OF_SCAN / tables).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_OF_TABLE),
             false => AHEAD_BYTES_MIN,
         };
@@ -424,13 +430,21 @@ impl<E: Env> Scan<E> {
                             Wanted::Block(handle) => {
                                 (number, Read::Block(engine.cache.block(&table, handle).await?))
                             }
+                            Wanted::Large(handle) => {
+                                engine.ahead_bytes.note(handle.len);
+                                (number, Read::Block(table.read_block(handle).await?))
+                            }
                             Wanted::Partition(partition) => {
                                 let read = engine.cache.partition(&table, partition).await?;
                                 (number, Read::Partition(read))
                             }
                             Wanted::Ahead { offset, len } => {
-                                Metrics::add(&engine.metrics.scan_bytes, len as u64);
+                                engine.ahead_bytes.note(len);
                                 (number, Read::Ahead(offset, table.read_bytes(offset, len).await?))
+                            }
+                            Wanted::Flight(flight) => {
+                                let (offset, bytes) = flight.land().await?;
+                                (number, Read::Ahead(offset, bytes))
                             }
                         })
                     });
@@ -449,6 +463,15 @@ impl<E: Env> Scan<E> {
         }
         self.unsettled.extend(starved);
         Ok(())
+    }
+
+    /// Nobody may go on with it for some time.
+    pub fn rest(&mut self) {
+        for source in &mut self.sources {
+            if let Kind::Table(source) = &mut source.kind {
+                source.rest();
+            }
+        }
     }
 
     /// Gives entries to `visit` until that returns `false`, there are no more, or `work` is done, at the pace of

@@ -180,6 +180,12 @@ impl<E: Env> TableSource<E> {
         Some((cursor.table().clone(), wanted))
     }
 
+    pub fn rest(&mut self) {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.rest();
+        }
+    }
+
     pub fn supply_partition(&mut self, partition: Rc<Partition>) {
         if let Some(cursor) = &mut self.cursor {
             cursor.supply_partition(partition);

@@ -201,7 +201,7 @@ fn run(seed: u64) {
             for mut checked in scans {
                 while !checked.step(&engine, 1000, 100_000).await {}
             }
-            assert_eq!(engine.ahead_bytes.get(), 0, "what was read ahead is given back");
+            assert_eq!(engine.ahead_bytes.held.get(), 0, "what was read ahead is given back");
             assert_eq!(engine.metrics().snapshots, 0);
             engine.close().await.unwrap();
         }

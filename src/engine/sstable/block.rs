@@ -1,5 +1,9 @@
 //! One block in memory: verified, decompressed, searched.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::ops::RangeInclusive;
+
 use zerocopy::FromBytes;
 
 use super::codec::decompress;
@@ -19,6 +23,25 @@ pub struct Block {
     codec: Codec,
 }
 
+/// Where a record of a block stands, and what its header says: read once, looked at often.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    key: u32,
+    value_len: u32,
+    lsn: Lsn,
+    expiry_ms: u64,
+    key_len: u16,
+    kind: OpKind,
+}
+
+impl Span {
+    /// Its version.
+    #[inline]
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+}
+
 /// Length of the block that `bytes` seem to start with, if it is at most `rest`. A guess until it is parsed: for
 /// tools that have no index to go by.
 pub(super) fn guess_len(bytes: &[u8], rest: usize) -> Option<usize> {
@@ -30,19 +53,37 @@ pub(super) fn guess_len(bytes: &[u8], rest: usize) -> Option<usize> {
 
 impl Block {
     /// Verifies and takes the bytes of the block that belongs at `offset` of `file`. Every record is
-    /// checked here, so that later accesses can't fail.
-    pub fn parse(file: FileId, offset: u64, stored: &[u8]) -> Result<Block, PartError> {
-        check_part(file, offset, stored)?;
-        let (header, rest) = BlockHeader::ref_from_prefix(stored).map_err(|_| malformed("a block header"))?;
+    /// checked here, so that later accesses can't fail. Bytes that are given away are not copied, unless they are
+    /// compressed.
+    pub fn parse<'s>(
+        file: FileId,
+        offset: u64,
+        stored: impl Into<Cow<'s, [u8]>>,
+    ) -> Result<Block, PartError> {
+        let stored = stored.into();
+        check_part(file, offset, &stored)?;
+        let (header, rest) =
+            BlockHeader::ref_from_prefix(&stored).map_err(|_| malformed("a block header"))?;
         let codec = Codec::from_u8(header.codec)
             .ok_or_else(|| ("codec 0, 1 or 2".to_owned(), header.codec.to_string()))?;
         let (raw_len, stored_len) = (header.raw_len.get() as usize, header.stored_len.get() as usize);
+        let count = usize::from(header.count.get());
         if page_align(BLOCK_HEADER_BYTES + stored_len) != stored.len() {
             return Err(malformed("a payload that fills the block"));
         }
         let (bytes, tags) = if codec == Codec::None {
-            let used = stored.get(..BLOCK_HEADER_BYTES + stored_len).filter(|_| raw_len == stored_len);
-            (used.ok_or_else(|| malformed("a payload of one length"))?.into(), BLOCK_HEADER_BYTES)
+            let used = BLOCK_HEADER_BYTES + stored_len;
+            if raw_len != stored_len || used > stored.len() {
+                return Err(malformed("a payload of one length"));
+            }
+            let bytes = match stored {
+                Cow::Borrowed(stored) => stored[..used].into(),
+                Cow::Owned(mut stored) => {
+                    stored.truncate(used);
+                    stored.into_boxed_slice()
+                }
+            };
+            (bytes, BLOCK_HEADER_BYTES)
         } else {
             let payload = rest.get(..stored_len).and_then(|payload| decompress(codec, payload, raw_len));
             let wanted = || (format!("{raw_len} bytes of {codec}"), "others".to_owned());
@@ -52,7 +93,6 @@ impl Block {
             }
             (payload.ok_or_else(wanted)?, 0)
         };
-        let count = usize::from(header.count.get());
         let block = Block { bytes, tags, count, records: tags + count * 3, codec };
         if count == 0 || block.records > block.bytes.len() {
             return Err(malformed("records"));
@@ -118,6 +158,54 @@ impl Block {
         self.read(record).expect("every record was read once in parse")
     }
 
+    /// Where the `record`-th record stands, from 0.
+    ///
+    /// # Panics
+    /// Beyond the last.
+    #[inline]
+    pub fn span(&self, record: usize) -> Span {
+        assert!(record < self.count, "record {record} of {}", self.count);
+        let at = self.tags + self.count + record * 2;
+        let offset = u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]);
+        let start = self.records + usize::from(offset);
+        let (header, rest) =
+            RecordHeader::ref_from_prefix(&self.bytes[start..]).expect("every record was read once in parse");
+        let kind = OpKind::from_u8(header.kind).expect("every record was read once in parse");
+        let (expiry_ms, expiry_len) = match rest.first_chunk::<8>() {
+            Some(expiry) if header.flags & HAS_EXPIRY != 0 => (u64::from_le_bytes(*expiry), 8),
+            _ => (0, 0),
+        };
+        Span {
+            // A block is at most as large as an entry, far below 4 GiB.
+            key: (start + size_of::<RecordHeader>() + expiry_len) as u32,
+            key_len: header.key_len.get(),
+            value_len: header.value_len.get(),
+            lsn: Lsn(header.lsn.get()),
+            expiry_ms,
+            kind,
+        }
+    }
+
+    /// The key of a record of this block.
+    ///
+    /// # Panics
+    /// It may, if it is another block's.
+    #[inline]
+    pub fn key_at(&self, span: &Span) -> &[u8] {
+        &self.bytes[span.key as usize..][..usize::from(span.key_len)]
+    }
+
+    /// A record of this block.
+    ///
+    /// # Panics
+    /// It may, if it is another block's.
+    #[inline]
+    pub fn entry_at(&self, span: &Span) -> (&[u8], Entry<'_>) {
+        let Span { lsn, kind, expiry_ms, .. } = *span;
+        let (key, rest) = self.bytes[span.key as usize..].split_at(usize::from(span.key_len));
+        (key, Entry { lsn, kind, expiry_ms, value: &rest[..span.value_len as usize] })
+    }
+
     /// The newest version of `key` in here. Looks at one byte per record, then at the few that match.
     pub fn get(&self, hash: u64, key: &[u8]) -> Option<Entry<'_>> {
         let tags = &self.bytes[self.tags..self.tags + self.count];
@@ -125,6 +213,26 @@ impl Block {
             .map(|record| self.entry(record))
             .find(|(found, _)| *found == key)
             .map(|(_, entry)| entry)
+    }
+
+    /// Whether its entries ascend, versions of one key from the newest on, have LSNs of `lsns` only, and follow on
+    /// `last`, the entry in front of it.
+    pub(super) fn follows<'a>(
+        &'a self,
+        mut last: Option<(&'a [u8], Lsn)>,
+        lsns: RangeInclusive<Lsn>,
+    ) -> bool {
+        (0..self.count).all(|record| {
+            let span = self.span(record);
+            let (key, lsn) = (self.key_at(&span), span.lsn());
+            let is_behind = last.is_none_or(|(last, newer)| match last.cmp(key) {
+                Ordering::Less => true,
+                Ordering::Equal => newer > lsn,
+                Ordering::Greater => false,
+            });
+            last = Some((key, lsn));
+            is_behind && lsns.contains(&lsn)
+        })
     }
 
     /// The first record whose key is not below `key`.

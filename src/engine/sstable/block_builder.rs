@@ -65,6 +65,55 @@ struct Encoded {
     pages: usize,
 }
 
+/// A block of one large record, which is written without being put together in memory: what stands before the value.
+/// Behind it follow the value and zeros.
+pub(super) struct LargeBlock {
+    /// The checksum, its first four bytes, is missing.
+    pub head: Vec<u8>,
+    /// Of all of it, whole pages.
+    pub len: usize,
+    /// Bytes of its payload.
+    pub raw_len: usize,
+}
+
+impl LargeBlock {
+    /// What [`BlockBuilder`] makes of an entry that is too large to be compressed.
+    pub fn new(key: &[u8], hash: u64, entry: &Entry<'_>) -> LargeBlock {
+        let raw_len = 3 + record_len(key, entry);
+        assert!(raw_len > COMPRESSED_BYTES_MAX, "an entry that is not compressed, whatever the codec");
+        let header = BlockHeader {
+            crc: 0.into(),
+            codec: Codec::None as u8,
+            zero: 0,
+            count: 1.into(),
+            raw_len: to_u32(raw_len),
+            stored_len: to_u32(raw_len),
+        };
+        let mut head = Vec::with_capacity(BLOCK_HEADER_BYTES + raw_len - entry.value.len());
+        head.extend_from_slice(header.as_bytes());
+        head.push(hash_tag(hash));
+        head.extend_from_slice(&[0, 0]);
+        push_record_head(&mut head, key, entry);
+        LargeBlock { head, len: page_align(BLOCK_HEADER_BYTES + raw_len), raw_len }
+    }
+}
+
+/// Appends a record without its value.
+fn push_record_head(out: &mut Vec<u8>, key: &[u8], entry: &Entry<'_>) {
+    let header = RecordHeader {
+        key_len: U16::new(u16::try_from(key.len()).expect("keys are at most 65535 bytes")),
+        kind: entry.kind as u8,
+        flags: if entry.expiry_ms == 0 { 0 } else { HAS_EXPIRY },
+        value_len: u32::try_from(entry.value.len()).expect("values are below 4 GiB").into(),
+        lsn: entry.lsn.0.into(),
+    };
+    out.extend_from_slice(header.as_bytes());
+    if entry.expiry_ms != 0 {
+        out.extend_from_slice(&entry.expiry_ms.to_le_bytes());
+    }
+    out.extend_from_slice(key);
+}
+
 /// Bytes that an entry takes in a block.
 pub(super) fn record_len(key: &[u8], entry: &Entry<'_>) -> usize {
     let expiry = if entry.expiry_ms == 0 { 0 } else { 8 };
@@ -149,18 +198,7 @@ impl BlockBuilder {
         assert!(self.records.len() < RECORD_STARTS, "`fits` keeps what a record starts behind below 64 KiB");
         self.hashes.push(hash);
         self.starts.push(u32::try_from(self.records.len()).expect("below 64 KiB"));
-        let header = RecordHeader {
-            key_len: U16::new(u16::try_from(key.len()).expect("keys are at most 65535 bytes")),
-            kind: entry.kind as u8,
-            flags: if entry.expiry_ms == 0 { 0 } else { HAS_EXPIRY },
-            value_len: u32::try_from(entry.value.len()).expect("values are below 4 GiB").into(),
-            lsn: entry.lsn.0.into(),
-        };
-        self.records.extend_from_slice(header.as_bytes());
-        if entry.expiry_ms != 0 {
-            self.records.extend_from_slice(&entry.expiry_ms.to_le_bytes());
-        }
-        self.records.extend_from_slice(key);
+        push_record_head(&mut self.records, key, entry);
         self.records.extend_from_slice(entry.value);
     }
 

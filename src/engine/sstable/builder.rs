@@ -6,15 +6,17 @@
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
-use super::block_builder::{BlockBuilder, record_len};
+use super::block_builder::{BlockBuilder, LargeBlock, record_len};
 use super::expiries::{Expiries, Sampler};
-use super::format::{Footer, MAGIC, VERSION};
+use super::format::{Footer, MAGIC, VERSION, place_crc};
 use super::partition::{PartitionBuilder, push_separator, seal_run};
 use super::top::Top;
 use super::{BlockHandle, TableError, TableMeta, TableShape};
-use crate::base::{Codec, Entry, FileId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId, crc32c};
+use crate::base::{
+    Bug, Codec, Entry, FileId, Lsn, OpKind, PAGE_SIZE, TableName, TabletId, crc32c, crc32c_append, planted,
+};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
-use crate::env::Env;
+use crate::env::{Env, Pacer};
 use crate::slot::SlotRange;
 
 /// Bytes collected before they are written.
@@ -22,6 +24,12 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Bytes of partitions collected before they get a place between blocks. So those of a table of up to about
 /// 16 MiB stand together, and of a larger one in runs that are read in a request each.
 const RUN_BYTES: usize = 256 << 10;
+
+/// A larger entry makes a block that is written from where its value is, in pieces of [`LARGE_WRITE_BYTES`]. Put
+/// together in memory, one of 16 MiB would be copied four times in one step of some 20 ms.
+const LARGE_BYTES: usize = 256 << 10;
+/// Bytes of such a write: copied in about 0.2 ms.
+const LARGE_WRITE_BYTES: usize = 1 << 20;
 
 /// Filter bits for each key in the upper levels: 0.12 % false positives. There are several upper tables that
 /// may hold a key, and few keys in them.
@@ -57,6 +65,8 @@ pub struct TableBuilder<E: Env> {
     env: E,
     file: <E::Disk as Disk>::File,
     block: BlockBuilder,
+    /// A block that was written and is not in the index: what separates it from the next one is not known yet.
+    large: Option<Large>,
     partition: PartitionBuilder,
     top: Top,
     separator: Vec<u8>,
@@ -69,6 +79,12 @@ pub struct TableBuilder<E: Env> {
     last_lsn: Lsn,
     expiries: Sampler,
     meta: TableMeta,
+}
+
+struct Large {
+    handle: BlockHandle,
+    hash: u64,
+    raw_len: usize,
 }
 
 impl<E: Env> TableBuilder<E> {
@@ -87,6 +103,7 @@ impl<E: Env> TableBuilder<E> {
             env: env.clone(),
             file: env.disk().open(&TableName::new(tablet, file).path(), open).await?,
             block: BlockBuilder::new(codec),
+            large: None,
             partition: PartitionBuilder::new(bits_per_key),
             top: Top::default(),
             separator: Vec::new(),
@@ -122,13 +139,18 @@ impl<E: Env> TableBuilder<E> {
         let is_new_key = is_first || key != &self.last_key[..];
         assert!(is_first || key >= &self.last_key[..], "entries are added in the order of keys");
         assert!(is_new_key || entry.lsn < self.last_lsn, "versions of a key are added newest first");
-        while !self.block.fits(key, entry) {
-            self.finish_block(Some(key));
-            if self.pending.len() >= WRITE_BYTES {
-                self.write_pending().await?;
+        self.index_large(Some(key));
+        if record_len(key, entry) > LARGE_BYTES {
+            self.write_large(key, hash, entry).await?;
+        } else {
+            while !self.block.fits(key, entry) {
+                self.finish_block(Some(key));
+                if self.pending.len() >= WRITE_BYTES {
+                    self.write_pending().await?;
+                }
             }
+            self.block.add(key, hash, entry);
         }
-        self.block.add(key, hash, entry);
         if is_new_key {
             self.last_key.clear();
             self.last_key.extend_from_slice(key);
@@ -169,27 +191,70 @@ impl<E: Env> TableBuilder<E> {
         let offset = self.position();
         let finished = self.block.finish(self.meta.file, offset, &mut self.pending);
         let handle = BlockHandle { offset, len: finished.len };
-        let last_key = &finished.last_key[..];
-        self.separator.clear();
-        match self.block.next_key(&finished).or(next_key) {
-            Some(next) => {
-                assert!(last_key <= next, "blocks are in the order of keys");
-                push_separator(last_key, next, &mut self.separator);
-                assert!(last_key <= &self.separator[..], "a separator is not below its block");
-                assert!(&self.separator[..] < next || last_key == next, "and below the next block");
-            }
-            None => self.separator.extend_from_slice(last_key),
-        }
+        separate(&mut self.separator, &finished.last_key, self.block.next_key(&finished).or(next_key));
         if !self.partition.fits(&self.separator, finished.count) {
             self.finish_partition();
         }
         self.partition.push(handle, &self.separator, self.block.hashes(&finished));
         self.block.drain(&finished);
+        self.count_block(finished.codec, finished.raw_len, finished.len);
+    }
+
+    fn count_block(&mut self, codec: Codec, raw_len: usize, len: usize) {
         let shape = &mut self.meta.shape;
         shape.blocks += 1;
-        shape.plain_blocks += u64::from(finished.codec == Codec::None);
-        shape.raw_bytes += finished.raw_len as u64;
-        shape.stored_bytes += finished.len as u64;
+        shape.plain_blocks += u64::from(codec == Codec::None);
+        shape.raw_bytes += raw_len as u64;
+        shape.stored_bytes += len as u64;
+    }
+
+    /// Writes an entry as a block of its own, in steps.
+    async fn write_large(&mut self, key: &[u8], hash: u64, entry: &Entry<'_>) -> Result<(), TableError> {
+        while !self.block.is_empty() {
+            self.finish_block(Some(key));
+        }
+        if self.run.len() >= RUN_BYTES {
+            self.place_run();
+        }
+        self.write_pending().await?;
+        let LargeBlock { mut head, len, raw_len } = LargeBlock::new(key, hash, entry);
+        let handle = BlockHandle { offset: self.written, len };
+        let padding = vec![0; len - head.len() - entry.value.len()];
+        let mut pacer = Pacer::new(&self.env);
+        let mut crc = crc32c_append(place_crc(self.meta.file, handle.offset), &head[4..]);
+        for piece in entry.value.chunks(LARGE_BYTES) {
+            crc = crc32c_append(crc, piece);
+            pacer.breathe().await;
+        }
+        crc = crc32c_append(crc, &padding);
+        head[..4].copy_from_slice(&crc.to_le_bytes());
+        let mut parts = [&head[..], entry.value, &padding];
+        let end = handle.offset + len as u64;
+        while self.written < end {
+            let mut buffer = self.env.disk().alloc(LARGE_WRITE_BYTES.min((end - self.written) as usize));
+            let mut filled = 0;
+            for part in &mut parts {
+                let (now, later) = part.split_at(part.len().min(buffer.len() - filled));
+                buffer[filled..filled + now.len()].copy_from_slice(now);
+                (filled, *part) = (filled + now.len(), later);
+            }
+            assert_eq!(filled, buffer.len(), "the parts are as long as the block");
+            self.file.write_at(self.written, buffer).await?;
+            self.written += filled as u64;
+        }
+        self.large = Some(Large { handle, hash, raw_len });
+        Ok(())
+    }
+
+    /// Puts a large block, if that was the last, into the index; `next_key` is what will be added next, if anything.
+    fn index_large(&mut self, next_key: Option<&[u8]>) {
+        let Some(Large { handle, hash, raw_len }) = self.large.take() else { return };
+        separate(&mut self.separator, &self.last_key, next_key);
+        if !self.partition.fits(&self.separator, 1) {
+            self.finish_partition();
+        }
+        self.partition.push(handle, &self.separator, &[hash]);
+        self.count_block(Codec::None, raw_len, handle.len);
     }
 
     fn finish_partition(&mut self) {
@@ -246,6 +311,7 @@ impl<E: Env> TableBuilder<E> {
     }
 
     async fn write_rest(&mut self) -> Result<(), TableError> {
+        self.index_large(None);
         while !self.block.is_empty() {
             self.finish_block(None);
         }
@@ -264,7 +330,9 @@ impl<E: Env> TableBuilder<E> {
         self.pending.extend_from_slice(footer.as_bytes());
         self.write_pending().await?;
         assert_eq!(self.meta.bytes, self.written, "the footer is the last page");
-        self.file.sync().await?;
+        if !planted(Bug::TableNotSynced) {
+            self.file.sync().await?;
+        }
         Ok(())
     }
 
@@ -273,6 +341,20 @@ impl<E: Env> TableBuilder<E> {
         let path = TableName::new(self.meta.tablet, self.meta.file).path();
         let _ = self.file.close().await;
         let _ = self.env.disk().remove(&path).await;
+    }
+}
+
+/// Makes `separator` what separates a block that ends with `last_key` from what comes next.
+fn separate(separator: &mut Vec<u8>, last_key: &[u8], next_key: Option<&[u8]>) {
+    separator.clear();
+    match next_key {
+        Some(next) => {
+            assert!(last_key <= next, "blocks are in the order of keys");
+            push_separator(last_key, next, separator);
+            assert!(last_key <= &separator[..], "a separator is not below its block");
+            assert!(&separator[..] < next || last_key == next, "and below the next block");
+        }
+        None => separator.extend_from_slice(last_key),
     }
 }
 

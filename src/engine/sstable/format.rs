@@ -87,7 +87,9 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::base::{FileId, KEY_BYTES_MAX, PAGE_SIZE, VALUE_BYTES_LIMIT, crc32c, crc32c_append, page_align};
+use crate::base::{
+    Bug, FileId, KEY_BYTES_MAX, PAGE_SIZE, VALUE_BYTES_LIMIT, crc32c, crc32c_append, page_align, planted,
+};
 
 /// Version of the format.
 pub const VERSION: u32 = 2;
@@ -251,8 +253,12 @@ const _: () = assert!(BLOCK_BYTES_LIMIT / PAGE_SIZE <= u16::MAX as usize, "a blo
 
 /// Checksum of a part, without its first four bytes, which are for it; bound to where it stands.
 fn part_crc(file: FileId, offset: u64, part: &[u8]) -> u32 {
-    let place = crc32c_append(crc32c(&file.0.to_le_bytes()), &offset.to_le_bytes());
-    crc32c_append(place, &part[4..])
+    crc32c_append(place_crc(file, offset), &part[4..])
+}
+
+/// What the checksum of a part goes on from, with all behind its first four bytes.
+pub fn place_crc(file: FileId, offset: u64) -> u32 {
+    crc32c_append(crc32c(&file.0.to_le_bytes()), &offset.to_le_bytes())
 }
 
 /// Writes the checksum of a part into its first four bytes.
@@ -272,7 +278,7 @@ pub fn check_part(file: FileId, offset: u64, part: &[u8]) -> Result<(), PartErro
     let mut stored = [0; 4];
     stored.copy_from_slice(&part[..4]);
     let (stored, computed) = (u32::from_le_bytes(stored), part_crc(file, offset, part));
-    if stored == computed {
+    if stored == computed || planted(Bug::ChecksumIgnored) {
         return Ok(());
     }
     Err((format!("checksum {stored:08x}"), format!("{computed:08x}")))

@@ -7,10 +7,10 @@ use super::block::Block;
 use super::partition::Partition;
 use super::reader::Table;
 use super::{BlockHandle, TableError};
-use crate::base::Entry;
+use crate::base::{Entry, Lsn};
 use crate::env::Env;
 
-/// Bytes read at once; a larger block is read whole.
+/// Bytes read at once; a larger block is read by itself.
 const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// Entries of a table in order.
@@ -26,6 +26,8 @@ pub struct TableIter<E: Env> {
     ahead_offset: u64,
     block: Option<Block>,
     record: usize,
+    /// The last entry of the block in front of that one, once there was one.
+    last: Option<(Vec<u8>, Lsn)>,
     /// Blocks from this key on are not wanted; empty: all are.
     until: Box<[u8]>,
 }
@@ -43,6 +45,7 @@ impl<E: Env> TableIter<E> {
             ahead_offset: 0,
             block: None,
             record: 0,
+            last: None,
             until: Box::default(),
         };
         iter.load_partition().await?;
@@ -99,13 +102,23 @@ impl<E: Env> TableIter<E> {
     }
 
     async fn load(&mut self) -> Result<(), TableError> {
-        self.block = None;
+        if let Some(block) = self.block.take() {
+            let (key, entry) = block.entry(block.len() - 1);
+            let (last, lsn) = self.last.get_or_insert_default();
+            last.clear();
+            last.extend_from_slice(key);
+            *lsn = entry.lsn;
+        }
         while self.partition.as_ref().is_some_and(|partition| self.next_block == partition.len()) {
             self.partition_number += 1;
             self.load_partition().await?;
         }
         let Some(partition) = self.partition.clone() else { return Ok(()) };
         let handle = partition.handle(self.next_block);
+        if handle.len > READ_AHEAD_BYTES {
+            let block = self.table.read_own(handle).await?;
+            return self.take_up(block, handle.offset);
+        }
         let ahead_end = self.ahead_offset + self.ahead.len() as u64;
         if handle.offset < self.ahead_offset || handle.offset + handle.len as u64 > ahead_end {
             let len = self.read_ahead_len(&partition, handle);
@@ -115,7 +128,21 @@ impl<E: Env> TableIter<E> {
         }
         let start = (handle.offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[start..start + handle.len];
-        self.block = Some(self.table.parse(handle.offset, bytes)?);
+        let block = self.table.parse(handle.offset, bytes)?;
+        self.take_up(block, handle.offset)
+    }
+
+    /// Stands on a block from now on, unless it holds what its table can't: a merge makes one table of several by
+    /// what is known of each, and its outcome would not fit what stays. A checksum tells bytes that have changed, not
+    /// those that were never right.
+    fn take_up(&mut self, block: Block, offset: u64) -> Result<(), TableError> {
+        let meta = self.table.meta();
+        let is_within = block.key(0) >= &meta.smallest[..] && block.key(block.len() - 1) <= &meta.largest[..];
+        let last = self.last.as_ref().map(|(key, lsn)| (&key[..], *lsn));
+        if !is_within || !block.follows(last, meta.min_lsn..=meta.max_lsn) {
+            return Err(self.table.disorder(offset));
+        }
+        self.block = Some(block);
         self.next_block += 1;
         Ok(())
     }

@@ -24,9 +24,9 @@ mod top;
 #[cfg(test)]
 mod tests;
 
-pub use block::Block;
+pub use block::{Block, Span};
 pub use builder::{TableBuilder, TableOptions};
-pub use cursor::{AheadBytes, Bound, InMemory, TableCursor, Walked, Wanted};
+pub use cursor::{AheadBytes, AheadTotals, Bound, InMemory, TableCursor, Walked, Wanted};
 pub use expiries::Expiries;
 pub use inspect::{TableReport, inspect_table};
 pub use iterator::TableIter;

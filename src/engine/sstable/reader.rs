@@ -1,5 +1,6 @@
 //! An open table.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use zerocopy::FromBytes;
@@ -136,6 +137,14 @@ fn shape(footer: &Footer) -> Option<TableShape> {
     })
 }
 
+/// Whether a table says of itself what is known of it from elsewhere. Another one of the same name does not.
+fn is_known(meta: &TableMeta, known: &TableMeta) -> bool {
+    let counts = |meta: &TableMeta| [meta.bytes, meta.entries, meta.tombstones, meta.expiring];
+    counts(meta) == counts(known)
+        && (meta.min_lsn, meta.max_lsn) == (known.min_lsn, known.max_lsn)
+        && (&meta.smallest, &meta.largest) == (&known.smallest, &known.largest)
+}
+
 /// Reads and verifies partitions from `first` on: those that stand together, one at least, and about
 /// [`READ_BYTES`] at most.
 async fn read_run(
@@ -190,9 +199,19 @@ impl<E: Env> Table<E> {
         known: impl FnOnce() -> TableMeta,
     ) -> Result<Table<E>, TableError> {
         let disk_file = Self::open_file(env, name).await?;
+        let known = known();
         let fault = match Self::read_resident(&disk_file, name, budget, true).await {
-            Ok((Parts { meta, top }, charge, pins)) => {
+            Ok((Parts { meta, top }, charge, pins)) if is_known(&meta, &known) => {
                 return Ok(Table { name, meta, disk_file, top, pins, fault: None, _charge: charge });
+            }
+            Ok(_) => {
+                let offset = disk_file.len().saturating_sub(PAGE_SIZE as u64);
+                corrupt(
+                    &name.path(),
+                    "footer",
+                    offset,
+                    ("what is known of it".to_owned(), "others".to_owned()),
+                )
             }
             Err(error) if error.is_unreadable() => error,
             Err(error) => {
@@ -200,7 +219,7 @@ impl<E: Env> Table<E> {
                 return Err(error);
             }
         };
-        let meta = known();
+        let meta = known;
         assert_eq!(meta.file, name.file, "the facts are those of this file");
         let mut top = Top::default();
         // No partition stands at the start of a file, so the cache takes it for no other.
@@ -346,8 +365,16 @@ impl<E: Env> Table<E> {
 
     /// Reads and verifies a block, past the cache. Suspends.
     pub async fn read_block(&self, handle: BlockHandle) -> Result<Rc<Block>, TableError> {
+        self.read_own(handle).await.map(Rc::new)
+    }
+
+    /// The same of a block for one reader. A large one is copied no more often than its reads are put together.
+    pub(super) async fn read_own(&self, handle: BlockHandle) -> Result<Block, TableError> {
         let bytes = self.disk_file.read_at(handle.offset, handle.len).await?;
-        self.parse(handle.offset, &bytes).map(Rc::new)
+        if handle.len > READ_BYTES {
+            return self.parse(handle.offset, Into::<Vec<u8>>::into(bytes));
+        }
+        self.parse(handle.offset, &bytes[..])
     }
 
     /// Reads blocks of a partition from `first` on, one at least and about [`READ_BYTES`] at most, past the cache,
@@ -384,7 +411,7 @@ impl<E: Env> Table<E> {
 
     /// Reads consecutive bytes of blocks, unverified: for walks that read ahead.
     pub async fn read_bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, TableError> {
-        Ok(self.disk_file.read_at(offset, len).await?.to_vec())
+        Ok(self.disk_file.read_at(offset, len).await?.into())
     }
 
     /// The same in place of what a buffer holds, whose memory is used again.
@@ -395,9 +422,19 @@ impl<E: Env> Table<E> {
         Ok(())
     }
 
-    pub(super) fn parse(&self, offset: u64, bytes: &[u8]) -> Result<Block, TableError> {
+    pub(super) fn parse<'s>(
+        &self,
+        offset: u64,
+        bytes: impl Into<Cow<'s, [u8]>>,
+    ) -> Result<Block, TableError> {
         Block::parse(self.meta.file, offset, bytes)
             .map_err(|error| corrupt(&self.name.path(), "block", offset, error))
+    }
+
+    /// What is wrong with a block that is whole and can't be one of this table.
+    pub(super) fn disorder(&self, offset: u64) -> TableError {
+        let expected = "entries in order, within what footer and index say";
+        corrupt(&self.name.path(), "block", offset, (expected.to_owned(), "others".to_owned()))
     }
 
     /// Closes the file.

@@ -236,12 +236,8 @@ impl<E: Env> SalvageIter<E> {
 
     /// Whether the entries of a block ascend, and follow on what was read.
     fn is_next(&self, block: &Block) -> bool {
-        let mut last = self.last.as_ref().map(|(key, lsn)| (&key[..], *lsn));
-        (0..block.len()).all(|record| {
-            let (key, entry) = block.entry(record);
-            let before = last.replace((key, entry.lsn));
-            before.is_none_or(|(last, lsn)| last < key || (last == key && lsn > entry.lsn))
-        })
+        let last = self.last.as_ref().map(|(key, lsn)| (&key[..], *lsn));
+        block.follows(last, Lsn::ZERO..=Lsn(u64::MAX))
     }
 
     /// Whether the top of the index begins here: then no block is lost.

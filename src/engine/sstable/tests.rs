@@ -1,5 +1,8 @@
 //! Tables on the simulated disk.
 
+mod forged;
+mod large;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -498,35 +501,46 @@ fn a_walk_that_is_under_way_survives_that_its_pins_are_displaced() {
     });
 }
 
-/// The keys that a cursor gives, loading what it misses.
+/// The keys that a cursor gives, loading what it misses, and how many bytes it had read ahead at most.
 async fn cursor_keys(
     table: &Rc<Table<SimEnv>>,
     cache: &BlockCache,
     bound: Bound,
     is_reverse: bool,
-) -> Vec<(Vec<u8>, u64)> {
+    ahead_max: usize,
+) -> (Vec<(Vec<u8>, u64)>, usize) {
     let mut cursor = TableCursor::new(table, bound, is_reverse, Lsn(u64::MAX));
-    let (mut found, ahead) = (Vec::new(), AheadBytes::default());
+    let (mut found, mut most, ahead) = (Vec::new(), 0, AheadTotals::new(1 << 20));
     let mut walked = cursor.settle(cache).unwrap();
     loop {
         match walked {
-            Walked::End => return found,
+            Walked::End => {
+                drop(cursor);
+                assert_eq!(ahead.held.get(), 0, "what was read ahead is given back");
+                return (found, most);
+            }
             Walked::Ready => {
                 let (key, entry) = cursor.current().unwrap();
                 found.push((key.to_vec(), entry.lsn.0));
                 walked = cursor.advance(cache).unwrap();
             }
             Walked::Missing => {
-                match cursor.wanted(64 << 10).unwrap() {
+                match cursor.wanted(ahead_max).unwrap() {
                     Wanted::Partition(number) => {
                         cursor.supply_partition(cache.partition(table, number).await.unwrap());
                     }
                     Wanted::Block(handle) => cursor.supply_block(cache.block(table, handle).await.unwrap()),
+                    Wanted::Large(handle) => cursor.supply_block(table.read_block(handle).await.unwrap()),
                     Wanted::Ahead { offset, len } => {
                         let bytes = table.read_bytes(offset, len).await.unwrap();
                         cursor.supply_ahead(offset, bytes, &ahead);
                     }
+                    Wanted::Flight(flight) => {
+                        let (offset, bytes) = flight.land().await.unwrap();
+                        cursor.supply_ahead(offset, bytes, &ahead);
+                    }
                 }
+                most = most.max(ahead.held.get());
                 walked = cursor.settle(cache).unwrap();
             }
         }
@@ -557,14 +571,19 @@ fn cursors_cross_partitions_in_both_orders_pinned_or_not() {
                     }
                 };
                 for is_reverse in [false, true] {
-                    let found = cursor_keys(&table, &cache, Bound::None, is_reverse).await;
+                    let max = 256 << 10;
+                    let (found, most) = cursor_keys(&table, &cache, Bound::None, is_reverse, max).await;
+                    assert!(most > max * 5 / 4, "a long walk has the next piece read meanwhile: {most}");
+                    assert!(most <= 2 * max);
                     assert!(found == expect(None, is_reverse), "seed {seed}, reverse: {is_reverse}");
                     for _ in 0..4 {
                         let mut from = keys[rng.usize(..keys.len())].clone();
                         if rng.bool() {
                             from.push(rng.u8(..));
                         }
-                        let found = cursor_keys(&table, &cache, Bound::Key(from.clone()), is_reverse).await;
+                        let max = rng.usize(16 << 10..512 << 10);
+                        let bound = Bound::Key(from.clone());
+                        let (found, _) = cursor_keys(&table, &cache, bound, is_reverse, max).await;
                         assert!(found == expect(Some(&from), is_reverse), "seed {seed}, from {from:?}");
                     }
                 }

@@ -158,7 +158,9 @@ fn overwrites_end_in_one_run_of_tables_of_a_size() {
             town.store.quiesce().await;
             let metrics = town.store.metrics();
             assert!(metrics.last_tables > 10, "{metrics:?}");
-            assert!(metrics.upper_bytes * 4 <= metrics.last_bytes * 2, "{metrics:?}");
+            // A quarter of the last level and what came since: a few flushes make no merge due.
+            let few = 4 * metrics.flush_bytes / metrics.flushes;
+            assert!(metrics.upper_bytes <= metrics.last_bytes / 4 + few, "{metrics:?}");
             let written = metrics.compaction_bytes_out as f64 / metrics.flush_bytes as f64;
             assert!((1.0..9.0).contains(&written), "each byte is rewritten {written} times");
             // Idle, what is above the last level comes down but for a tenth.

@@ -33,7 +33,9 @@
 //! ```
 //!
 //! The body of a data record is operations back to back (`base::op`). A record of an unknown kind is
-//! skipped if its skippable bit is set; otherwise the file is of a newer version and refused.
+//! skipped if its skippable bit is set; otherwise the file is of a newer version and refused. Indexes of entries
+//! are 1 to 2^47, numbers of blocks 1 to 2^62: beyond is damage, whatever the checksum says, since no writer gets
+//! there, and what goes on from what is read has to have room.
 //!
 //! How a reader tells blocks apart: a block belongs here if magic, log id, segment number, nonce and header
 //! crc fit. The nonce is random and told to no client, so that no value can hold what looks like a block.
@@ -57,6 +59,9 @@ pub const BLOCK_HEADER_BYTES: usize = size_of::<RawBlockHeader>();
 pub const RECORD_HEADER_BYTES: usize = size_of::<RecordHeader>();
 /// Tablet number of records that concern the log as a whole.
 pub const NO_TABLET: TabletId = TabletId(u32::MAX);
+
+/// Largest number of a block that is believed: no log gets near it, and what is counted on from it has room.
+const SEQ_MAX: u64 = 1 << 62;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"AKVWAL\0\x01";
 const BLOCK_MAGIC: [u8; 4] = *b"AKVB";
@@ -298,6 +303,7 @@ impl BlockInfo {
         if raw.magic != BLOCK_MAGIC
             || raw.crc.get() != crc32c(&raw.as_bytes()[..76])
             || u32::from(raw.version.get()) != VERSION
+            || !(1..=SEQ_MAX).contains(&raw.seq.get())
         {
             return None;
         }
@@ -422,6 +428,10 @@ impl<'a> Records<'a> {
         if kind.is_none() && raw.flags & SKIPPABLE == 0 {
             return Err(RecordError::UnknownKind(raw.kind));
         }
+        let is_numbered = (1..=EntryIndex::BELIEVED_MAX.0).contains(&raw.index.get());
+        if kind.is_some_and(RecordKind::is_entry) && !is_numbered {
+            return Err(damaged);
+        }
         self.at += RECORD_HEADER_BYTES + len;
         Ok(Record {
             info: RecordInfo {
@@ -461,7 +471,10 @@ pub fn segment_path(log: LogId, segment: u64) -> String {
 /// Log and segment number of a file name, if it is one of a segment.
 pub fn parse_segment_name(name: &str) -> Option<(LogId, u64)> {
     let (log, segment) = name.strip_suffix(".wal")?.split_once('-')?;
-    Some((LogId(log.parse().ok()?), segment.parse().ok()?))
+    let (log, segment) = (LogId(log.parse().ok()?), segment.parse().ok()?);
+    // Only names that this code writes: a copy called `7-1.wal` would be read as the segment that it is a copy of,
+    // once more, and what comes behind that be taken for a torn tail.
+    segment_path(log, segment).strip_prefix("wal/").is_some_and(|own| own == name).then_some((log, segment))
 }
 
 #[cfg(test)]
@@ -521,6 +534,41 @@ mod tests {
     fn segment_names_come_back() {
         let path = segment_path(LogId(12), 345);
         assert_eq!(parse_segment_name(path.strip_prefix("wal/").unwrap()), Some((LogId(12), 345)));
-        assert_eq!(parse_segment_name("12-x.wal"), None);
+        for other in ["12-x.wal", "12-345.wal", "+0000012-00000345.wal", "00000012-00000345.wal.wal", "a"] {
+            assert_eq!(parse_segment_name(other), None, "{other}");
+        }
+    }
+
+    /// Found by `tests/fuzz`: what came next was computed, and a start ended in an overflow.
+    #[test]
+    fn numbers_that_no_writer_reaches_are_damage() {
+        for (index, is_believed) in
+            [(0, false), (1, true), (1 << 47, true), (1 << 48, false), (u64::MAX, false)]
+        {
+            let mut bytes = raw_record(1, 0, b"", b"body");
+            bytes[24..32].copy_from_slice(&u64::to_le_bytes(index));
+            let crc = crc32c(&bytes[..36]);
+            bytes[36..40].copy_from_slice(&crc.to_le_bytes());
+            let record = Records::new(&bytes).next().unwrap();
+            assert_eq!(record.is_ok(), is_believed, "index {index}: {record:?}");
+        }
+        for (seq, is_believed) in [(0, false), (1, true), (1 << 62, true), (u64::MAX, false)] {
+            let info = BlockInfo {
+                log: LogId(7),
+                segment: 1,
+                nonce: 3,
+                seq: BlockSeq(seq),
+                durable_seq: BlockSeq(0),
+                wall_ms: 9,
+                payload_len: 0,
+                record_count: 0,
+                prev_crc: 0,
+                payload_crc: 0,
+                crc: 0,
+            };
+            let mut head = [0; BLOCK_HEADER_BYTES];
+            info.encode(&mut head);
+            assert_eq!(BlockInfo::decode(&head).is_some(), is_believed, "block {seq}");
+        }
     }
 }

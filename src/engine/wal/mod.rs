@@ -22,11 +22,13 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use format::parse_segment_name;
 pub use plan::{Place, ReplayPlan, Run, RunBuilder};
 pub use replay::LogReader;
 pub use scan::{
     LogScan, SegmentFile, TornTail, inspect_segment, list_logs, remove_log, scan_log, scan_log_behind,
 };
+pub use segment::begin_logs;
 pub use writer::{Appended, Wal, WalOptions, WalRoom, WalTablet};
 
 use crate::base::{EntryIndex, LogId, TabletId};
@@ -76,8 +78,10 @@ pub enum WalError {
         /// Last missing entry.
         last: EntryIndex,
     },
-    /// A log that was read before has no file any more.
-    #[error("the files of log {0} below wal/ are missing, though tablets need it; restore them from a copy")]
+    /// A log has no file any more, or not those that it begins with.
+    #[error(
+        "files of log {0} below wal/ are missing, and with them what tables don't hold yet; restore them from a copy, or save the rest with atlaskv-inspect salvage"
+    )]
     Missing(LogId),
     /// A segment or record of a later version.
     #[error(

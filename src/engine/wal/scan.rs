@@ -8,6 +8,7 @@
 //!   blocks of the same window are cut; the caller fixes the end in the manifest.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::format::{
     BLOCK_HEADER_BYTES, BlockInfo, RecordError, RecordInfo, Records, SEGMENT_HEADER_BYTES, SegmentHeader,
@@ -15,7 +16,7 @@ use super::format::{
 };
 use super::plan::{Place, RunBuilder};
 use super::{WINDOW_MAX, WalError};
-use crate::base::{BlockSeq, EntryIndex, LogId, PAGE_SIZE, TabletId};
+use crate::base::{BlockSeq, Bug, EntryIndex, LogId, PAGE_SIZE, TabletId, planted};
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Env;
 
@@ -178,7 +179,8 @@ fn walk_segment(
             broken = Some(offset as u32);
         }
         let is_ours = |info: &BlockInfo| {
-            info.log == log && info.segment == number && nonce.is_none_or(|nonce| nonce == info.nonce)
+            let is_of_it = info.segment == number && nonce.is_none_or(|nonce| nonce == info.nonce);
+            info.log == log && (is_of_it || planted(Bug::StaleBlockTaken))
         };
         let Some(info) = info.filter(is_ours) else {
             offset += PAGE_SIZE;
@@ -241,17 +243,40 @@ pub async fn scan_log_behind<E: Env>(
     let mut found = Vec::new();
     let mut bytes_read = 0;
     let (mut nonce, mut broken) = (None, None);
-    for (place, segment) in segments.iter().enumerate() {
+    let mut beheaded = Vec::new();
+    for (place, segment) in (0u32..).zip(&segments) {
         let bytes = read_segment(env, segment).await?;
         bytes_read += bytes.len() as u64;
         let header = SegmentHeader::decode(&bytes)
             .map_err(|version| WalError::Newer { path: segment.path.clone(), version })?;
         nonce = nonce_of(&bytes, header, log, nonce);
-        let last = walk_segment(&bytes, log, nonce, segment.number, place as u32, &segment.path, &mut found)?;
-        broken = last.map(|offset| (place as u32, offset)).or(broken);
+        let last = walk_segment(&bytes, log, nonce, segment.number, place, &segment.path, &mut found)?;
+        broken = last.map(|offset| (place, offset)).or(broken);
+        let first = bytes.get(SEGMENT_HEADER_BYTES..).unwrap_or_default();
+        let was_first = |nonce| BlockInfo::was_here(first, log, segment.number, nonce);
+        if BlockInfo::decode(first).is_none() && nonce.is_some_and(was_first) {
+            beheaded.push(place);
+        }
         env.yield_now().await;
     }
-    let mut scan = judge(log, segments, found, known_end, flushed, bytes_read, rot)?;
+    // The first segment is there until a block behind it is durable.
+    let is_headless = found.is_empty() && segments.first().is_some_and(|segment| segment.number > 0);
+    if is_headless && known_end.is_none() {
+        rot(WalError::Missing(log))?;
+    }
+    if let Some(end) = known_end {
+        found.retain(|block| block.info.seq <= end);
+    }
+    let scan = LogScan {
+        log,
+        end: before_first(&segments, &found, &beheaded),
+        segments,
+        blocks: Vec::new(),
+        runs: RunBuilder::default(),
+        torn: None,
+        bytes: bytes_read,
+    };
+    let mut scan = judge(scan, &found, known_end, flushed, rot)?;
     // An earlier start has cut the log where its end is known.
     if let Some((place, offset)) = broken.filter(|_| known_end.is_none() && scan.torn.is_none())
         && scan.blocks.last().is_none_or(|last| (place, offset) > *last)
@@ -268,35 +293,21 @@ fn torn_at(scan: &LogScan, segment: u32, offset: u32) -> TornTail {
     TornTail { path, offset: u64::from(offset) }
 }
 
-/// Decides what of `found` counts. Pure.
+/// Decides what of `found` counts, in a scan that has come to the block before the first. Pure.
 fn judge(
-    log: LogId,
-    segments: Vec<SegmentFile>,
-    mut found: Vec<Found>,
+    mut scan: LogScan,
+    found: &[Found],
     known_end: Option<BlockSeq>,
     flushed: &dyn Fn(TabletId) -> EntryIndex,
-    bytes: u64,
     passes: &mut dyn FnMut(WalError) -> Result<(), WalError>,
 ) -> Result<LogScan, WalError> {
-    if let Some(end) = known_end {
-        found.retain(|block| block.info.seq <= end);
-    }
-    let mut scan = LogScan {
-        log,
-        end: before_first(&segments, &found),
-        segments,
-        blocks: Vec::new(),
-        runs: RunBuilder::default(),
-        torn: None,
-        bytes,
-    };
     let valid: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_intact).collect();
     let last_valid = valid.last().map(|&at| found[at].info);
     let mut before: Option<usize> = None;
     for &at in &valid {
         let info = found[at].info;
-        let is_next =
-            info.seq == scan.end.next() && before.is_none_or(|b| info.prev_crc == found[b].info.crc);
+        let follows = before.is_none_or(|b| info.prev_crc == found[b].info.crc);
+        let is_next = (info.seq == scan.end.next() && follows) || planted(Bug::StaleBlockTaken);
         if !is_next {
             // A hole: blocks from `expected` to the one before this are missing or damaged.
             let expected = scan.end.next();
@@ -304,36 +315,33 @@ fn judge(
             let was_durable = known_end.is_some()
                 || last.durable_seq >= expected
                 || last.seq.0 > expected.0 + WINDOW_MAX as u64;
-            if !was_durable || info.seq <= scan.end {
+            let was_durable = was_durable && !planted(Bug::RotTakenForTorn);
+            if planted(Bug::HolePassedOver) {
+                scan.end = BlockSeq(info.seq.0 - 1);
+            } else if !was_durable || info.seq <= scan.end {
                 break;
             }
-            pass_over(&scan, &found, before, at, expected, info.seq, flushed).or_else(&mut *passes)?;
+            if !planted(Bug::HolePassedOver) {
+                pass_over(&scan, found, before, Some(at), expected..info.seq, flushed)
+                    .or_else(&mut *passes)?;
+            }
         }
         let block = &found[at];
         scan.blocks.push((block.segment, block.offset));
         scan.end = info.seq;
         for record in &block.records {
-            let place = Place { log, block: info.seq, ordinal: record.ordinal };
+            let place = Place { log: scan.log, block: info.seq, ordinal: record.ordinal };
             scan.runs.add(record.tablet, place, record.index, record.index, record.term);
         }
         before = Some(at);
     }
-    let cut = match before {
-        None => found.first(),
-        Some(before) => found.get(before + 1),
-    };
-    let is_short = known_end.is_some_and(|end| scan.end < end);
-    if let Some(cut) = cut {
-        if is_short {
-            passes(rot(&scan, cut, "blocks that an earlier start had read".to_owned()))?;
-        } else {
-            scan.torn = Some(torn_at(&scan, cut.segment, cut.offset));
-        }
-    } else if is_short {
-        let (path, offset) = missing_place(&scan, &found, before, None);
-        let behind = behind(&scan, &found, before);
-        let lost = format!("blocks {} and later{behind}, which an earlier start had read", scan.end.next());
-        passes(WalError::Rot { path, offset, lost })?;
+    if let Some(end) = known_end.filter(|end| scan.end < *end) {
+        // What stood at its end is missing or damaged.
+        let expected = scan.end.next();
+        pass_over(&scan, found, before, None, expected..end.next(), flushed).or_else(&mut *passes)?;
+        scan.end = end;
+    } else if let Some(cut) = found.get(before.map_or(0, |before| before + 1)) {
+        scan.torn = Some(torn_at(&scan, cut.segment, cut.offset));
     }
     Ok(scan)
 }
@@ -341,20 +349,18 @@ fn judge(
 /// The block before the first that should be there. Freed segments are gone from the front, so the first
 /// block of the first segment says where the log begins now. If the first that is found is not the first of
 /// its segment, at least one is missing. Segments without any block are passed over, since one whose making
-/// failed may have been left: should all blocks of one be lost, the density of entry indexes shows it.
-fn before_first(segments: &[SegmentFile], found: &[Found]) -> BlockSeq {
+/// failed may have been left: should all blocks of one be lost, the density of entry indexes shows it, but not where
+/// no later entries of their tablets follow. Of one with a single block, the header of that is where damage is most
+/// likely to do so: those are `beheaded`, and no failure leaves such.
+fn before_first(segments: &[SegmentFile], found: &[Found], beheaded: &[u32]) -> BlockSeq {
     if segments.first().is_none_or(|segment| segment.number == 0) {
         return BlockSeq::ZERO;
     }
     found.first().map_or(BlockSeq::ZERO, |block| {
-        let is_at_start = block.offset as usize == SEGMENT_HEADER_BYTES;
+        let is_at_start = block.offset as usize == SEGMENT_HEADER_BYTES
+            && beheaded.iter().all(|segment| *segment >= block.segment);
         BlockSeq(block.info.seq.0.saturating_sub(if is_at_start { 1 } else { 2 }))
     })
-}
-
-fn rot(scan: &LogScan, at: &Found, lost: String) -> WalError {
-    let path = scan.segments[at.segment as usize].path.clone();
-    WalError::Rot { path, offset: u64::from(at.offset), lost }
 }
 
 /// Where blocks probably stood of which nothing is left, between those found at `before` and `next`.
@@ -388,34 +394,36 @@ fn behind(scan: &LogScan, found: &[Found], before: Option<usize>) -> String {
     })
 }
 
-/// Accepts a hole that was durable once, if tables hold everything that was in it.
+/// Accepts a hole that was durable once, if tables hold everything that was in it: the blocks `hole`, between those
+/// found at `before` and `next`, of which the log may have none.
 fn pass_over(
     scan: &LogScan,
     found: &[Found],
     before: Option<usize>,
-    next: usize,
-    expected: BlockSeq,
-    until: BlockSeq,
+    next: Option<usize>,
+    hole: Range<BlockSeq>,
     flushed: &dyn Fn(TabletId) -> EntryIndex,
 ) -> Result<(), WalError> {
-    let damaged = &found[before.map_or(0, |b| b + 1)..next];
-    let place = damaged.first().unwrap_or(&found[next]);
-    let known = damaged.iter().filter(|block| block.knows_all).count() as u64;
+    let damaged = &found[before.map_or(0, |b| b + 1)..next.unwrap_or(found.len())];
+    let (path, offset) = match damaged {
+        [] => missing_place(scan, found, before, next),
+        [first, ..] => (scan.segments[first.segment as usize].path.clone(), u64::from(first.offset)),
+    };
+    // One that stands here and has no number of the hole stands for none that is missing.
+    let is_known = |block: &&Found| block.knows_all && hole.contains(&block.info.seq);
+    let known = damaged.iter().filter(is_known).count() as u64;
     let missing: Vec<Identity> = damaged
         .iter()
         .flat_map(|block| &block.records)
         .filter(|record| record.index > flushed(record.tablet))
         .copied()
         .collect();
-    let Some(hidden) = (until.0 - expected.0).checked_sub(known) else {
-        return Err(rot(scan, place, format!("blocks {expected} to {until}, of which too many stand here")));
+    let Some(hidden) = (hole.end.0 - hole.start.0).checked_sub(known) else {
+        let lost = format!("blocks {} to {}, of which too many stand here", hole.start, hole.end);
+        return Err(WalError::Rot { path, offset, lost });
     };
     if missing.is_empty() && hidden == 0 {
-        tracing::warn!(
-            file = scan.segments[place.segment as usize].path,
-            offset = place.offset,
-            "damaged, but tables hold all that was written there"
-        );
+        tracing::warn!(file = path, offset, "damaged, but tables hold all that was written there");
         return Ok(());
     }
     let mut lost: Vec<String> = missing
@@ -429,12 +437,8 @@ fn pass_over(
     if hidden > 0 {
         // Where they stood is only known by their neighbours, which may be in another file.
         let behind = behind(scan, found, before);
-        lost.push(format!("what {hidden} unreadable block(s) from number {expected} held{behind}"));
+        lost.push(format!("what {hidden} unreadable block(s) from number {} held{behind}", hole.start));
     }
-    let (path, offset) = match damaged {
-        [] => missing_place(scan, found, before, Some(next)),
-        [first, ..] => (scan.segments[first.segment as usize].path.clone(), u64::from(first.offset)),
-    };
     Err(WalError::Rot { path, offset, lost: lost.join(", ") })
 }
 

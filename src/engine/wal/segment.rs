@@ -2,13 +2,43 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::format::{SegmentHeader, segment_path};
-use crate::base::{BlockSeq, EntryIndex, LogId, PAGE_SIZE};
+use super::format::{SegmentHeader, parse_segment_name, segment_path};
+use crate::base::{BlockSeq, Bug, EntryIndex, LogId, PAGE_SIZE, planted};
 use crate::disk::{Disk, DiskError, File, OpenMode, OpenOptions, Result};
 use crate::env::Env;
 
 /// Writes of this size fill a new segment. Larger ones gain nothing, and delay others.
 const FILL_BYTES: usize = 1 << 20;
+
+/// Gives each of these logs, which are new, the name of its first segment, empty as yet. Once the manifest names a
+/// log, one without a file is one that was lost.
+pub async fn begin_logs<E: Env>(env: &E, logs: &[LogId]) -> Result<()> {
+    let disk = env.disk();
+    disk.create_dir("wal").await?;
+    disk.sync_dir("").await?;
+    for entry in disk.list("wal").await? {
+        // What a start left that ended before the manifest named its logs.
+        if parse_segment_name(&entry.name).is_some_and(|(log, _)| logs.contains(&log)) {
+            disk.remove(&format!("wal/{}", entry.name)).await?;
+        }
+    }
+    for log in logs {
+        create_empty(env, &segment_path(*log, 0)).await?;
+    }
+    disk.sync_dir("wal").await
+}
+
+async fn create_empty<E: Env>(env: &E, path: &str) -> Result<()> {
+    let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
+    env.disk().open(path, options).await?.close().await
+}
+
+/// Gives back what a file takes, but not its name.
+async fn empty<E: Env>(env: &E, path: &str) -> Result<()> {
+    let temporary = format!("{path}.tmp");
+    create_empty(env, &temporary).await?;
+    env.disk().rename(&temporary, path).await
+}
 
 /// A segment that is open for writing.
 pub struct Segment<E: Env> {
@@ -46,12 +76,19 @@ impl<E: Env> Segment<E> {
             Ok(()) => {}
             Err(error) => {
                 // What was allocated would otherwise be missing elsewhere. Best effort: a full disk is
-                // no reason for remove to fail, and the next start removes it anyway.
-                let _ = env.disk().remove(&path).await;
+                // no reason for remove to fail, and the next start removes it anyway. The name of the first
+                // stays: the manifest names its log.
+                let _ = match header.segment {
+                    0 => empty(env, &path).await,
+                    _ => env.disk().remove(&path).await,
+                };
                 return Err(error);
             }
         }
-        let file = env.disk().open(&path, OpenOptions { mode: OpenMode::Write, dsync: true }).await?;
+        let file = env
+            .disk()
+            .open(&path, OpenOptions { mode: OpenMode::Write, dsync: !planted(Bug::LogNotDurable) })
+            .await?;
         write_header(env, &file, header).await?;
         env.disk().sync_dir("wal").await?;
         Ok(Segment::new(header.segment, file, path))
@@ -59,7 +96,14 @@ impl<E: Env> Segment<E> {
 
     async fn fill(env: &E, path: &str, bytes: u64) -> Result<()> {
         let disk = env.disk();
-        let file = disk.open(path, OpenOptions { mode: OpenMode::CreateNew, dsync: false }).await?;
+        // The first of a log has its name already: [`begin_logs`].
+        let file = match disk.open(path, OpenOptions { mode: OpenMode::Write, dsync: false }).await {
+            Err(error) if error.is_not_found() => {
+                disk.open(path, OpenOptions { mode: OpenMode::CreateNew, dsync: false }).await?
+            }
+            file => file?,
+        };
+        assert_eq!(file.len(), 0, "nothing was written to {path} before");
         let mut result = Ok(());
         let mut at = 0;
         while result.is_ok() && at < bytes {

@@ -76,7 +76,14 @@ async fn write(env: SimEnv, log: u64, start: [u64; 2], count: usize, window: usi
         if wal.failed().is_some() {
             break;
         }
-        let appended = wal.append(tablets[tablet], &[put(b"k", &value)]).unwrap();
+        let (log, op) = (tablets[tablet], put(b"k", &value));
+        let appended = if env.random().is_multiple_of(4) {
+            let mut encoded = Vec::new();
+            op.encode(&mut encoded);
+            wal.append_encoded(log, encoded).unwrap()
+        } else {
+            wal.append(log, &[op]).unwrap()
+        };
         writer.appended.borrow_mut().push((appended.lsn, tablet as u32, value));
         blocks.push(appended.block);
         if env.random().is_multiple_of(3) {
@@ -224,6 +231,31 @@ fn damage_that_tables_cover_is_passed_over() {
     assert!(scan(3).is_err());
     let scan = scan(4).unwrap();
     assert_eq!(scan.blocks.len(), 8, "seven of eight, and the seal");
+}
+
+/// What stood at the end of a log that an earlier start has cut is named by entry, or passed over, as in its middle.
+#[test]
+fn a_damaged_end_of_a_cut_log_names_what_was_lost() {
+    let path = segment_path(LogId(1), 0);
+    let scan = |in_block: usize, flushed: u64| {
+        let (world, env) = closed_log(1, 8);
+        for block in 6..9 {
+            flip(env.disk(), &path, SEGMENT_HEADER_BYTES + block * PAGE_SIZE + in_block);
+        }
+        world.run(async {
+            let segments = list_logs(&env).await.unwrap().remove(&LogId(1)).unwrap();
+            scan_log(&env, LogId(1), segments, Some(BlockSeq(8)), &|_| EntryIndex(flushed)).await
+        })
+    };
+    let payload = BLOCK_HEADER_BYTES + 60;
+    let error = scan(payload, 7).unwrap_err().to_string();
+    assert!(error.contains(&path) && error.contains("entry 8 of tablet 0"), "{error}");
+    assert!(error.contains(&format!("byte {}", SEGMENT_HEADER_BYTES + 6 * PAGE_SIZE)), "{error}");
+    assert!(!error.contains("entry 7"), "{error}");
+    let passed = scan(payload, 8).unwrap();
+    assert_eq!((passed.blocks.len(), passed.end), (6, BlockSeq(8)));
+    let error = scan(20, 8).unwrap_err().to_string();
+    assert!(error.contains("what 2 unreadable block(s) from number 7 held"), "{error}");
 }
 
 #[test]

@@ -126,6 +126,8 @@ pub struct Wal<E: Env> {
     wanted: Cell<BlockSeq>,
     closing: Cell<bool>,
     has_unsealed: Cell<bool>,
+    /// Whether the last block that was closed is a seal.
+    ends_sealed: Cell<bool>,
     failed: RefCell<Option<Rc<WalError>>>,
     full: RefCell<Option<String>>,
     work: Notify,
@@ -169,6 +171,7 @@ impl<E: Env> Wal<E> {
             wanted: Cell::new(BlockSeq::ZERO),
             closing: Cell::new(false),
             has_unsealed: Cell::new(false),
+            ends_sealed: Cell::new(false),
             failed: RefCell::new(None),
             full: RefCell::new(None),
             work: Notify::new(),
@@ -267,12 +270,28 @@ impl<E: Env> Wal<E> {
     /// Appends `ops` of one tablet to the open block, all in one entry. The caller has asked
     /// [`Wal::room`] in the same turn.
     pub fn append(&self, tablet: WalTablet, ops: &[Op<'_>]) -> Result<Appended, WalError> {
+        let bytes = ops.iter().map(Op::encoded_len).sum();
+        self.append_by(tablet, ops.len(), bytes, false, |body| ops.iter().for_each(|op| op.encode(body)))
+    }
+
+    /// The same of one operation that is encoded already: its entry is its own, and it is not copied.
+    pub fn append_encoded(&self, tablet: WalTablet, op: Vec<u8>) -> Result<Appended, WalError> {
+        self.append_by(tablet, 1, op.len(), true, |body| *body = op)
+    }
+
+    fn append_by(
+        &self,
+        tablet: WalTablet,
+        ops: usize,
+        bytes: usize,
+        is_own: bool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Appended, WalError> {
         assert!(self.failed.borrow().is_none(), "the caller checked that the log has not failed");
         assert!(!self.closing.get(), "nothing is appended to a closing log");
-        let bytes: usize = ops.iter().map(Op::encoded_len).sum();
-        let is_too_large = ops.len() > 1 && bytes > ENTRY_BYTES_MAX;
-        if ops.is_empty() || ops.len() > ENTRY_OPS_MAX || is_too_large || bytes > self.op_bytes_max() {
-            return Err(WalError::TooLarge { ops: ops.len(), bytes });
+        let is_too_large = ops > 1 && bytes > ENTRY_BYTES_MAX;
+        if ops == 0 || ops > ENTRY_OPS_MAX || is_too_large || bytes > self.op_bytes_max() {
+            return Err(WalError::TooLarge { ops, bytes });
         }
         let mut state = self.state.borrow_mut();
         if self.splits(&state.open, bytes) {
@@ -287,7 +306,9 @@ impl<E: Env> Wal<E> {
         let log = &mut state.tablets[tablet.0];
         if let Some(open) = log.open {
             let entry = &state.open.entries[open];
-            if entry.body.len() + bytes > ENTRY_BYTES_MAX || entry.ops as usize + ops.len() > ENTRY_OPS_MAX {
+            let is_full =
+                entry.body.len() + bytes > ENTRY_BYTES_MAX || entry.ops as usize + ops > ENTRY_OPS_MAX;
+            if is_own || is_full {
                 log.open = None;
             }
         }
@@ -299,16 +320,17 @@ impl<E: Env> Wal<E> {
                 let body = state.spare.pop().unwrap_or_default();
                 state.open.entries.push(OpenEntry { tablet: tablet.0, index: log.last, ops: 0, body });
                 state.open.bytes += RECORD_HEADER_BYTES;
-                log.open = Some(state.open.entries.len() - 1);
-                state.open.entries.len() - 1
+                let place = state.open.entries.len() - 1;
+                log.open = Some(place).filter(|_| !is_own);
+                place
             }
         };
         let entry = &mut state.open.entries[place];
         let ordinal = u16::try_from(entry.ops).expect("an entry is closed before its ordinals run out");
-        for op in ops {
-            op.encode(&mut entry.body);
-        }
-        entry.ops += ops.len() as u32;
+        let before = entry.body.len();
+        encode(&mut entry.body);
+        assert_eq!(entry.body.len(), before + bytes, "what is appended is as long as was said");
+        entry.ops += ops as u32;
         state.open.bytes += bytes;
         if self.options.lazy.is_some() && state.open.bytes >= LAZY_BYTES {
             self.work.notify();
@@ -327,6 +349,7 @@ impl<E: Env> Wal<E> {
 
     /// Gives the open block (or an empty seal block) its place and moves it to the queue.
     fn seal(&self, state: &mut State<E>, is_seal: bool) {
+        self.ends_sealed.set(is_seal);
         let payload_len = state.open.bytes + if is_seal { RECORD_HEADER_BYTES } else { 0 };
         let len = page_align(BLOCK_HEADER_BYTES + payload_len) as u64;
         if state.cursor + len > self.options.segment_bytes {
@@ -402,6 +425,11 @@ impl<E: Env> Wal<E> {
         self.failed.borrow().clone()
     }
 
+    /// The last block with entries, once the log is closed. A seal behind it nobody would miss.
+    pub fn end(&self) -> BlockSeq {
+        BlockSeq(self.durable.get().0 - u64::from(self.ends_sealed.get()))
+    }
+
     /// Blocks and bytes written since the start.
     pub fn written(&self) -> (u64, u64) {
         self.written.get()
@@ -420,7 +448,8 @@ impl<E: Env> Wal<E> {
         log.flushed = log.flushed.max(index);
         while state.live.len() > 1 {
             let oldest = &state.live[0];
-            let is_needed = oldest.last_block.get() > self.durable.get()
+            // While none of the blocks behind it is durable, it alone shows that there were any.
+            let is_needed = oldest.last_block.get() >= self.durable.get()
                 || oldest.last.borrow().iter().any(|(t, last)| state.tablets[*t].flushed < *last);
             if is_needed {
                 break;

@@ -177,7 +177,8 @@
 //! # Scans
 //! SCAN gives the keys of a range in order, page by page: those of all shards in one order, of each shard as of
 //! one moment. A page that is not the last has a cursor, which the next request repeats together with the same
-//! range and flags. Nothing is sent that was not asked for, so the client sets the pace.
+//! range and flags. Nothing is sent that was not asked for, so the client sets the pace. The cursor stands before
+//! the entries, so that a client may ask for the next page while this one arrives; the entries are the last bytes.
 //!
 //! ```text
 //! request                                            page
@@ -187,7 +188,7 @@
 //!  1  3  reserved                                     4  4  number of entries n
 //!  4  4  most entries in the page, 0: any             8  4  bytes of entries
 //!  8  4  most bytes of entries, 0: any               12  4  cursor length
-//! 12  2  start length                                16  .. n entries, then the cursor
+//! 12  2  start length                                16  .. cursor, bytes without meaning, n entries
 //! 14  2  end length
 //! 16  4  cursor length                               entry
 //! 20  4  reserved                                     0  2  key length
@@ -250,4 +251,4 @@ pub use header::{
 };
 pub use items::{Keys, Ops, Value, Values};
 pub use ops::OpList;
-pub use scan::{CURSOR_BYTES_MAX, Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, entry_len};
+pub use scan::{CURSOR_BYTES_MAX, Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, entry_len, page_ahead};

@@ -23,9 +23,12 @@ const EXPIRY_BYTES: usize = 8;
 const CURSOR_VERSION: u8 = 1;
 /// Longest cursor.
 pub const CURSOR_BYTES_MAX: usize = size_of::<WireCursor>() + KEY_BYTES_MAX;
-/// Bytes of a page besides its entries' keys and values, with one entry and a cursor.
-pub const PAGE_OVERHEAD: usize =
-    size_of::<WirePage>() + size_of::<WireEntry>() + EXPIRY_BYTES + size_of::<WireCursor>();
+/// Bytes that a page in the making keeps for its cursor, which is known last and stands first.
+const CURSOR_ROOM: usize = size_of::<WireCursor>() + 32;
+/// Where the entries of a reply in the making stand.
+const ENTRIES_AT: usize = HEADER_BYTES + size_of::<WirePage>() + CURSOR_ROOM;
+/// Bytes of a page besides its entries' keys and values and its cursor's key, with one entry.
+pub const PAGE_OVERHEAD: usize = size_of::<WirePage>() + size_of::<WireEntry>() + EXPIRY_BYTES + CURSOR_ROOM;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -254,24 +257,49 @@ impl ExactSizeIterator for ScanEntries<'_> {}
 
 /// Reads a page.
 pub(super) fn decode_page(body: &[u8]) -> Option<ScanPage<'_>> {
-    let (wire, rest) = WirePage::ref_from_prefix(body).ok()?;
-    let (entries, cursor) = rest.split_at_checked(wire.entries_len.get() as usize)?;
-    if cursor.len() as u64 != u64::from(wire.cursor_len.get()) {
-        return None;
-    }
+    let (head, rest) = split_cursor(body)?;
+    let entries_len = head.entries_len.get() as usize;
+    // What lies between the cursor and them means nothing.
+    let entries = &rest[rest.len().checked_sub(entries_len)?..];
     let mut left = entries;
-    for _ in 0..wire.count.get() {
+    for _ in 0..head.count.get() {
         (_, left) = split_entry(left)?;
     }
-    let is_end = wire.flags & END != 0;
-    if !left.is_empty() || is_end != cursor.is_empty() || cursor.len() > CURSOR_BYTES_MAX {
+    if !left.is_empty() {
         return None;
     }
     Some(ScanPage {
-        entries: ScanEntries { count: wire.count.get() as usize, bytes: entries },
-        cursor: (!is_end).then_some(cursor),
-        is_new_snapshot: wire.flags & NEW_SNAPSHOT != 0,
+        entries: ScanEntries { count: head.count.get() as usize, bytes: entries },
+        cursor: head.cursor,
+        is_new_snapshot: head.flags & NEW_SNAPSHOT != 0,
     })
+}
+
+/// The head of a page of which a part has arrived: how many entries it has, and its cursor. `None`: that
+/// part is too short to tell, or the page is the last, or none at all.
+pub fn page_ahead(part: &[u8]) -> Option<(u32, &[u8])> {
+    let (head, _) = split_cursor(part)?;
+    Some((head.count.get(), head.cursor?))
+}
+
+/// What stands before a page's entries.
+struct PageHead<'a> {
+    flags: u8,
+    count: U32,
+    entries_len: U32,
+    cursor: Option<&'a [u8]>,
+}
+
+/// The head of a page, and what follows it.
+fn split_cursor(body: &[u8]) -> Option<(PageHead<'_>, &[u8])> {
+    let (wire, rest) = WirePage::ref_from_prefix(body).ok()?;
+    let (cursor, rest) = rest.split_at_checked(wire.cursor_len.get() as usize)?;
+    let is_end = wire.flags & END != 0;
+    if is_end != cursor.is_empty() || cursor.len() > CURSOR_BYTES_MAX {
+        return None;
+    }
+    let WirePage { flags, count, entries_len, .. } = *wire;
+    Some((PageHead { flags, count, entries_len, cursor: (!is_end).then_some(cursor) }, rest))
 }
 
 /// A page as [`encode_reply`](super::encode_reply) takes it.
@@ -291,10 +319,15 @@ impl PageEncoder {
     /// Starts the reply.
     pub fn new(request_id: u64, epoch: u64) -> PageEncoder {
         let mut out = Vec::new();
-        let value_len = size_of::<WirePage>();
+        let value_len = size_of::<WirePage>() + CURSOR_ROOM;
         push_reply(&mut out, OpCode::Scan as u8, request_id, epoch, Status::Done, Lsn::ZERO, value_len);
-        out.resize(HEADER_BYTES + value_len, 0);
+        out.resize(ENTRIES_AT, 0);
         PageEncoder { out, count: 0 }
+    }
+
+    /// Makes room for a reply of so many bytes, at once instead of step by step.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.out.reserve_exact(bytes.saturating_sub(self.out.len()));
     }
 
     /// Entries so far.
@@ -303,14 +336,16 @@ impl PageEncoder {
     }
 
     /// Bytes of entries so far.
+    #[inline]
     pub fn entries_len(&self) -> usize {
-        self.out.len() - HEADER_BYTES - size_of::<WirePage>()
+        self.out.len() - ENTRIES_AT
     }
 
     /// The next entry.
     ///
     /// # Panics
     /// If the key is longer than a key can be, or the value 4 GiB long.
+    #[inline]
     pub fn push(&mut self, entry: &ScanEntry<'_>) {
         let wire = WireEntry {
             key_len: U16::new(u16::try_from(entry.key.len()).expect("keys are at most 65535 bytes")),
@@ -339,6 +374,7 @@ impl PageEncoder {
     /// # Panics
     /// If the frame is 4 GiB long.
     pub fn finish(mut self, is_new_snapshot: bool, cursor: Option<&[u8]>) -> Vec<u8> {
+        const CURSOR_AT: usize = HEADER_BYTES + size_of::<WirePage>();
         let len = |len: usize| U32::new(u32::try_from(len).expect("pages are far below 4 GiB"));
         let wire = WirePage {
             flags: if cursor.is_none() { END } else { 0 } | if is_new_snapshot { NEW_SNAPSHOT } else { 0 },
@@ -347,8 +383,14 @@ impl PageEncoder {
             entries_len: len(self.entries_len()),
             cursor_len: len(cursor.map_or(0, <[u8]>::len)),
         };
-        self.out[HEADER_BYTES..HEADER_BYTES + size_of::<WirePage>()].copy_from_slice(wire.as_bytes());
-        self.out.extend_from_slice(cursor.unwrap_or_default());
+        self.out[HEADER_BYTES..CURSOR_AT].copy_from_slice(wire.as_bytes());
+        let cursor = cursor.unwrap_or_default();
+        let room = cursor.len().min(CURSOR_ROOM);
+        self.out[CURSOR_AT..CURSOR_AT + room].copy_from_slice(&cursor[..room]);
+        // Of a long key: seldom, and the entries are moved for it.
+        if cursor.len() > room {
+            self.out.splice(ENTRIES_AT..ENTRIES_AT, cursor[room..].iter().copied());
+        }
         let value_len = len(self.out.len() - HEADER_BYTES);
         let len_at = std::mem::offset_of!(WireHeader, value_len);
         self.out[len_at..len_at + 4].copy_from_slice(value_len.as_bytes());

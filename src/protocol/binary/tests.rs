@@ -554,9 +554,11 @@ fn a_scan_and_its_page_look_as_drawn() {
         b"l",
     ];
     let head = [2, 0, 0, 0, 2, 0, 0, 0, 43, 0, 0, 0, 3, 0, 0, 0];
-    let value = [&head[..], &entries.concat(), b"cur"].concat();
+    let value = [&head[..], b"cur", &[0; 45], &entries.concat()].concat();
     assert_eq!(&page(Some(b"cur"))[HEADER_BYTES..], value);
     assert_eq!(page(None)[HEADER_BYTES], 3);
+    let long = [7; 60];
+    assert!(page(Some(&long)).ends_with(&[&long[..], &entries.concat()].concat()));
 }
 
 #[test]

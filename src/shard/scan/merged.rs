@@ -333,11 +333,8 @@ impl<E: Env> MergedPage<E> {
                 let (used, shape) = (shard.env.now(), self.shape.clone());
                 shard.keep_session(session, Session { page, used, shape, what: What::Merged(merged), room });
             }
-            out.raw(
-                None,
-                self.meta,
-                &encoder.finish(self.is_new_snapshot.get(), (!is_end).then_some(&cursor[..])),
-            );
+            let reply = encoder.finish(self.is_new_snapshot.get(), (!is_end).then_some(&cursor[..]));
+            out.whole(None, self.meta, reply);
         }
         shard.settle(self.origin, out);
         if self.is_task.get() {

@@ -142,3 +142,27 @@ fn what_some_shards_refuse_is_partly_done() {
     });
     world.kill();
 }
+
+/// One shard's log has failed before, the other's fails under its part. The first refuses for sure, and had the word:
+/// the client was told that nothing was done, and after a restart the keys could be gone.
+#[test]
+fn a_part_that_may_have_been_done_is_told_whatever_others_refuse() {
+    let world = SimWorld::new(6);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let store = Store::open(&env, 2).await;
+        let keys = keys(&store);
+        for key in &keys {
+            store.set(key, b"value", Expiry::Never).await.version();
+        }
+        let fail = |shard: usize| {
+            let log = format!("wal/{}", store.shards[shard].engine.wal().log());
+            env.disk().fail("dsync", &log, 0, libc::EIO, true);
+        };
+        fail(1);
+        assert_eq!(store.set(&keys[1], b"lost", Expiry::Never).await, Answer::Refused(Code::WriteFailed));
+        fail(0);
+        assert_eq!(store.ask(&range(b"k", b"l")).await, Answer::Refused(Code::WriteFailed));
+    });
+    world.kill();
+}

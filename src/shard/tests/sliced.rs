@@ -1,11 +1,13 @@
 //! Reads that take long let others in between, keep the order of their connection, and give back what they took.
 
+use std::time::Duration;
+
 use super::store::{Answer, Store};
 use crate::disk::sim::SimDisk;
 use crate::env::Env;
 use crate::env::sim::{SimEnv, SimWorld};
 use crate::protocol::binary::KeyList;
-use crate::protocol::{Condition, Durability, Expiry, Request};
+use crate::protocol::{Condition, Deadline, Durability, Expiry, Request};
 use crate::shard::{Origin, sliced};
 
 fn run(seed: u64, shards: usize, test: impl AsyncFn(&Store)) {
@@ -97,6 +99,124 @@ fn large_values_let_others_in_between_and_come_whole_though_they_are_replaced() 
             let gone = slow.send(store, &Request::Get { key: b"large" }).await;
             store.delete(b"large").await.version();
             assert!(!matches!(slow.answer(gone).await, Answer::Refused(_)), "seed {seed}");
+        });
+    }
+}
+
+/// Of SETs of large values that come together, with others and a flush in between, each takes effect at one moment:
+/// a condition that holds when it comes and not when it is done does not hold.
+#[test]
+fn large_values_are_written_in_steps_and_take_effect_in_one() {
+    for seed in 0..24 {
+        let shards = 1 + seed as usize % 3;
+        run(seed, shards, async |store| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (writers, quick) = ([0, 0, shards - 1].map(|shard| store.connect(shard)), store.connect(0));
+            let large = |byte: u8| vec![byte; sliced::BYTES_MAX * 3 + usize::from(byte)];
+            let (expiring, ttl) = (key(5), Expiry::Set(Deadline::In(3_600_000)));
+            store.set(&key(3), b"small", ttl).await.version();
+            let mut sent = Vec::new();
+            for (n, writer) in writers.iter().enumerate() {
+                let value = large(n as u8);
+                // All want to be the first; and one each keeps an expiry, gets one, or replaces.
+                let first = key(1);
+                let absent = Request::Set {
+                    key: &first,
+                    value: &value,
+                    expiry: Expiry::Never,
+                    condition: Condition::IfAbsent,
+                    durability: Durability::Default,
+                };
+                let (three, four) = (key(3), key(4));
+                let other = match n {
+                    0 => Request::Set {
+                        key: &three,
+                        value: &value,
+                        expiry: Expiry::Keep,
+                        condition: Condition::IfPresent,
+                        durability: Durability::Default,
+                    },
+                    1 => Request::Set {
+                        key: &expiring,
+                        value: &value,
+                        expiry: ttl,
+                        condition: Condition::None,
+                        durability: Durability::Default,
+                    },
+                    _ => set(&four, &value),
+                };
+                sent.push((writer.send(store, &absent).await, writer.send(store, &other).await));
+            }
+            // Others go on, and so does the memtable.
+            let nine = key(9);
+            let get = quick.send(store, &Request::Get { key: &nine }).await;
+            if rng.bool() {
+                store.shards[rng.usize(..shards)].engine.rotate();
+            }
+            assert_eq!(quick.answer(get).await, Answer::Absent);
+            assert!(!writers[0].is_answered(sent[0].0), "seed {seed}: it lets others in between");
+            let mut winner = None;
+            for (n, (writer, (absent, other))) in writers.iter().zip(sent).enumerate() {
+                match writer.answer(absent).await {
+                    Answer::Written(_) => {
+                        assert_eq!(winner.replace(n as u8), None, "seed {seed}: one is first")
+                    }
+                    Answer::Unmet(Some(_)) => {}
+                    answer => panic!("seed {seed}: {answer:?}"),
+                }
+                writer.answer(other).await.version();
+            }
+            let expect = [(1, winner.unwrap()), (3, 0), (5, 1), (4, 2)];
+            for (at, byte) in expect {
+                let found = store.get(&key(at)).await;
+                assert!(
+                    matches!(found, Answer::Value(value, _) if value == large(byte)),
+                    "seed {seed}: {at}"
+                );
+            }
+            for (at, expires) in [(1, false), (3, true), (4, false), (5, true)] {
+                let lifetime = store.ask(&Request::Ttl { key: &key(at) }).await;
+                assert!(
+                    matches!(lifetime, Answer::Lifetime(left) if left.is_some() == expires),
+                    "seed {seed}"
+                );
+            }
+        });
+    }
+}
+
+/// More large values than may be staged at a time, and than memory takes before a flush: who waits for the one is in
+/// line with who waits for the other, and neither keeps the other from going on.
+#[test]
+fn more_large_values_than_may_be_staged_all_get_their_turn() {
+    for seed in 0..12 {
+        run(seed, 1, async |store| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let disk = store.env.disk();
+            disk.delay("write", "sst", rng.u64(..4), Duration::from_secs(2));
+            let value = vec![seed as u8; 1 << 20];
+            let clients: Vec<_> = (0..24).map(|_| store.connect(0)).collect();
+            let answers = async {
+                let mut sent = Vec::new();
+                for round in 0..4 {
+                    for (at, client) in clients.iter().enumerate() {
+                        let key = key(round * clients.len() + at);
+                        sent.push((client, client.send(store, &set(&key, &value)).await));
+                        if rng.u8(..4) == 0 {
+                            store.env.yield_now().await;
+                        }
+                    }
+                }
+                for (client, id) in sent {
+                    client.answer(id).await.version();
+                }
+                true
+            };
+            let late = async {
+                store.env.sleep(Duration::from_secs(600)).await;
+                false
+            };
+            assert!(futures_lite::future::or(answers, late).await, "seed {seed}: someone waits for ever");
         });
     }
 }

@@ -97,9 +97,11 @@ impl Connection {
         let shard = &store.shards[self.shard];
         loop {
             let came = self.recorder.came.notified();
-            let dispatched = shard.dispatch(self.token, &*self.recorder, &frame);
+            let mut bytes = frame.clone();
+            let dispatched = shard.dispatch_all(self.token, &*self.recorder, &mut bytes);
             shard.end_turn();
             match dispatched {
+                Dispatched::NeedMore { .. } if bytes.is_empty() => return id,
                 Dispatched::NeedMore { used } | Dispatched::Pause { used } if used == frame.len() => {
                     return id;
                 }

@@ -108,6 +108,12 @@ pub struct Args {
     #[arg(long, requires = "rate")]
     pub spin: bool,
 
+    /// With --rate: send, and take replies, at most this often, so that what is due together goes together; accepts
+    /// 100us. Without it nearly each request is a send and a receive on both sides, which at high rates cost more than
+    /// the request
+    #[arg(long, requires = "rate", conflicts_with = "spin", value_parser = parse_duration)]
+    pub tick: Option<Duration>,
+
     /// Set every key once before the run
     #[arg(long)]
     pub preload: bool,
@@ -250,6 +256,8 @@ impl Args {
             "--compression-ratio must be above 0 and at most 1"
         );
         ensure!(self.duration != Some(Duration::ZERO), "--duration must be more than nothing");
+        let ticks = Duration::from_micros(1)..=Duration::from_millis(100);
+        ensure!(self.tick.is_none_or(|tick| ticks.contains(&tick)), "--tick must be 1us to 100ms");
         let picker = match self.distribution {
             Distribution::Uniform => Picker::uniform(self.keys),
             Distribution::Zipfian => {
@@ -332,11 +340,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let seconds = match unit.trim() {
+        "us" => 1e-6,
         "ms" => 1e-3,
         "" | "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("{text:?}: the unit is none of ms, s, m, h")),
+        _ => return Err(format!("{text:?}: the unit is none of us, ms, s, m, h")),
     };
     digits
         .parse::<f64>()

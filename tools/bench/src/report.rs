@@ -509,6 +509,7 @@ fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value
         "rate": args.rate,
         "poisson": args.poisson,
         "spin": args.spin,
+        "tick_seconds": args.tick.map(|tick| tick.as_secs_f64()),
         "preload": args.preload || args.preload_only,
         "preload_order": match args.preload_order {
             crate::args::Order::Sequential => "sequential",

@@ -72,7 +72,7 @@ fn connect<W: Connect>(
     let owners = topology.owners.clone().filter(|_| args.shard_aware == Switch::On);
     let lanes_each = if owners.is_some() { topology.shards } else { 1 };
     let mut workers: Vec<Worker<W>> = (0..args.threads)
-        .map(|_| Worker::new(Arc::clone(workload), clock, lanes_each, args.spin))
+        .map(|_| Worker::new(Arc::clone(workload), clock, lanes_each, args.spin, args.tick))
         .collect::<Result<_>>()?;
     for number in 0..args.clients {
         let (mut lanes, mut streams): (Vec<Lane<W>>, Vec<TcpStream>) = (Vec::new(), Vec::new());

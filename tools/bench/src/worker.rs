@@ -85,6 +85,8 @@ pub struct Worker<W> {
     epoll: OwnedFd,
     timer: OwnedFd,
     spin: bool,
+    /// An open loop does something at multiples of so many nanoseconds only.
+    tick: Option<u64>,
     /// The socket of lane `l` of client `c` is number `c * lanes_each + l`.
     sockets: Vec<Socket>,
     lanes_each: usize,
@@ -104,7 +106,13 @@ struct Socket {
 }
 
 impl<W: Wire> Worker<W> {
-    pub fn new(workload: Arc<Workload>, clock: Clock, lanes_each: usize, spin: bool) -> Result<Worker<W>> {
+    pub fn new(
+        workload: Arc<Workload>,
+        clock: Clock,
+        lanes_each: usize,
+        spin: bool,
+        tick: Option<Duration>,
+    ) -> Result<Worker<W>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll_create failed")?;
         let timer = rustix::time::timerfd_create(
             TimerfdClockId::Monotonic,
@@ -121,6 +129,7 @@ impl<W: Wire> Worker<W> {
             epoll,
             timer,
             spin,
+            tick: tick.map(|tick| tick.as_nanos() as u64),
             sockets: Vec::new(),
             lanes_each,
             buffer: vec![0; READ_BYTES],
@@ -234,7 +243,11 @@ impl<W: Wire> Worker<W> {
         if let Some(Reverse((due, _))) = self.schedule.peek() {
             wake = wake.min(*due);
         }
-        let nanos = wake.saturating_sub(now);
+        let mut nanos = wake.saturating_sub(now);
+        if let Some(tick) = self.tick.filter(|_| phase.open_loop) {
+            std::thread::sleep(Duration::from_nanos(tick - now % tick));
+            nanos = 0;
+        }
         let timeout = if nanos == 0 || self.spin && phase.open_loop {
             Timespec { tv_sec: 0, tv_nsec: 0 }
         } else if phase.open_loop {

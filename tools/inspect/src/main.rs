@@ -1,18 +1,12 @@
 //! `atlaskv-inspect`: looks into a data directory without a server, and never writes to it; copies checkpoints
 //! into backups, and these into new data directories; salvages what is damaged.
 
-mod backup;
-mod dump;
-mod fresh;
-mod readonly;
-mod salvage;
-mod verify;
-
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use atlaskv_inspect::{Failure, Outcome, backup, dump, salvage, verify};
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -105,24 +99,6 @@ enum Command {
         file: PathBuf,
     },
 }
-
-/// Why nothing could be said.
-#[derive(Debug)]
-enum Failure {
-    /// What was given can't be read, or is nothing of ours.
-    Refused(String),
-    /// Nobody reads what is printed.
-    Output(io::Error),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Failure {
-        Failure::Output(error)
-    }
-}
-
-/// Whether damage was found.
-type Outcome = Result<bool, Failure>;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {

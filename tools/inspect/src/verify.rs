@@ -2,25 +2,36 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 
-use atlaskv::base::{LogId, OpIter, TableName, TabletId};
+use atlaskv::base::{BlockSeq, LogId, OpIter, OpKind, TableName, TabletId};
 use atlaskv::disk::Disk;
-use atlaskv::engine::manifest::{self, State, TableRef, inspect_current, inspect_file};
+use atlaskv::engine::checkpoint::{MARKER, Unfinished};
+use atlaskv::engine::manifest::{self, ItemState, State, TableRef, inspect_current, inspect_file};
 use atlaskv::engine::sstable::{IndexBudget, Table, TableIter, TableMeta, inspect_table};
 use atlaskv::engine::wal::{
-    LogReader, LogScan, ReplayPlan, SegmentFile, inspect_segment, list_logs, scan_log,
+    LogReader, LogScan, ReplayPlan, SegmentFile, WalError, inspect_segment, list_logs, scan_log,
 };
 use atlaskv::slot::Slot;
 use futures_lite::future::block_on;
 
 use crate::readonly::ReadOnly;
+use crate::record::Record;
 use crate::{Failure, Outcome};
 
-/// Checks `dir`.
+/// Checks `dir`, and what it says of itself if it is a backup.
 pub fn verify(dir: &Path, out: &mut impl Write) -> Outcome {
+    check(dir, true, out)
+}
+
+/// Checks what a start or a restore needs of `dir`.
+pub fn verify_data(dir: &Path, out: &mut impl Write) -> Outcome {
+    check(dir, false, out)
+}
+
+fn check(dir: &Path, with_record: bool, out: &mut impl Write) -> Outcome {
     let _lock = lock(dir)?;
     let env = ReadOnly::new(dir);
     if !dir.join("CURRENT").exists() && !dir.join("manifest").exists() {
@@ -39,6 +50,15 @@ pub fn verify(dir: &Path, out: &mut impl Write) -> Outcome {
         }
     }
     check.manifest_files()?;
+    if let Some(kind) = marked(dir) {
+        check.bad(&format!("this directory is {}", kind.advice()))?;
+    }
+    // By its record a backup is listed, and pruned when it is old.
+    match Record::read(dir) {
+        Err(Failure::Refused(what)) if with_record => check.bad(&what)?,
+        Err(Failure::Refused(what)) => check.note(&what)?,
+        read => drop(read?),
+    }
     let Check { damage, tables, segments, entries, bytes, .. } = check;
     let verdict = if damage == 0 { "no damage".to_owned() } else { format!("{damage} damaged places") };
     writeln!(out, "{verdict}: {tables} tables, {segments} log segments, {entries} entries, {bytes} bytes")?;
@@ -65,6 +85,17 @@ pub fn lock(dir: &Path) -> Result<Option<File>, Failure> {
         // Without locks on this file system there are no servers on it either.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
     }
+}
+
+/// What `dir` was to become, if it is marked as not complete.
+pub fn marked(dir: &Path) -> Option<Unfinished> {
+    let marker = dir.join(MARKER);
+    // One that can't be read marks all the same.
+    let bytes = fs::read(&marker).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Err(error),
+        _ => Ok(Vec::new()),
+    });
+    bytes.ok().map(|bytes| Unfinished::decode(&bytes))
 }
 
 struct Check<'a, W> {
@@ -125,6 +156,13 @@ impl<W: Write> Check<'_, W> {
         };
         let mut scans = Vec::new();
         let mut is_whole = true;
+        for log in needed.iter().filter(|log| !logs.contains_key(log)) {
+            let end = state.logs.get(log).and_then(|meta| meta.end);
+            if end.is_none_or(|end| end > BlockSeq::ZERO) {
+                is_whole = false;
+                self.bad(&WalError::Missing(*log).to_string())?;
+            }
+        }
         for (log, segments) in logs {
             if !needed.contains(&log) {
                 self.note(&format!("wal: nothing needs log {log}; the next start removes it"))?;
@@ -168,9 +206,10 @@ impl<W: Write> Check<'_, W> {
         }
     }
 
-    /// Damage that a start passes over, because tables hold what was there: the disk is failing all the same.
+    /// Damage that a start passes over, because tables hold what was there, or blocks say the same: the disk is
+    /// failing all the same.
     fn covered_damage(&mut self, scan: &LogScan) -> Result<(), Failure> {
-        for segment in &scan.segments {
+        for (place, segment) in (0u32..).zip(&scan.segments) {
             self.segments += 1;
             self.bytes += segment.bytes;
             let bytes = match fs::read(self.dir.join(&segment.path)) {
@@ -180,8 +219,16 @@ impl<W: Write> Check<'_, W> {
                     continue;
                 }
             };
-            // A segment without a header was prepared when the power went: nothing is in it.
-            let Ok((_, blocks)) = inspect_segment(&bytes) else { continue };
+            let blocks = match inspect_segment(&bytes) {
+                Ok((_, blocks)) => blocks,
+                // It was durable before the first block was written.
+                Err(what) if scan.blocks.iter().any(|(segment, _)| *segment == place) => {
+                    self.bad(&format!("{}: {what} (the blocks behind it say what it said)", segment.path))?;
+                    continue;
+                }
+                // It was prepared when the power went: nothing is in it.
+                Err(_) => continue,
+            };
             for block in blocks.iter().filter(|block| !block.is_intact && block.info.seq <= scan.end) {
                 self.bad(&format!(
                     "{}: block {} at byte {}: its payload does not fit its checksum (tables hold what was in it)",
@@ -200,10 +247,13 @@ impl<W: Write> Check<'_, W> {
         loop {
             let next = block_on(reader.next_block(plan, |tablet, index, body| {
                 entries += 1;
+                // What was flushed may be of keys that a split has given to another tablet since.
+                let slots = state.tablets.get(&tablet).filter(|t| index > t.flushed).map(|t| t.slots);
                 for op in OpIter::new(body) {
                     let op = op.map_err(|error| error.to_string())?;
-                    let is_ours = |t: &manifest::TabletState| t.slots.contains(Slot::of_key(op.key));
-                    if !state.tablets.get(&tablet).is_none_or(is_ours) {
+                    // A range is deleted from every tablet, whosever keys its bounds are.
+                    let is_key = op.kind != OpKind::RangeDelete;
+                    if is_key && slots.is_some_and(|slots| !slots.contains(Slot::of_key(op.key))) {
                         return Err(format!("entry {index} of tablet {tablet} has a key of another tablet"));
                     }
                 }
@@ -319,6 +369,14 @@ impl<W: Write> Check<'_, W> {
                 found.key.zip(current).is_some_and(|(key, current)| key.generation == current.generation);
             if !is_live {
                 self.note(&format!("manifest/{name}: of no live generation; the next start removes it"))?;
+                continue;
+            }
+            let torn = found.items.iter().find(|item| item.state != ItemState::Good);
+            if let Some(torn) = torn.filter(|_| found.verdict.is_ok()) {
+                self.note(&format!(
+                    "manifest/{name}: torn from byte {} on, as a crash leaves it",
+                    torn.offset
+                ))?;
             }
         }
         Ok(())

@@ -183,6 +183,30 @@ fn what_is_damaged_incomplete_or_in_use_is_neither_restored_nor_backed_up() {
     assert_eq!(code, Some(0), "{said}");
 }
 
+/// By its record a backup is pruned, so damage to that is damage. But no reason to lose what it is about.
+#[test]
+fn a_damaged_record_is_named_and_the_backup_is_restored_all_the_same() {
+    let dir = checkpoints();
+    let (a, target) = (dir.path().join("a"), dir.path().join("backups"));
+    backup(&a, &target, "one");
+    let one = target.join("one");
+    assert_eq!(run_with(&[Path::new("verify"), &one]).0, Some(0));
+    let mut record = fs::read(one.join("BACKUP")).unwrap();
+    record[40] ^= 1;
+    fs::write(one.join("BACKUP"), record).unwrap();
+    let (code, said) = run_with(&[Path::new("verify"), &one]);
+    assert!(code == Some(1) && said.contains("DAMAGED") && said.contains("BACKUP"), "{said}");
+    let (code, said) = run("restore", &one, &dir.path().join("whole"));
+    assert!(code == Some(0) && said.contains("note: ") && said.contains("BACKUP"), "{said}");
+    assert!(contents(&a) == contents(&dir.path().join("whole")));
+    // A start refuses what is marked, and so does verify, though all that was copied is sound.
+    let mut marker = vec![0; 4096];
+    Unfinished::Backup.encode(&mut marker);
+    fs::write(a.join("INCOMPLETE"), marker).unwrap();
+    let (code, said) = run_with(&[Path::new("verify"), &a]);
+    assert!(code == Some(1) && said.contains("a backup that was never completed"), "{said}");
+}
+
 /// A store that was restored goes on under names for tables that the one it came from goes on with as well. Told by
 /// names, sizes and footers alone, a table of the other was taken for its own: footers say nothing of values.
 #[test]

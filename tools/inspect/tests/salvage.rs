@@ -1,6 +1,8 @@
 //! Salvage of damaged data directories, against a model of all that was ever written: what is opened afterwards has
 //! the newest version of every key, or the list of losses says why not; it never has anything that was not written.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,50 +10,27 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use atlaskv::base::{Compression, EntryIndex, Lsn, Op, OpKind};
+use atlaskv::base::{EntryIndex, Lsn, Op, OpKind};
 use atlaskv::disk::Disk;
 use atlaskv::disk::sim::SimDisk;
-use atlaskv::engine::{Engine, EngineOptions, Key, Loaded, Lookup, recovery};
+use atlaskv::engine::Engine;
 use atlaskv::env::Env;
 use atlaskv::env::sim::{SimEnv, SimWorld};
-use atlaskv::metrics::Metrics;
 use atlaskv::placement::SlotTable;
 use atlaskv::slot::Slot;
 use tempfile::TempDir;
 
+use common::options;
+
 const PAGE: usize = 4096;
-const TABLETS: usize = 16;
+const TABLETS: u16 = 16;
 
 /// What was written to a key, oldest first; `None`: it was deleted.
 type History = BTreeMap<String, Vec<(Lsn, Option<String>)>>;
 
-fn options() -> EngineOptions {
-    EngineOptions {
-        memtable_bytes: 64 << 20,
-        sealed_max: 1,
-        cache_bytes: 1 << 20,
-        index_bytes: 1 << 20,
-        compression: Compression::default(),
-        segment_bytes: 1 << 20,
-        window: 2,
-        lazy: None,
-        compaction_fan: 4,
-        snapshot_life: Duration::from_secs(60),
-        snapshot_bytes: 1 << 30,
-        scrub_bytes_per_s: 0,
-        level_ratio: 4,
-        last_table_bytes: 64 << 10,
-        reserve_bytes: 0,
-    }
-}
-
 async fn open(env: &SimEnv) -> (Rc<Engine<SimEnv>>, SlotTable) {
-    let found = recovery::load(env, TABLETS as u16).await.unwrap();
-    let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await.unwrap();
-    let start = recovery::plan(found.state, scans, 1).unwrap();
-    recovery::install(env, &start).await.unwrap();
-    let engine = Engine::open(env, options(), &start, 0, Rc::new(Metrics::default())).await.unwrap();
-    (engine, SlotTable::new(&start.state))
+    let mut opened = common::open(env, &options(), 1, TABLETS).await.unwrap();
+    (opened.engines.remove(0), opened.slots)
 }
 
 fn tablet(slots: &SlotTable, key: &str) -> usize {
@@ -108,11 +87,7 @@ fn store(rng: &mut fastrand::Rng) -> (TempDir, History) {
     let env = SimEnv::new(&world, SimDisk::new(&world));
     let history = world.run(fill(&env, rng));
     let dir = tempfile::tempdir().unwrap();
-    for path in env.disk().paths() {
-        let to = dir.path().join(&path);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::write(to, env.disk().peek(&path).unwrap()).unwrap();
-    }
+    common::write_out(env.disk(), dir.path());
     (dir, history)
 }
 
@@ -227,17 +202,8 @@ fn compare(fresh: &Path, history: &History, told: impl Fn(&str, usize, Lsn) -> b
 }
 
 async fn get(engine: &Engine<SimEnv>, tablet: usize, key: &str) -> Option<(Lsn, String)> {
-    let key = Key { bytes: key.as_bytes(), hash: engine.hash(key.as_bytes()), tablet };
-    let mut loaded = Loaded::new();
-    loop {
-        let show = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let lookup =
-            engine.lookup(&key, &loaded, |found| found.entry.map(|entry| (entry.lsn, show(entry.value))));
-        match lookup.unwrap() {
-            Lookup::Done(found) => return found,
-            Lookup::Missing(block) => engine.load(block, &mut loaded).await.unwrap(),
-        }
-    }
+    let found = common::get(engine, tablet, key.as_bytes()).await.unwrap();
+    found.map(|(lsn, _, value)| (lsn, String::from_utf8(value).unwrap()))
 }
 
 fn files(dir: &Path, below: &str) -> Vec<PathBuf> {

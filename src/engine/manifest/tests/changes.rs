@@ -1,6 +1,7 @@
 //! Which changes fit a state, and what becomes of it.
 
 use super::*;
+use crate::engine::ranges::RangeDelete;
 
 /// A merge names no position. It did once: computed before its commit had its turn, while the edit of a
 /// flush was on its way. After the next start the merge's output stood in front of that flush's table, and
@@ -166,4 +167,23 @@ fn a_descent_goes_down_the_keys_and_never_back() {
     state.apply(&Change::AddTable { tablet: TabletId(0), position: 0, table: lonely.clone() }).unwrap();
     state.apply(&descend(&[7], &[], "", vec![lonely.placed(LAST, None)])).unwrap();
     assert_eq!(files(&state), [6, 11, 12, 13, 7]);
+}
+
+/// Found by `tests/fuzz`: a state that was accepted, of which the next start would have refused the snapshot.
+#[test]
+fn a_tablet_is_not_taken_back_behind_its_range_deletes_nor_split_in_the_last_epoch() {
+    let tablet = TabletId(0);
+    let mut state = state(1);
+    let described = |flushed, epoch| {
+        Change::Tablet(TabletState { flushed: EntryIndex(flushed), epoch, ..state.tablets[&tablet].clone() })
+    };
+    let (newer, older, last) = (described(30, 7), described(19, 8), described(30, u64::MAX));
+    state.apply(&newer).unwrap();
+    let range = RangeDelete::new(b"a", b"b", Lsn::new(EntryIndex(20), 0)).unwrap();
+    state.apply(&Change::AddRange { tablet, range }).unwrap();
+    assert!(state.clone().apply(&older).unwrap_err().contains("range deletes behind 19"));
+    state.apply(&last).unwrap();
+    let slots = state.tablets[&tablet].slots;
+    let split = Change::SplitTablet { tablet, at: slots.first() + 1, into: TabletId(999) };
+    assert!(state.apply(&split).unwrap_err().contains("last epoch"));
 }

@@ -8,7 +8,7 @@ use super::super::format::{
     encode_record_header,
 };
 use super::{LAZY_BYTES, SealedBlock, Wal, WalError};
-use crate::base::{BlockSeq, ENTRY_BYTES_MAX, EntryIndex, crc32c, crc32c_append, page_align};
+use crate::base::{BlockSeq, EntryIndex, crc32c, crc32c_append, page_align};
 use crate::disk::{Disk, File};
 use crate::env::{Env, Queue};
 
@@ -16,6 +16,10 @@ use crate::env::{Env, Queue};
 const IDLE: Duration = Duration::from_millis(20);
 /// Bytes of a block that are built before others have their turn: that takes about 0.1 ms.
 const STEP_BYTES: usize = 256 << 10;
+
+/// Buffers of entries that are kept for others, and the capacity of one.
+const SPARE_MAX: usize = 64;
+const SPARE_BYTES_MAX: usize = 128 << 10;
 
 impl<E: Env> Wal<E> {
     /// Commits blocks until the log is closed or fails.
@@ -180,7 +184,7 @@ impl<E: Env> Wal<E> {
         state.prev_crc = info.encode(&mut buffer);
         let entries = block.entries.iter().map(|entry| (entry.tablet, entry.index)).collect();
         for mut entry in block.entries {
-            if state.spare.len() < 64 && entry.body.capacity() <= ENTRY_BYTES_MAX {
+            if state.spare.len() < SPARE_MAX && entry.body.capacity() <= SPARE_BYTES_MAX {
                 entry.body.clear();
                 state.spare.push(entry.body);
             }

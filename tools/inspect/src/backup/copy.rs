@@ -15,7 +15,8 @@ use std::time::UNIX_EPOCH;
 use atlaskv::base::{PAGE_SIZE, TableName};
 use atlaskv::engine::checkpoint::{MARKER, Unfinished};
 
-use crate::Failure;
+use crate::verify::marked;
+use crate::{Failure, at};
 
 /// Directories of a data directory that a copy has.
 const DIRS: [&str; 3] = [TableName::DIR, "manifest", "wal"];
@@ -44,11 +45,6 @@ impl Copied {
     }
 }
 
-/// Attaches the path to an error.
-pub fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Failure> {
-    result.map_err(|error| Failure::Refused(format!("{}: {error}", path.display())))
-}
-
 /// The paths in a directory, in the order of their names.
 pub fn paths(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries: io::Result<Vec<_>> = at(dir, fs::read_dir(dir))?.collect();
@@ -59,17 +55,6 @@ pub fn paths(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 pub fn sync_dir(dir: &Path) -> Result<(), Failure> {
     at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
-}
-
-/// What `dir` was to become, if it is marked as not complete.
-pub fn marked(dir: &Path) -> Option<Unfinished> {
-    let marker = dir.join(MARKER);
-    // One that can't be read marks all the same.
-    let bytes = fs::read(&marker).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Err(error),
-        _ => Ok(Vec::new()),
-    });
-    bytes.ok().map(|bytes| Unfinished::decode(&bytes))
 }
 
 /// A copy that is under way. Its lock goes with it.

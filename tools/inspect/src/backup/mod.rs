@@ -1,14 +1,13 @@
 //! Copies of checkpoints on other file systems, and back.
 //!
 //! A backup is a directory `TARGET/NAME` that is a data directory of its own, with a record of when it was made
-//! (`record`). Tables never change, so of those that another backup below TARGET has already only a hard link is
+//! (`record.rs`). Tables never change, so of those that another backup below TARGET has already only a hard link is
 //! made (`copy`). What is there is listed, and the oldest removed, by what the records say (`shelf`), not by names.
 //!
 //! A copy is marked as not complete (`INCOMPLETE`) until everything in it is durable; a server refuses it, and so
 //! does a restore. The command that was cut short, given once more, goes on where it ended.
 
 mod copy;
-mod record;
 mod shelf;
 
 use std::fs;
@@ -18,12 +17,12 @@ use std::time::SystemTime;
 
 use atlaskv::engine::checkpoint::Unfinished;
 
-use self::copy::{Unwhole, at, marked};
-use self::record::{Record, millis, utc};
+use self::copy::Unwhole;
 use self::shelf::Shelf;
 pub use self::shelf::{Prune, list, prune};
-use crate::verify::verify;
-use crate::{Failure, Outcome};
+use crate::record::{Record, millis, utc};
+use crate::verify::{marked, verify_data};
+use crate::{Failure, Outcome, at};
 
 /// Refuses what is no whole copy that no server uses: one that has logs may be in use, or need them.
 fn check_source(from: &Path) -> Result<(), Failure> {
@@ -85,7 +84,8 @@ pub fn restore(from: &Path, target: &Path, out: &mut impl Write) -> Outcome {
         let what = marked(target).map_or("not empty; name a new directory", Unfinished::advice);
         return Err(Failure::Refused(format!("{}: {what}", target.display())));
     }
-    if verify(from, out)? {
+    // A damaged record is no reason to lose what it is about.
+    if verify_data(from, out)? {
         writeln!(out, "nothing was restored: {} is damaged", from.display())?;
         return Ok(true);
     }

@@ -10,10 +10,10 @@ use atlaskv::base::TableName;
 use atlaskv::engine::checkpoint::Unfinished;
 
 use super::check_source;
-use super::copy::{Unwhole, at, marked, paths};
-use super::record::{Record, millis, utc};
-use crate::verify::lock;
-use crate::{Failure, Outcome};
+use super::copy::{Unwhole, paths};
+use crate::record::{Record, millis, utc};
+use crate::verify::{lock, marked};
+use crate::{Failure, Outcome, at};
 
 /// What stands in a directory of backups.
 #[derive(Default)]

@@ -18,8 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atlaskv::base::crc32c;
 
-use super::copy::at;
-use crate::Failure;
+use crate::{Failure, at};
 
 /// Name of the file.
 pub const RECORD: &str = "BACKUP";
