@@ -11,6 +11,8 @@
 //! ```text
 //! ATLASKV_CROWD_SECONDS=30 cargo test --release --test server a_crowd_slows -- --ignored --nocapture
 //! ```
+//!
+//! With `ATLASKV_CROWD_ONLY=largest`, for one, only of the kinds whose names hold that.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -472,13 +474,14 @@ fn a_crowd_slows_others_little() {
         let [get, set] = [0, 1].map(|kind| p99(&times[kind]) / p99(&peace[kind]));
         println!("    p99 in parts of what it is in peace: GET {get:.2}, SET {set:.2}");
     };
+    let only = std::env::var("ATLASKV_CROWD_ONLY").unwrap_or_default();
     for (round, is_moderate) in [(1, true), (2, true), (3, true), (4, false)] {
         IS_MODERATE.store(is_moderate, Ordering::Relaxed);
         println!("round {round}: {}", if is_moderate { "moderate" } else { "as fast as they can" });
         let peace = measure(&format!("{round}, in peace"));
         let idle = idle(address, crowded.idle);
         beside(&measure(&format!("{round}, with {} idle connections", crowded.idle)), &peace);
-        for abuse in &ABUSES {
+        for abuse in ABUSES.iter().filter(|(name, _)| name.contains(&only)) {
             let stop = AtomicBool::new(false);
             thread::scope(|scope| {
                 let thread = scope.spawn(|| {
