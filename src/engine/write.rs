@@ -9,7 +9,7 @@ use super::memtable::{Memtable, StagedRecord};
 use super::ranges::{RangeDelete, RangeDeletes};
 use super::wal::{Appended, WalRoom};
 use super::{Engine, EngineError};
-use crate::base::{BlockSeq, Entry, EntryIndex, Lsn, Op, OpKind};
+use crate::base::{BlockSeq, EntryIndex, Lsn, Op, OpKind};
 use crate::env::{Env, Notify};
 use crate::metrics::Metrics;
 
@@ -79,21 +79,26 @@ impl Staged {
         self.is_whole()
     }
 
+    /// Length of the whole value.
+    pub fn value_len(&self) -> usize {
+        self.value_len
+    }
+
     /// Whether all of the value was copied.
     pub fn is_whole(&self) -> bool {
         self.body.len() - self.head_len == self.value_len
     }
 
-    /// The same as the operation that it has become; `None` if it must be written otherwise.
-    fn completed(mut self, op: &Op<'_>) -> Option<Staged> {
+    /// Makes it the put of `key` with this expiry. Whether it can be that: it is whole, and has an expiry if it was to.
+    fn complete(&mut self, key: &[u8], expiry_ms: u64) -> bool {
+        let op = Op { kind: OpKind::Put, key, value: &self.body[self.head_len..], expiry_ms };
         let mut head = Vec::with_capacity(self.head_len);
         op.encode_head(&mut head);
-        let is_it = op.kind == OpKind::Put && head.len() == self.head_len && op.value.len() == self.value_len;
-        if !is_it || !self.is_whole() {
-            return None;
+        let is_it = self.is_whole() && head.len() == self.head_len;
+        if is_it {
+            self.body[..head.len()].copy_from_slice(&head);
         }
-        self.body[..head.len()].copy_from_slice(&head);
-        Some(self)
+        is_it
     }
 }
 
@@ -161,7 +166,8 @@ impl<E: Env> Engine<E> {
                 active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
             }
         }
-        self.applied(tablet, index, ops);
+        let bytes = ops.iter().map(|op| op.key.len() + op.value.len()).sum();
+        self.applied(tablet, index, ops.len(), bytes);
         Ok(appended)
     }
 
@@ -187,29 +193,56 @@ impl<E: Env> Engine<E> {
         tablet: usize,
         op: &Op<'_>,
         hash: u64,
+        mut staged: Staged,
+    ) -> Result<Appended, EngineError> {
+        let is_staged = op.kind == OpKind::Put && op.value.len() == staged.value_len;
+        if !is_staged || !staged.complete(op.key, op.expiry_ms) {
+            return self.write(tablet, std::slice::from_ref(op), &[hash]);
+        }
+        self.append_staged(tablet, op.key, op.expiry_ms, hash, staged)
+    }
+
+    /// Writes a put of `key` whose value is nowhere else than where it was staged, all of it. It expires if it was
+    /// staged as one that does. The rest as for [`Engine::write`].
+    pub fn write_restaged(
+        &self,
+        tablet: usize,
+        key: &[u8],
+        expiry_ms: u64,
+        hash: u64,
+        mut staged: Staged,
+    ) -> Result<Appended, EngineError> {
+        assert!(staged.complete(key, expiry_ms), "all of it was staged, as what it becomes");
+        self.append_staged(tablet, key, expiry_ms, hash, staged)
+    }
+
+    /// Takes over one that is complete.
+    fn append_staged(
+        &self,
+        tablet: usize,
+        key: &[u8],
+        expiry_ms: u64,
+        hash: u64,
         staged: Staged,
     ) -> Result<Appended, EngineError> {
-        let Some(Staged { record, body, _share, .. }) = staged.completed(op) else {
-            return self.write(tablet, std::slice::from_ref(op), &[hash]);
-        };
+        let Staged { record, body, value_len, _share, .. } = staged;
         let local = self.tablet(tablet);
         let appended = self.wal.append_encoded(local.log, body)?;
         local.last_lsn.set(appended.lsn);
-        let entry = Entry { lsn: appended.lsn, kind: op.kind, expiry_ms: op.expiry_ms, value: op.value };
-        self.active.borrow_mut().insert_staged(tablet, hash, op.key, &entry, record);
-        self.applied(tablet, appended.lsn.index(), std::slice::from_ref(op));
+        self.active.borrow_mut().insert_staged(tablet, hash, key, appended.lsn, expiry_ms, record);
+        self.applied(tablet, appended.lsn.index(), 1, key.len() + value_len);
         Ok(appended)
     }
 
-    /// Notes that these are in the log and in the memtable.
+    /// Notes that so many operations, with so many bytes of keys and values, are in the log and in the memtable.
     #[inline]
-    fn applied(&self, tablet: usize, index: EntryIndex, ops: &[Op<'_>]) {
+    fn applied(&self, tablet: usize, index: EntryIndex, ops: usize, bytes: usize) {
         let mut last = self.last.borrow_mut();
         assert!(last[tablet] <= index, "entries are applied in the order of the log");
         last[tablet] = index;
         drop(last);
-        Metrics::add(&self.metrics.wal_ops, ops.len() as u64);
-        self.accept(ops.iter().map(|op| (op.key.len() + op.value.len()) as u64).sum());
+        Metrics::add(&self.metrics.wal_ops, ops as u64);
+        self.accept(bytes as u64);
         self.rotate_if_full();
     }
 

@@ -95,11 +95,11 @@ impl<E: Env> Shard<E> {
             }
             Request::Expire { key, deadline, condition, durability } => {
                 self.expiry_ms(deadline).and_then(|expiry_ms| {
-                    self.change_expiry(meta, key, expiry_ms, condition, durability, loaded, out)
+                    self.change_expiry(meta, key, expiry_ms, condition, durability, &mut None, loaded, out)
                 })
             }
             Request::Persist { key, condition, durability } => {
-                self.change_expiry(meta, key, 0, condition, durability, loaded, out)
+                self.change_expiry(meta, key, 0, condition, durability, &mut None, loaded, out)
             }
             Request::Ttl { key } => self.ttl(meta, key, loaded, out),
             Request::Batch { ops, durability } => self.batch(meta, ops, durability, loaded, out),

@@ -1,4 +1,5 @@
-//! What takes long, a slice at a time: MGETs of many keys or bytes, GETs and SETs of large values.
+//! What takes long, a slice at a time: MGETs of many keys or bytes; GETs and SETs of large values, and changes of their
+//! expiry ([`expire`](super::expire)).
 //!
 //! What an [attempt](super::execute) can't do in a short step it leaves to this. Each step copies for a fraction of a
 //! millisecond; then others have their turn, and it goes on where it was. The frames behind it wait meanwhile. What
@@ -34,7 +35,7 @@ pub(super) const KEYS_MAX: usize = 1024;
 /// Bytes of values that are copied in one step, about 0.1 ms, or one value more. A longer one is divided.
 pub(super) const BYTES_MAX: usize = 256 << 10;
 /// How often a value that is replaced while it is copied is begun again. After that it is copied at once.
-const RESTARTS_MAX: u32 = 3;
+pub(super) const RESTARTS_MAX: u32 = 3;
 
 /// A request under way.
 pub(super) struct Sliced {
@@ -44,8 +45,8 @@ pub(super) struct Sliced {
     /// The reply so far.
     bytes: Vec<u8>,
     wait: Option<BlockSeq>,
-    /// The value of a SET so far.
-    staged: Option<Staged>,
+    /// The value to be written so far.
+    pub(super) staged: Option<Staged>,
     at: At,
     /// What was granted for the reply.
     granted: usize,
@@ -62,6 +63,17 @@ enum At {
     Value { version: Lsn, copied: usize, restarts: u32 },
     /// A value is staged.
     Write,
+    /// A value that is there is staged.
+    Rewrite(Progress),
+}
+
+/// What is being copied to be written again.
+#[derive(Clone, Copy)]
+pub(super) struct Progress {
+    /// This version, or none yet.
+    pub version: Lsn,
+    /// After so many others.
+    pub restarts: u32,
 }
 
 /// What came of a step.
@@ -84,6 +96,9 @@ impl Sliced {
         let at = match request {
             Request::Mget { .. } => At::List { next: 0, hits: 0 },
             Request::Set { .. } => At::Write,
+            Request::Expire { .. } | Request::Persist { .. } => {
+                At::Rewrite(Progress { version: Lsn::ZERO, restarts: 0 })
+            }
             _ => At::Value { version: Lsn::ZERO, copied: 0, restarts: 0 },
         };
         let (request_id, bytes) = (meta.request_id, Vec::new());
@@ -92,14 +107,27 @@ impl Sliced {
 
     /// Whether it is a write whose value could not be staged yet, since those of others are.
     pub fn is_unstaged(&self) -> bool {
-        matches!(self.at, At::Write) && self.staged.is_none()
+        matches!(self.at, At::Write | At::Rewrite(_)) && self.staged.is_none()
+    }
+
+    /// How far a copy of a value that is there is.
+    pub fn progress_of_copy(&self) -> Progress {
+        match self.at {
+            At::Rewrite(progress) => progress,
+            _ => unreachable!("it is copied to be written again"),
+        }
+    }
+
+    /// Notes that.
+    pub fn note_copy(&mut self, progress: Progress) {
+        self.at = At::Rewrite(progress);
     }
 
     /// Keys that need no looking up any more.
     fn progress(&self) -> usize {
         match self.at {
             At::List { next, .. } => next,
-            At::Value { .. } | At::Write => 0,
+            At::Value { .. } | At::Write | At::Rewrite(_) => 0,
         }
     }
 }
@@ -119,7 +147,7 @@ impl<E: Env> Shard<E> {
         let wanted =
             self.waiting.borrow_mut().get_mut(&line).map_or(0, |waiting| mem::take(&mut waiting.wanted));
         // What a write found on its way here is in the cache meanwhile, and its reply is small.
-        let wanted = if let Request::Set { .. } = request { 0 } else { wanted };
+        let wanted = if request.is_write() { 0 } else { wanted };
         if !self.has_reply_room(out, wanted) {
             return self.without_room(line, wanted);
         }
@@ -201,6 +229,7 @@ impl<E: Env> Shard<E> {
             }
             (Request::Get { key }, At::Value { .. }) => self.slice_of_value(sliced, meta, key, loaded, out),
             (Request::Set { .. }, At::Write) => self.slice_of_write(sliced, meta, request, loaded, out),
+            (_, At::Rewrite(_)) => self.slice_of_expiry(sliced, meta, request, loaded, out),
             _ => unreachable!("no other request takes long"),
         };
         result.unwrap_or_else(|refusal| {

@@ -107,10 +107,11 @@ impl Memtable {
         tablet: usize,
         hash: u64,
         key: &[u8],
-        entry: &Entry<'_>,
+        lsn: Lsn,
+        expiry_ms: u64,
         staged: StagedRecord,
     ) {
-        self.insert_by(tablet, hash, key, entry.lsn, |arena, link| staged.adopt(arena, link, entry));
+        self.insert_by(tablet, hash, key, lsn, |arena, link| staged.adopt(arena, link, lsn, expiry_ms));
     }
 
     #[inline]

@@ -45,7 +45,8 @@ pub enum Link {
 /// Appends a version of `key`.
 #[inline]
 pub fn push(arena: &mut Arena, link: Link, key: &[u8], entry: &Entry<'_>) -> Place {
-    let (header, len) = header(link, matches!(link, Link::First), entry);
+    let is_keyed = matches!(link, Link::First);
+    let (header, len) = header(link, is_keyed, entry.kind, entry.lsn, entry.expiry_ms, entry.value.len());
     match link {
         Link::First => {
             let key_len = u16::try_from(key.len()).expect("key length checked by the caller").to_le_bytes();
@@ -57,21 +58,28 @@ pub fn push(arena: &mut Arena, link: Link, key: &[u8], entry: &Entry<'_>) -> Pla
 
 /// Header and expiry, and how many bytes they are.
 #[inline]
-fn header(link: Link, is_keyed: bool, entry: &Entry<'_>) -> ([u8; HEADER + 8], usize) {
-    assert!(entry.value.len() <= VALUE_BYTES_MAX, "value length checked by the caller");
+fn header(
+    link: Link,
+    is_keyed: bool,
+    kind: OpKind,
+    lsn: Lsn,
+    expiry_ms: u64,
+    value_len: usize,
+) -> ([u8; HEADER + 8], usize) {
+    assert!(value_len <= VALUE_BYTES_MAX, "value length checked by the caller");
     let (link, first) = match link {
         Link::First => (0, FIRST),
         Link::Behind(previous) => (previous.0, 0),
     };
     let keyed = if is_keyed { KEYED } else { 0 };
-    let tombstone = if entry.kind == OpKind::Delete { TOMBSTONE } else { 0 };
-    let expires = if entry.expiry_ms == 0 { 0 } else { EXPIRES };
-    let meta = entry.value.len() as u32 | first | keyed | tombstone | expires;
+    let tombstone = if kind == OpKind::Delete { TOMBSTONE } else { 0 };
+    let expires = if expiry_ms == 0 { 0 } else { EXPIRES };
+    let meta = value_len as u32 | first | keyed | tombstone | expires;
     let mut header = [0; HEADER + 8];
     header[0..4].copy_from_slice(&link.to_le_bytes());
     header[4..8].copy_from_slice(&meta.to_le_bytes());
-    header[8..16].copy_from_slice(&entry.lsn.0.to_le_bytes());
-    header[16..24].copy_from_slice(&entry.expiry_ms.to_le_bytes());
+    header[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+    header[16..24].copy_from_slice(&expiry_ms.to_le_bytes());
     (header, if expires == 0 { HEADER } else { HEADER + 8 })
 }
 
@@ -80,6 +88,7 @@ pub struct StagedRecord {
     /// Room for header and expiry, key length, key, and the value so far.
     bytes: Vec<u8>,
     whole: usize,
+    value_len: usize,
 }
 
 impl StagedRecord {
@@ -91,7 +100,7 @@ impl StagedRecord {
         bytes.resize(HEADER + 8, 0);
         bytes.extend_from_slice(&key_len);
         bytes.extend_from_slice(key);
-        StagedRecord { bytes, whole }
+        StagedRecord { bytes, whole, value_len }
     }
 
     /// Adds a piece of the value.
@@ -100,10 +109,10 @@ impl StagedRecord {
         assert!(self.bytes.len() <= self.whole, "a value is as long as it was said to be");
     }
 
-    /// Makes it a version of its key. The value in `entry` is the one that it was given.
-    pub fn adopt(mut self, arena: &mut Arena, link: Link, entry: &Entry<'_>) -> Place {
+    /// Makes it a version of its key, a put.
+    pub fn adopt(mut self, arena: &mut Arena, link: Link, lsn: Lsn, expiry_ms: u64) -> Place {
         assert_eq!(self.bytes.len(), self.whole, "the value is there");
-        let (header, len) = header(link, true, entry);
+        let (header, len) = header(link, true, OpKind::Put, lsn, expiry_ms, self.value_len);
         // Without an expiry it begins where that would be.
         let start = HEADER + 8 - len;
         self.bytes[start..start + len].copy_from_slice(&header[..len]);

@@ -57,7 +57,7 @@ fn insert(memtable: &mut Memtable, tablet: usize, hash: u64, key: &[u8], v: &Ver
     let entry = Entry { lsn: Lsn(v.lsn), kind: v.kind, expiry_ms: v.expiry_ms, value: &v.value };
     let mut staged = StagedRecord::new(key, v.value.len());
     v.value.chunks(100_000).for_each(|piece| staged.push(piece));
-    memtable.insert_staged(tablet, hash, key, &entry, staged);
+    memtable.insert_staged(tablet, hash, key, entry.lsn, entry.expiry_ms, staged);
 }
 
 fn check(memtable: &Memtable, models: &[Model], hash: fn(&[u8]) -> u64, rng: &mut fastrand::Rng, seed: u64) {

@@ -1,5 +1,6 @@
 //! Reads that take long let others in between, keep the order of their connection, and give back what they took.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::store::{Answer, Store};
@@ -183,6 +184,80 @@ fn large_values_are_written_in_steps_and_take_effect_in_one() {
             }
         });
     }
+}
+
+/// EXPIRE and PERSIST of a large value store it once more, as it is at one moment, whatever takes its place meanwhile.
+#[test]
+fn the_expiry_of_large_values_is_changed_in_steps_and_takes_effect_in_one() {
+    let (condition, durability) = (Condition::None, Durability::Default);
+    let seen = Cell::new(0);
+    for seed in 0..30 {
+        run(seed, 1, async |store| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let value = |round: u64| vec![round as u8; (1 + rng_of(seed, round)) * sliced::BYTES_MAX + 17];
+            let is_persist = rng.bool();
+            let before = Expiry::Set(Deadline::In(7_200_000));
+            let first = store.set(b"large", &value(0), if is_persist { before } else { Expiry::Never }).await;
+            if rng.bool() {
+                store.shards[0].engine.rotate();
+            }
+            if seed % 3 == 0 {
+                // In a table, and read from there.
+                store.env.sleep(Duration::from_secs(5)).await;
+            }
+            let request = |condition| match is_persist {
+                true => Request::Persist { key: b"large", condition, durability },
+                false => Request::Expire {
+                    key: b"large",
+                    deadline: Deadline::In(3_600_000),
+                    condition,
+                    durability,
+                },
+            };
+            let (slow, quick) = (store.connect(0), store.connect(0));
+            let changing = slow.send(store, &request(condition)).await;
+            let absent = quick.send(store, &Request::Get { key: b"small" }).await;
+            assert_eq!(quick.answer(absent).await, Answer::Absent);
+            let waiting = store.shards[0].waiting.borrow();
+            seen.set(seen.get() + usize::from(waiting.values().any(|waiting| waiting.sliced.is_some())));
+            drop(waiting);
+            let (mut last, rounds) = (first.version(), seed % 6);
+            for round in 1..=rounds {
+                let expiry = if is_persist { before } else { Expiry::Never };
+                last = store.set(b"large", &value(round), expiry).await.version();
+            }
+            let changed = slow.answer(changing).await.version();
+            let Answer::Value(found, version) = store.get(b"large").await else {
+                panic!("seed {seed}: gone")
+            };
+            assert!(found == value(rounds), "seed {seed}: what was written last");
+            assert_eq!(version, changed.max(last), "seed {seed}");
+            let Answer::Lifetime(left) = store.ask(&Request::Ttl { key: b"large" }).await else {
+                panic!("seed {seed}: it is there")
+            };
+            // What came later has its own expiry; or an hour is left, or no end.
+            let left = left.map(|left| left.remaining_ms > 3_600_000);
+            let expected = match (is_persist, changed > last) {
+                (false, true) => Some(false),
+                (true, false) => Some(true),
+                _ => None,
+            };
+            assert_eq!(left, expected, "seed {seed}");
+            // None of these takes long, since none stores it again.
+            let unmet = store.ask(&request(Condition::IfVersion(first.version()))).await;
+            assert_eq!(unmet, Answer::Unmet(Some(version)), "seed {seed}");
+            let gone = Request::Expire { key: b"large", deadline: Deadline::At(1), condition, durability };
+            store.ask(&gone).await.version();
+            assert_eq!(store.get(b"large").await, Answer::Absent, "seed {seed}");
+            assert_eq!(store.ask(&request(condition)).await, Answer::Absent, "seed {seed}");
+        });
+    }
+    assert!(seen.get() > 3, "a GET was answered between two steps with {} of the seeds", seen.get());
+}
+
+/// A number below 3 that belongs to both.
+fn rng_of(seed: u64, round: u64) -> usize {
+    fastrand::Rng::with_seed(seed * 100 + round).usize(..3)
 }
 
 /// More large values than may be staged at a time, and than memory takes before a flush: who waits for the one is in
