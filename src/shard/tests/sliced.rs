@@ -218,9 +218,8 @@ fn the_expiry_of_large_values_is_changed_in_steps_and_takes_effect_in_one() {
             let changing = slow.send(store, &request(condition)).await;
             let absent = quick.send(store, &Request::Get { key: b"small" }).await;
             assert_eq!(quick.answer(absent).await, Answer::Absent);
-            let waiting = store.shards[0].waiting.borrow();
-            seen.set(seen.get() + usize::from(waiting.values().any(|waiting| waiting.sliced.is_some())));
-            drop(waiting);
+            let is_begun = store.shards[0].waiting.borrow().values().any(|waiting| waiting.sliced.is_some());
+            seen.set(seen.get() + usize::from(is_begun));
             let (mut last, rounds) = (first.version(), seed % 6);
             for round in 1..=rounds {
                 let expiry = if is_persist { before } else { Expiry::Never };
