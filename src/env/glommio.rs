@@ -14,14 +14,17 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_lite::future;
 use glommio::{
-    ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, SharesManager, TaskQueueHandle,
+    Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, SharesManager, TaskQueueHandle,
 };
 
 use super::{Env, Queue};
+use crate::base::PAGE_SIZE;
 use crate::disk::glommio::GlommioDisk;
 
 /// How often a round of runnable tasks is cut short to look at the rings. With the default of 100 ms, a
@@ -31,10 +34,19 @@ const PREEMPT: Duration = Duration::from_micros(400);
 const ADJUST: Duration = Duration::from_millis(20);
 /// `PREEMPT` until the root future runs.
 const START_PREEMPT: Duration = Duration::from_secs(2);
-/// Entries of each ring. Each turn of the runtime cancels a timer, for which the kernel searches one of a ring's lists of
+/// Entries of each ring, at best and at least. Each turn of the runtime cancels a timer, for which the kernel searches one of a ring's lists of
 /// polls, and a connection is a poll: there are 256 lists with this many entries, and 8 with the default of 128. With
 /// 9,700 idle connections a GET then took 46 µs of CPU more than with none, now 17.
-const RING_DEPTH: usize = 4096;
+const RING_ENTRIES: usize = 4096;
+const RING_ENTRIES_MIN: usize = 128;
+/// Rings of an executor. The runtime registers its I/O memory with each of them.
+const RINGS: usize = 3;
+/// Less I/O memory than this the runtime does not register.
+const IO_BYTES_MIN: usize = 64 << 10;
+/// How long a start waits for memory that other processes of its user have locked: one that was just killed has its
+/// rings for a moment.
+const LOCKED_WAIT: Duration = Duration::from_secs(5);
+const LOCKED_PAUSE: Duration = Duration::from_millis(20);
 /// Longest sleep of an executor. Costs 100 wake-ups of about 40 microseconds a second. The round in which
 /// a timer fires may be the one that is lost, and then nothing sets it again: so there are several.
 const HEARTBEATS: [Duration; 4] = [
@@ -112,14 +124,55 @@ impl GlommioEnv {
     }
 }
 
+/// What of an executor counts towards the limit of locked memory, which its user has for all processes together.
+/// (Kernels before 5.12 count rings, and recent ones do again: 6.18 does.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Locked {
+    /// Entries of each ring: a power of two.
+    pub ring_entries: usize,
+    /// Bytes that are registered for I/O buffers. What does not fit them comes from the heap.
+    pub io_bytes: usize,
+}
+
+impl Locked {
+    /// As much as is of use, with this much for I/O.
+    pub fn ample(io_bytes: usize) -> Locked {
+        Locked { ring_entries: RING_ENTRIES, io_bytes }
+    }
+
+    /// The same for each of `executors` within half of `limit` bytes, so that the next process can start while the
+    /// kernel still clears up behind this one, and rings within half of that; with the smallest rings within all of
+    /// it. `Err`: the least they need.
+    pub fn within(limit: u64, executors: usize, io_bytes: usize) -> Result<Locked, u64> {
+        let rings = |entries| (executors * RINGS * ring_bytes(entries)) as u64;
+        let mut ring_entries = RING_ENTRIES;
+        while ring_entries > RING_ENTRIES_MIN && rings(ring_entries) > limit / 4 {
+            ring_entries /= 2;
+        }
+        if rings(ring_entries) > limit {
+            return Err(rings(ring_entries));
+        }
+        let left = (limit / 2).saturating_sub(rings(ring_entries)) / (executors * RINGS) as u64;
+        let left = usize::try_from(left).unwrap_or(usize::MAX) / PAGE_SIZE * PAGE_SIZE;
+        Ok(Locked { ring_entries, io_bytes: left.clamp(IO_BYTES_MIN, io_bytes.max(IO_BYTES_MIN)) })
+    }
+}
+
+/// Kernel memory of a ring: 64 bytes a submission and 4 for its place in line, 16 for each of twice as many completions,
+/// and a head.
+fn ring_bytes(entries: usize) -> usize {
+    const HEAD: usize = 512;
+    (64 * entries).next_multiple_of(PAGE_SIZE)
+        + (HEAD + 4 * entries + 16 * 2 * entries).next_multiple_of(PAGE_SIZE)
+}
+
 /// Starts an executor on a thread of its own, pinned to `cpu` if given, and runs what `root` makes on it.
-/// `io_bytes` are registered for I/O buffers; what does not fit them comes from the heap.
 ///
-/// Errors: too little lockable memory, a CPU that is not there, no thread.
+/// Errors: too little lockable memory for some seconds, a CPU that is not there, no thread.
 pub fn spawn_executor<F, T>(
     name: &str,
     cpu: Option<usize>,
-    io_bytes: usize,
+    locked: Locked,
     root: impl FnOnce() -> F + Send + 'static,
 ) -> io::Result<Executor<T>>
 where
@@ -127,14 +180,50 @@ where
     T: Send + 'static,
 {
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
-    let handle = LocalExecutorBuilder::new(placement)
-        .name(name)
-        .io_memory(io_bytes)
-        .ring_depth(RING_DEPTH)
-        .preempt_timer(START_PREEMPT)
-        .spawn(move || with_heartbeat(root))
-        .map_err(io::Error::from)?;
+    let (made, is_made) = sync_channel(1);
+    let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let executor = make(&placement, locked);
+        let (executor, result) = match executor {
+            Ok(executor) => (Some(executor), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let _ = made.send(result); // whoever asked for it waits for that
+        executor.map(|executor| executor.run(with_heartbeat(root)))
+    })?;
+    is_made.recv().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))?;
     Ok(Executor { handle })
+}
+
+/// Makes an executor on this thread, once there is lockable memory for it.
+fn make(placement: &Placement, locked: Locked) -> io::Result<LocalExecutor> {
+    once_lockable(|| {
+        let builder = LocalExecutorBuilder::new(placement.clone())
+            .io_memory(locked.io_bytes)
+            .ring_depth(locked.ring_entries)
+            .preempt_timer(START_PREEMPT);
+        builder.make().map_err(io::Error::from)
+    })
+}
+
+/// Makes what needs lockable memory. If there is none (`ENOMEM`), tries again for some seconds, on this thread.
+pub fn once_lockable<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let begin = Instant::now();
+    let mut is_told = false;
+    loop {
+        let error = match make() {
+            Ok(made) => return Ok(made),
+            Err(error) => error,
+        };
+        if error.raw_os_error() != Some(libc::ENOMEM) || begin.elapsed() >= LOCKED_WAIT {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(
+                "no memory can be locked for a ring; waiting for what other processes of this user hold"
+            );
+        }
+        thread::sleep(LOCKED_PAUSE);
+    }
 }
 
 /// Runs what `root` makes, and wakes the executor now and then.
@@ -160,13 +249,13 @@ async fn beat<T>(every: Duration) -> T {
 
 /// A running executor.
 pub struct Executor<T: Send + 'static> {
-    handle: ExecutorJoinHandle<T>,
+    handle: JoinHandle<Option<T>>,
 }
 
 impl<T: Send + 'static> Executor<T> {
-    /// Waits for its root future's result. An error is a failed start or a panic.
+    /// Waits for its root future's result. An error is a panic, of which the log tells.
     pub fn join(self) -> io::Result<T> {
-        self.handle.join().map_err(io::Error::from)
+        self.handle.join().ok().flatten().ok_or_else(|| io::Error::other("it panicked, see above"))
     }
 }
 

@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
 
 use super::cpu::UsableCpus;
 use super::lock::{DataDirLock, LOCK_FILE, LockError};
 use crate::base::PAGE_SIZE;
 use crate::config::{Config, ConfigError, ShardMemory, rough_size};
+use crate::env::glommio::{Locked, once_lockable};
 
 /// Oldest kernel whose io_uring has what the runtime asks for.
 const KERNEL_MIN: (u32, u32) = (5, 8);
@@ -45,6 +47,8 @@ pub struct Preflight {
     pub cpus: Vec<usize>,
     /// One shard's memory.
     pub memory: ShardMemory,
+    /// What its executor, and each other, locks.
+    pub locked: Locked,
     /// Connections at a time: what was configured, or what the limit of open files leaves of it.
     pub connections_max: usize,
     /// The socket clients connect to, listening.
@@ -89,22 +93,22 @@ pub enum PreflightError {
         error: io::Error,
     },
     /// Any other failure of the first ring.
-    #[error(
-        "io_uring can't be used: io_uring_setup failed ({error}); free memory or raise the limit it names"
-    )]
+    #[error("io_uring can't be used: io_uring_setup failed ({error}){}", advice(.error))]
     IoUringFailed {
         /// What the kernel said.
         error: io::Error,
     },
     /// Too little memory may be locked.
     #[error(
-        "the limit of locked memory, {}, is less than the {} that io_uring needs; raise it: ulimit -l 8192, \
-         LimitMEMLOCK=8M in a systemd unit, or docker run --ulimit memlock=8388608",
-        rough_size(*.limit), rough_size(MEMLOCK_BYTES_MIN)
+        "the limit of locked memory, {}, is less than the {} that io_uring needs; raise it: ulimit -l 65536, \
+         LimitMEMLOCK=64M in a systemd unit, or docker run --ulimit memlock=67108864",
+        rough_size(*.limit), rough_size(*.needed)
     )]
     MemlockTooLow {
         /// The hard limit in bytes.
         limit: u64,
+        /// The least that is of use.
+        needed: u64,
     },
     /// Too few files may be open.
     #[error(
@@ -213,6 +217,17 @@ impl std::fmt::Display for Usable {
     }
 }
 
+/// What to do about a ring or an executor that could not be made.
+pub(super) fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            "; other processes of this user hold the memory that it may lock: end them, or raise the limit: \
+             ulimit -l 65536, or LimitMEMLOCK=64M in a systemd unit"
+        }
+        _ => "",
+    }
+}
+
 /// What an error says, without the number that the standard library adds.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
@@ -230,17 +245,18 @@ pub fn check(config: &Config) -> Result<Preflight, PreflightError> {
     outlive_file_size_limit();
     check_kernel(&rustix::system::uname().release().to_string_lossy())?;
     check_io_uring()?;
-    check_memlock(raise_limit(Resource::Memlock))?;
     let cpus = choose_cpus(config.cores, config.oversubscribe, UsableCpus::detect())?;
     let memory = config.shard_memory(cpus.len())?;
+    let io_bytes = memory.io_buffers as usize;
+    let locked = choose_locked(raise_limit(Resource::Memlock), may_lock_all(), cpus.len(), io_bytes)?;
     let connections_max =
         derive_connections(config.connections_max, cpus.len(), raise_limit(Resource::Nofile))?;
     let lock = open_data_dir(&config.data_dir)?;
     check_direct_io(&config.data_dir)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr().unwrap_or(config.listen);
-    tracing::info!(?cpus, ?memory, connections_max, "everything that start-up needs is there");
-    Ok(Preflight { cpus, memory, connections_max, listener, address, lock })
+    tracing::info!(?cpus, ?memory, ?locked, connections_max, "everything that start-up needs is there");
+    Ok(Preflight { cpus, memory, locked, connections_max, listener, address, lock })
 }
 
 /// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as any other write may, and not end the process
@@ -268,12 +284,14 @@ pub fn check_kernel(release: &str) -> Result<(), PreflightError> {
 
 /// Sets up a ring, and drops it again.
 fn check_io_uring() -> Result<(), PreflightError> {
-    let mut params = rustix::io_uring::io_uring_params::default();
-    // SAFETY: without flags the call reads and writes nothing but `params`, and the ring that it returns
-    // is closed without ever being mapped or entered.
-    let result = unsafe { rustix::io_uring::io_uring_setup(2, &mut params) };
+    let result = once_lockable(|| {
+        let mut params = rustix::io_uring::io_uring_params::default();
+        // SAFETY: without flags the call reads and writes nothing but `params`, and the ring that it returns
+        // is closed without ever being mapped or entered.
+        Ok(unsafe { rustix::io_uring::io_uring_setup(2, &mut params) }?)
+    });
     let sysctl = || fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    result.map(drop).map_err(|errno| explain_io_uring(errno.into(), &sysctl()))
+    result.map(drop).map_err(|error| explain_io_uring(error, &sysctl()))
 }
 
 /// What a failed `io_uring_setup` means, given the sysctl `kernel.io_uring_disabled` (empty where the
@@ -313,11 +331,28 @@ fn raise_limit(resource: Resource) -> Option<u64> {
     }
 }
 
-fn check_memlock(limit: Option<u64>) -> Result<(), PreflightError> {
-    match limit {
-        Some(limit) if limit < MEMLOCK_BYTES_MIN => Err(PreflightError::MemlockTooLow { limit }),
-        _ => Ok(()),
+/// Whether no limit of locked memory holds for this process.
+fn may_lock_all() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+}
+
+/// What each executor of `shards` shards locks. The runtime looks at the limit even where it does not hold.
+fn choose_locked(
+    limit: Option<u64>,
+    is_exempt: bool,
+    shards: usize,
+    io_bytes: usize,
+) -> Result<Locked, PreflightError> {
+    let Some(limit) = limit else { return Ok(Locked::ample(io_bytes)) };
+    if limit < MEMLOCK_BYTES_MIN {
+        return Err(PreflightError::MemlockTooLow { limit, needed: MEMLOCK_BYTES_MIN });
     }
+    if is_exempt {
+        return Ok(Locked::ample(io_bytes));
+    }
+    // Those of the shards, the one that reads and writes the manifest at a start, and the one before that.
+    Locked::within(limit, shards + 2, io_bytes)
+        .map_err(|needed| PreflightError::MemlockTooLow { limit, needed })
 }
 
 fn choose_cpus(

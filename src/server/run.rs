@@ -16,12 +16,12 @@ use std::time::Duration;
 use super::accept::{Acceptor, Connections};
 use super::announce;
 use super::notify::{self, State as Word};
-use super::preflight::Preflight;
+use super::preflight::{Preflight, advice};
 use super::serve::{Event, Handout, ShardSeed, serve};
 use crate::config::{Config, SyncMode};
 use crate::engine::EngineOptions;
 use crate::engine::recovery::{self, OnDisk, Start};
-use crate::env::glommio::{Executor, GlommioEnv, spawn_executor};
+use crate::env::glommio::{Executor, GlommioEnv, Locked, spawn_executor};
 use crate::placement;
 use crate::protocol::Limits;
 use crate::shard::mesh::{Port, mesh};
@@ -54,8 +54,11 @@ pub enum ServerError {
     #[error("signals can't be handled ({0})")]
     Signals(io::Error),
     /// A thread or executor could not be started.
-    #[error("a shard's executor could not be started ({0})")]
+    #[error("a shard's executor could not be started ({}){}", .0, advice(.0))]
     Executor(io::Error),
+    /// An executor ended otherwise than it should.
+    #[error("a shard's executor ended: {0}")]
+    Ended(io::Error),
     /// The data directory can't be used as it is.
     #[error("{0}")]
     Data(String),
@@ -68,7 +71,9 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
     let shards = preflight.cpus.len();
     let root = config.data_dir.clone();
     let tablets = config.tablets.unwrap_or_else(|| placement::tablets_for(shards));
-    let OnDisk { state, logs } = on_executor(&root, async move |env| recovery::load(&env, tablets).await)?;
+    let control = Locked { io_bytes: CONTROL_IO_BYTES.min(preflight.locked.io_bytes), ..preflight.locked };
+    let OnDisk { state, logs } =
+        on_executor(&root, control, async move |env| recovery::load(&env, tablets).await)?;
     let state = Arc::new(state);
     let start = Handout::new(shards);
     let connections = Connections::new(preflight.connections_max);
@@ -100,11 +105,10 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
             events: events.clone(),
         };
         let (name, cpu) = (format!("shard-{id}"), preflight.cpus[id]);
-        let io_bytes = preflight.memory.io_buffers as usize;
-        let executor = spawn_executor(&name, Some(cpu), io_bytes, move || serve(seed));
+        let executor = spawn_executor(&name, Some(cpu), preflight.locked, move || serve(seed));
         executors.push(executor.map_err(ServerError::Executor)?);
     }
-    let opened = bring_up(&root, &state, shards, &start, &told);
+    let opened = bring_up(&root, control, &state, shards, &start, &told);
     if opened.is_err() {
         start.give(None); // those that still wait for it end
         return opened;
@@ -117,7 +121,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
     tracing::info!("stopping");
     let result = bring_down(&acceptor.stop(), shards, &told);
     for executor in executors {
-        executor.join().map_err(ServerError::Executor)?;
+        executor.join().map_err(ServerError::Ended)?;
     }
     drop(preflight.lock);
     tracing::info!("stopped");
@@ -155,22 +159,23 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
 /// Runs `work` on an executor of its own and waits for it.
 fn on_executor<T: Send + 'static>(
     root: &Path,
+    locked: Locked,
     work: impl AsyncFnOnce(GlommioEnv) -> Result<T, crate::engine::EngineError> + Send + 'static,
 ) -> Result<T, ServerError> {
     let path = root.to_path_buf();
-    let executor: Executor<Result<T, String>> =
-        spawn_executor("control", None, CONTROL_IO_BYTES, move || async move {
-            let env = GlommioEnv::new(&path).await.map_err(|error| error.to_string())?;
-            // Paths in errors are below the data directory, and an error may be about that itself.
-            work(env).await.map_err(|error| format!("{}: {error}", path.display()))
-        })
-        .map_err(ServerError::Executor)?;
-    executor.join().map_err(ServerError::Executor)?.map_err(ServerError::Data)
+    let executor: Executor<Result<T, String>> = spawn_executor("control", None, locked, move || async move {
+        let env = GlommioEnv::new(&path).await.map_err(|error| error.to_string())?;
+        // Paths in errors are below the data directory, and an error may be about that itself.
+        work(env).await.map_err(|error| format!("{}: {error}", path.display()))
+    })
+    .map_err(ServerError::Executor)?;
+    executor.join().map_err(ServerError::Ended)?.map_err(ServerError::Data)
 }
 
 /// From running executors to open engines.
 fn bring_up(
     root: &Path,
+    control: Locked,
     state: &crate::engine::manifest::State,
     shards: usize,
     handout: &Handout<Start>,
@@ -189,7 +194,7 @@ fn bring_up(
         .map_err(|error| ServerError::Data(error.to_string()))?;
     let start = Arc::new(start);
     let installed = start.clone();
-    on_executor(root, async move |env| recovery::install(&env, &installed).await)?;
+    on_executor(root, control, async move |env| recovery::install(&env, &installed).await)?;
     handout.give(Some(start));
     for _ in 0..shards {
         match next(told) {

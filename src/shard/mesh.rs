@@ -223,6 +223,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     use super::*;
+    use crate::env::glommio::{Locked, spawn_executor};
 
     /// Every peer floods every other through rings of one message, and echoes whatever it is asked, so
     /// that all rings are full in both directions all the time. If any send could wait, this would hang.
@@ -348,7 +349,7 @@ mod tests {
                     }
                     inbox
                 };
-                crate::env::glommio::spawn_executor(&name, None, 1 << 20, work).expect("it starts")
+                spawn_executor(&name, None, Locked::ample(1 << 20), work).expect("it starts")
             })
             .collect();
         for (me, executor) in executors.into_iter().enumerate() {

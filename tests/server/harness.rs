@@ -264,11 +264,17 @@ pub fn is_root() -> bool {
 /// for it wherever the source tree is.
 pub struct OrdinaryUser {
     dir: TempDir,
+    id: u32,
 }
 
 impl OrdinaryUser {
     /// Makes the place.
     pub fn new() -> OrdinaryUser {
+        OrdinaryUser::with_id(ORDINARY_USER)
+    }
+
+    /// Of a user who has no other processes, if this one is root: some limits are about all of them together.
+    pub fn with_id(id: u32) -> OrdinaryUser {
         let dir = disk_dir();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("our own directory");
         let binary = dir.path().join("atlaskv");
@@ -278,9 +284,9 @@ impl OrdinaryUser {
         fs::create_dir(dir.path().join("data")).expect("our own directory");
         if is_root() {
             let data = dir.path().join("data");
-            chown(&data, Some(ORDINARY_USER), Some(ORDINARY_USER)).expect("root may give files away");
+            chown(&data, Some(id), Some(id)).expect("root may give files away");
         }
-        OrdinaryUser { dir }
+        OrdinaryUser { dir, id }
     }
 
     /// The data directory.
@@ -293,7 +299,7 @@ impl OrdinaryUser {
         let mut command = command_of(&self.dir.path().join("atlaskv"), &self.data_dir(), arguments);
         command.current_dir(self.dir.path());
         if is_root() {
-            command.uid(ORDINARY_USER).gid(ORDINARY_USER);
+            command.uid(self.id).gid(self.id);
         }
         command
     }

@@ -24,7 +24,7 @@ fn on_executor<T: Send + 'static>(
     work: impl AsyncFnOnce(GlommioEnv) -> T + Send + 'static,
 ) -> T {
     let root = dir.path().to_path_buf();
-    let executor = spawn_executor("test", None, 1 << 20, move || async move {
+    let executor = spawn_executor("test", None, Locked::ample(1 << 20), move || async move {
         work(GlommioEnv::new(&root).await.expect("a directory on a disk")).await
     });
     executor.expect("an executor starts").join().expect("it ends well")
@@ -48,11 +48,12 @@ fn executors_that_lose_their_cpu_start_and_go_on() {
         for place in 0..2 * cpus.len() {
             let done = done.clone();
             let cpu = cpus[place / 2];
-            let executor = spawn_executor(&format!("start-{start}"), Some(cpu), 64 << 10, || async {
-                for _ in 0..3 {
-                    glommio::executor().yield_now().await;
-                }
-            });
+            let executor =
+                spawn_executor(&format!("start-{start}"), Some(cpu), Locked::ample(64 << 10), || async {
+                    for _ in 0..3 {
+                        glommio::executor().yield_now().await;
+                    }
+                });
             // Joined on a thread of its own, so that one that hangs fails the test.
             let executor = executor.unwrap();
             thread::spawn(move || done.send(executor.join().is_ok()));
@@ -102,7 +103,7 @@ fn executors_that_start_together_can_all_read() {
                     file.close().await.unwrap();
                     read
                 };
-                spawn_executor(&format!("together-{at}"), None, 1 << 20, work).unwrap()
+                spawn_executor(&format!("together-{at}"), None, Locked::ample(1 << 20), work).unwrap()
             })
             .collect();
         for executor in executors {
@@ -197,4 +198,33 @@ fn a_read_beside_background_work_is_quick() {
     });
     let (figures, quick) = figures;
     assert!(figures.iter().any(|median| *median < quick), "{quick:?}, median of each attempt: {figures:?}");
+}
+
+#[test]
+fn what_is_locked_fits_the_limit() {
+    const MIB: u64 = 1 << 20;
+    assert_eq!(Locked::within(64 * MIB, 4, 8 << 20), Ok(Locked { ring_entries: 4096, io_bytes: 2_379_776 }));
+    for (limit, executors) in
+        [(8 * MIB, 3), (8 * MIB, 10), (8 * MIB, 66), (64 * MIB, 34), (1 << 40, 3), (MIB, 3)]
+    {
+        let locked = Locked::within(limit, executors, 1 << 20).expect("it fits");
+        let rings = (executors * RINGS * ring_bytes(locked.ring_entries)) as u64;
+        assert!(rings <= limit / 4 || locked.ring_entries == RING_ENTRIES_MIN, "{locked:?} of {limit}");
+        let all = rings + (executors * RINGS * locked.io_bytes) as u64;
+        assert!(all <= limit / 2 || locked.io_bytes == IO_BYTES_MIN, "{locked:?} of {limit} for {executors}");
+        assert!(locked.io_bytes <= 1 << 20);
+    }
+    // Rather smaller rings than no start; and a figure if not even that.
+    assert_eq!(Locked::within(8 * MIB, 130, 1 << 20).map(|locked| locked.ring_entries), Ok(RING_ENTRIES_MIN));
+    let least = (200 * RINGS * ring_bytes(RING_ENTRIES_MIN)) as u64;
+    assert_eq!(Locked::within(8 * MIB, 200, 1 << 20), Err(least));
+}
+
+/// A shard whose executor could not be made left a server that waited for it for ever.
+#[test]
+fn an_executor_that_cannot_be_made_is_an_error_at_once() {
+    let locked = Locked { ring_entries: 1 << 20, io_bytes: 1 << 20 };
+    let executor = spawn_executor("too large", None, locked, || async {});
+    let error = executor.err().expect("a ring has no so many entries");
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}");
 }

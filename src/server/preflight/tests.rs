@@ -43,12 +43,20 @@ fn io_uring_refusals_name_who_refuses() {
 #[test]
 fn locked_memory_below_half_a_mebibyte_is_refused() {
     assert!(
-        line(&check_memlock(Some(64 << 10)).unwrap_err()).starts_with(
+        line(&choose_locked(Some(64 << 10), true, 1, 1 << 20).unwrap_err()).starts_with(
             "the limit of locked memory, 64.0KiB, is less than the 512.0KiB that io_uring needs"
         )
     );
-    assert!(check_memlock(Some(512 << 10)).is_ok());
-    assert!(check_memlock(None).is_ok());
+    assert!(choose_locked(Some(512 << 10), false, 1, 1 << 20).is_ok());
+    let ample = Locked::ample(1 << 20);
+    assert_eq!(choose_locked(None, false, 100, 1 << 20).unwrap(), ample);
+    assert_eq!(choose_locked(Some(8 << 20), true, 100, 1 << 20).unwrap(), ample);
+    assert!(choose_locked(Some(8 << 20), false, 8, 1 << 20).unwrap().ring_entries < ample.ring_entries);
+    assert_eq!(
+        line(&choose_locked(Some(8 << 20), false, 200, 1 << 20).unwrap_err()),
+        "the limit of locked memory, 8.0MiB, is less than the 9.4MiB that io_uring needs; raise it: ulimit -l \
+         65536, LimitMEMLOCK=64M in a systemd unit, or docker run --ulimit memlock=67108864"
+    );
 }
 
 #[test]
