@@ -104,7 +104,8 @@ impl Pool {
                 *head += 1;
                 *head
             }
-            Pattern::Queue(head) => *head + count - (count / 4).min(30) - rng.usize(..4),
+            // A few rounds on, since there may be one key only.
+            Pattern::Queue(head) => *head + 4 * count - (count / 4).min(30) - rng.usize(..4),
         };
         self.keys[at % count].clone()
     }
