@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::harness::{OrdinaryUser, Server, command, connect, disk_dir, is_root, refusal};
+use crate::harness::{OrdinaryUser, Server, command, connect, disk_dir, is_root, refusal, start_or_refusal};
 
 /// Lowers a limit of the process to be.
 fn with_limit(mut command: Command, resource: Resource, bytes: u64) -> Command {
@@ -303,12 +303,16 @@ fn locked_memory_is_waited_for_and_its_lack_explained() {
     };
     // It has more than the other may have.
     let server = Server::start_command(command(&first, 8 << 20));
-    let line = refusal(command(&second, 1 << 20));
-    assert!(
-        line.starts_with("io_uring can't be used: io_uring_setup failed (Cannot allocate memory"),
-        "{line}"
-    );
-    assert!(line.contains("other processes of this user") && line.ends_with("in a systemd unit"), "{line}");
+    match start_or_refusal(command(&second, 1 << 20)) {
+        Err(line) => {
+            let (begin, end) =
+                ("io_uring can't be used: io_uring_setup failed (Cannot allocate", "in a systemd unit");
+            assert!(line.starts_with(begin) && line.ends_with(end), "{line}");
+            assert!(line.contains("other processes of this user"), "{line}");
+        }
+        // Kernels from 5.12 on did not count rings for a while.
+        Ok(server) => drop(connect(&server).set(b"key", b"value").unwrap()),
+    }
     let (status, log) = server.stop();
     assert_eq!(status.code(), Some(0), "{log}");
     for _ in 0..5 {
