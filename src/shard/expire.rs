@@ -197,16 +197,7 @@ impl<E: Env> Shard<E> {
             loaded,
             out,
         )?;
-        match attempt {
-            Attempt::Done => self.engine.count_reads(loaded),
-            _ => loaded.forget_reads(),
-        }
-        match attempt {
-            Attempt::Done => Ok(Sliver::Done),
-            Attempt::Missing(missing) => Ok(Sliver::Missing(missing)),
-            Attempt::Wait => Ok(Sliver::Wait),
-            Attempt::NoRoom | Attempt::Long => unreachable!("it was staged, and its reply is small"),
-        }
+        Ok(self.sliver_of(attempt, loaded))
     }
 
     /// Answers a write that found everything as it should be: as durable as if it had written that.

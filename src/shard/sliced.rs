@@ -411,14 +411,19 @@ impl<E: Env> Shard<E> {
         }
         let staged = &mut sliced.staged;
         let attempt = self.set(meta, key, value, expiry, condition, durability, staged, loaded, out)?;
+        Ok(self.sliver_of(attempt, loaded))
+    }
+
+    /// What came of the last step of a write, whose value was staged.
+    pub(super) fn sliver_of(&self, attempt: Attempt<E>, loaded: &Loaded) -> Sliver<E> {
         match attempt {
             Attempt::Done => self.engine.count_reads(loaded),
             _ => loaded.forget_reads(),
         }
         match attempt {
-            Attempt::Done => Ok(Sliver::Done),
-            Attempt::Missing(missing) => Ok(Sliver::Missing(missing)),
-            Attempt::Wait => Ok(Sliver::Wait),
+            Attempt::Done => Sliver::Done,
+            Attempt::Missing(missing) => Sliver::Missing(missing),
+            Attempt::Wait => Sliver::Wait,
             Attempt::NoRoom | Attempt::Long => unreachable!("it was staged, and its reply is small"),
         }
     }
