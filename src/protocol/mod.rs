@@ -1,13 +1,15 @@
 //! Bytes ↔ requests and replies. No I/O.
 //!
 //! [`Request`] and [`Reply`] are what the rest of the server sees; [`binary`] is how they look on the
-//! wire. Everything here borrows from the bytes it was decoded from.
+//! wire. [`resp`] is Redis' protocol: arguments of commands, and replies. Everything here borrows from the
+//! bytes it was decoded from.
 
 mod batch;
 pub mod binary;
 mod command;
 mod expiry;
 mod reply;
+pub mod resp;
 mod scan;
 
 pub use batch::{Action, BatchOp};

@@ -35,6 +35,7 @@ mod manifest;
 mod mutate;
 mod reply;
 mod request;
+mod resp;
 mod store;
 mod table;
 mod text;
@@ -51,6 +52,16 @@ fn requests() {
 #[test]
 fn replies() {
     driver::run(reply::Replies::new());
+}
+
+#[test]
+fn resp_requests() {
+    driver::run(resp::RespRequests::new());
+}
+
+#[test]
+fn resp_replies() {
+    driver::run(resp::RespReplies);
 }
 
 #[test]
