@@ -16,13 +16,14 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("env", "base metrics disk"),
     ("config", "base slot error"),
     ("protocol", "base slot error"),
+    ("redis", "base slot error protocol"),
     ("engine", "base slot metrics disk env"),
-    ("shard", "base slot error metrics disk env protocol engine"),
-    ("placement", "base slot error metrics disk env protocol engine shard"),
+    ("shard", "base slot error metrics disk env protocol redis engine"),
+    ("placement", "base slot error metrics disk env protocol redis engine shard"),
     ("admin", "base error metrics config env"),
-    ("server", "base slot error metrics disk env config protocol engine shard placement admin"),
+    ("server", "base slot error metrics disk env config protocol redis engine shard placement admin"),
     ("client", "base slot error protocol"),
-    ("sim", "base slot error metrics disk env protocol engine shard placement"),
+    ("sim", "base slot error metrics disk env protocol redis engine shard placement"),
 ];
 
 /// Files of the engine that know nothing of some of its other parts. Only those directly below `engine`
