@@ -8,6 +8,8 @@
 //!                   └──► Fault ── write ──► error reply ◄── Fault ──┘
 //! ```
 //!
+//! Patterns are [`glob`]'s.
+//!
 //! Invariants:
 //! - Nothing here does I/O, keeps state, or reads a clock: time is the keyspace's.
 //! - An evaluation whose lookup stops has no effect that matters: it can be done again, as often as need be.
@@ -29,6 +31,7 @@ mod command;
 mod evaluate;
 mod extended;
 mod fault;
+pub mod glob;
 mod keyspace;
 mod number;
 mod parse;
