@@ -8,6 +8,7 @@
 //!                   └──► Fault ── write ──► error reply ◄── Fault ──┘
 //! ```
 //!
+//! What is known of each command (arity, flags, keys, how far it is supported) stands in one [`table`].
 //! Patterns are [`glob`]'s.
 //!
 //! Invariants:
@@ -35,6 +36,7 @@ pub mod glob;
 mod keyspace;
 mod number;
 mod parse;
+pub mod table;
 #[cfg(test)]
 mod tests;
 

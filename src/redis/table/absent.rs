@@ -1,0 +1,261 @@
+//! What is not there, and why: for the table of commands in README.md, and for who wants to say it in a
+//! refusal.
+
+use super::{Categories, Flags, Group, Spec, Support};
+
+/// Rows of which only names, group and reason mean something.
+const fn absent<const N: usize>(group: Group, reason: &'static str, names: [&'static str; N]) -> [Spec; N] {
+    let mut rows = [const { super::row("", Group::Generic, -1, Flags::NONE, Categories::NONE) }; N];
+    let mut i = 0;
+    while i < N {
+        rows[i].name = names[i];
+        rows[i].group = group;
+        rows[i].support = Support::Absent(reason);
+        i += 1;
+    }
+    rows
+}
+
+const STRINGS_ONLY: &str = "values are strings";
+const ONE_DATABASE: &str = "there is one database";
+const NO_REPLICATION: &str = "there is no replication yet";
+const NO_USERS: &str = "there is one user";
+const SLOTS_ARE_GIVEN: &str = "the server itself places slots; `atlaskv-cli rebalance` moves them";
+
+/// By group and reason.
+pub(super) static CHAPTERS: &[&[Spec]] = &[
+    &absent(
+        Group::Generic,
+        "Redis' own format of values in files; read with `GET`, write with `SET`",
+        ["dump", "restore", "migrate", "restore-asking"],
+    ),
+    &absent(Group::Generic, "there are no lists or sets to sort", ["sort", "sort_ro"]),
+    &absent(Group::Generic, ONE_DATABASE, ["move"]),
+    &absent(Group::Server, ONE_DATABASE, ["swapdb"]),
+    &absent(Group::Server, NO_REPLICATION, ["replicaof", "slaveof", "failover", "sync", "psync", "replconf"]),
+    &absent(Group::Server, "what all connections do is not gathered in one place", ["monitor"]),
+    &absent(Group::Server, "there are no modules", ["module"]),
+    &absent(Group::Server, "a picture by Redis' version", ["lolwut"]),
+    &absent(
+        Group::Server,
+        "`INFO memory` and `atlaskv-cli stats` tell what there is to tell",
+        ["memory|stats", "memory|doctor", "memory|malloc-stats", "memory|purge"],
+    ),
+    &absent(Group::Server, "no events are recorded", ["latency|graph"]),
+    &absent(
+        Group::Server,
+        NO_USERS,
+        [
+            "acl|setuser",
+            "acl|getuser",
+            "acl|deluser",
+            "acl|dryrun",
+            "acl|genpass",
+            "acl|load",
+            "acl|log",
+            "acl|save",
+        ],
+    ),
+    &absent(
+        Group::Connection,
+        "clients are not told of changes",
+        ["client|tracking", "client|trackinginfo", "client|caching", "client|getredir"],
+    ),
+    &absent(Group::Connection, "no command blocks", ["client|unblock"]),
+    &absent(
+        Group::Cluster,
+        SLOTS_ARE_GIVEN,
+        [
+            "cluster|addslots",
+            "cluster|addslotsrange",
+            "cluster|delslots",
+            "cluster|delslotsrange",
+            "cluster|flushslots",
+            "cluster|setslot",
+            "cluster|bumpepoch",
+            "cluster|set-config-epoch",
+            "cluster|saveconfig",
+        ],
+    ),
+    &absent(
+        Group::Cluster,
+        "the nodes are the cores of one process",
+        ["cluster|meet", "cluster|forget", "cluster|reset", "cluster|replicate", "cluster|failover"],
+    ),
+    &absent(
+        Group::Hash,
+        STRINGS_ONLY,
+        [
+            "hdel",
+            "hexists",
+            "hget",
+            "hgetall",
+            "hincrby",
+            "hincrbyfloat",
+            "hkeys",
+            "hlen",
+            "hmget",
+            "hmset",
+            "hrandfield",
+            "hscan",
+            "hset",
+            "hsetnx",
+            "hstrlen",
+            "hvals",
+        ],
+    ),
+    &absent(
+        Group::List,
+        STRINGS_ONLY,
+        [
+            "blmove",
+            "blmpop",
+            "blpop",
+            "brpop",
+            "brpoplpush",
+            "lindex",
+            "linsert",
+            "llen",
+            "lmove",
+            "lmpop",
+            "lpop",
+            "lpos",
+            "lpush",
+            "lpushx",
+            "lrange",
+            "lrem",
+            "lset",
+            "ltrim",
+            "rpop",
+            "rpoplpush",
+            "rpush",
+            "rpushx",
+        ],
+    ),
+    &absent(
+        Group::Set,
+        STRINGS_ONLY,
+        [
+            "sadd",
+            "scard",
+            "sdiff",
+            "sdiffstore",
+            "sinter",
+            "sintercard",
+            "sinterstore",
+            "sismember",
+            "smembers",
+            "smismember",
+            "smove",
+            "spop",
+            "srandmember",
+            "srem",
+            "sscan",
+            "sunion",
+            "sunionstore",
+        ],
+    ),
+    &absent(
+        Group::SortedSet,
+        STRINGS_ONLY,
+        [
+            "bzmpop",
+            "bzpopmax",
+            "bzpopmin",
+            "zadd",
+            "zcard",
+            "zcount",
+            "zdiff",
+            "zdiffstore",
+            "zincrby",
+            "zinter",
+            "zintercard",
+            "zinterstore",
+            "zlexcount",
+            "zmpop",
+            "zmscore",
+            "zpopmax",
+            "zpopmin",
+            "zrandmember",
+            "zrange",
+            "zrangebylex",
+            "zrangebyscore",
+            "zrangestore",
+            "zrank",
+            "zrem",
+            "zremrangebylex",
+            "zremrangebyrank",
+            "zremrangebyscore",
+            "zrevrange",
+            "zrevrangebylex",
+            "zrevrangebyscore",
+            "zrevrank",
+            "zscan",
+            "zscore",
+            "zunion",
+            "zunionstore",
+        ],
+    ),
+    &absent(
+        Group::Stream,
+        STRINGS_ONLY,
+        [
+            "xack",
+            "xadd",
+            "xautoclaim",
+            "xclaim",
+            "xdel",
+            "xgroup",
+            "xinfo",
+            "xlen",
+            "xpending",
+            "xrange",
+            "xread",
+            "xreadgroup",
+            "xrevrange",
+            "xsetid",
+            "xtrim",
+        ],
+    ),
+    &absent(
+        Group::Geo,
+        STRINGS_ONLY,
+        [
+            "geoadd",
+            "geodist",
+            "geohash",
+            "geopos",
+            "georadius",
+            "georadius_ro",
+            "georadiusbymember",
+            "georadiusbymember_ro",
+            "geosearch",
+            "geosearchstore",
+        ],
+    ),
+    &absent(
+        Group::HyperLogLog,
+        "no sketches in strings yet",
+        ["pfadd", "pfcount", "pfdebug", "pfmerge", "pfselftest"],
+    ),
+    &absent(
+        Group::PubSub,
+        "nothing is sent that was not asked for",
+        [
+            "psubscribe",
+            "publish",
+            "pubsub",
+            "punsubscribe",
+            "spublish",
+            "ssubscribe",
+            "subscribe",
+            "sunsubscribe",
+            "unsubscribe",
+        ],
+    ),
+    &absent(
+        Group::Scripting,
+        "no Lua; `MULTI`, `WATCH` and the conditions of `SET` cover much of what it is used for",
+        ["eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "function", "script"],
+    ),
+];
