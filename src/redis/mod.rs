@@ -8,8 +8,8 @@
 //!                   └──► Fault ── write ──► error reply ◄── Fault ──┘
 //! ```
 //!
-//! What is known of each command (arity, flags, keys, how far it is supported) stands in one [`table`].
-//! Patterns are [`glob`]'s.
+//! What is known of each command (arity, flags, keys, how far it is supported) stands in one [`table`], of which
+//! [`introspect`] answers COMMAND. Patterns are [`glob`]'s.
 //!
 //! Invariants:
 //! - Nothing here does I/O, keeps state, or reads a clock: time is the keyspace's.
@@ -33,6 +33,7 @@ mod evaluate;
 mod extended;
 mod fault;
 pub mod glob;
+pub mod introspect;
 mod keyspace;
 mod number;
 mod parse;
