@@ -9,7 +9,7 @@
 //! ```
 //!
 //! What is known of each command (arity, flags, keys, how far it is supported) stands in one [`table`], of which
-//! [`introspect`] answers COMMAND. Patterns are [`glob`]'s.
+//! [`introspect`] answers COMMAND and [`document`] writes README.md's. Patterns are [`glob`]'s.
 //!
 //! Invariants:
 //! - Nothing here does I/O, keeps state, or reads a clock: time is the keyspace's.
@@ -29,6 +29,7 @@
 //! - OBJECT IDLETIME is 0, MEMORY USAGE an estimate of our own, OBJECT HELP our own words.
 
 mod command;
+pub mod document;
 mod evaluate;
 mod extended;
 mod fault;
