@@ -194,8 +194,10 @@ impl Parser {
         if count == 0 {
             return Ok(Parsed::Nothing { used: at });
         }
-        // By what is there, not by what the header claims.
-        args.reserve(count.min((bytes.len() - at) / ARG_BYTES_MIN));
+        if count > args.inline_size() {
+            // By what is there, not by what the header claims.
+            args.reserve(count.min((bytes.len() - at) / ARG_BYTES_MIN));
+        }
         self.arguments(Place { at, left: count, bytes: 0 }, bytes, |argument| args.push(argument))
     }
 
@@ -343,24 +345,28 @@ impl Parser {
 /// there. Of anything else the caller finds out what it is.
 #[inline]
 fn quick_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
-    let text = bytes.get(at..)?;
-    let first = usize::from(text.first()?.wrapping_sub(b'0'));
-    if first > 9 {
-        return None;
+    match bytes.get(at..)? {
+        // Names, options, most keys.
+        [digit @ b'0'..=b'9', b'\r', _, ..] => Some((usize::from(digit - b'0'), at + 3)),
+        [high @ b'1'..=b'9', low @ b'0'..=b'9', b'\r', _, ..] => {
+            Some((usize::from(high - b'0') * 10 + usize::from(low - b'0'), at + 4))
+        }
+        [b'1'..=b'9', ..] => quick_long(bytes, at),
+        _ => None,
     }
-    let (mut length, mut digits) = (first, 1);
-    while let Some(digit) = text.get(digits).map(|byte| usize::from(byte.wrapping_sub(b'0')))
-        && digit <= 9
-    {
-        length = length * 10 + digit;
-        digits += 1;
-        if digits > QUICK_DIGITS_MAX {
-            return None;
+}
+
+/// Likewise, for one of more digits.
+fn quick_long(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+    let mut length = 0;
+    for (count, byte) in bytes[at..].iter().take(QUICK_DIGITS_MAX + 1).enumerate() {
+        match byte {
+            b'0'..=b'9' => length = length * 10 + usize::from(byte - b'0'),
+            b'\r' if bytes.len() > at + count + 1 => return Some((length, at + count + 2)),
+            _ => return None,
         }
     }
-    let is_canonical = first != 0 || digits == 1;
-    let is_whole = text.get(digits) == Some(&b'\r') && text.len() > digits + 1;
-    (is_canonical && is_whole).then_some((length, at + digits + 2))
+    None
 }
 
 /// A number of 64 bits in the one way to write it.
