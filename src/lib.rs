@@ -15,7 +15,7 @@
 //! | [`disk`], [`mod@env`] | what the engine asks of the world, with a real and a simulated implementation |
 //! | [`config`] | flags and defaults, validated once |
 //! | [`protocol`] | bytes ↔ requests and replies, no I/O |
-//! | [`redis`] | Redis' commands on strings and keys: what they mean, pure |
+//! | [`redis`] | Redis' commands: what they mean, and connections that speak its protocol, without their sockets |
 //! | [`engine`] | one shard's storage |
 //! | [`shard`] | one executor: executes requests, knows who waits for which block, speaks to the mesh |
 //! | [`placement`] | slot → tablet → shard: the stored table and its mapping to another core count |

@@ -88,6 +88,8 @@ counters! {
     incrs,
     /// Batches.
     batches,
+    /// TRANSACTs that were executed.
+    transactions,
     /// EXPIREs and PERSISTs.
     expires,
     /// TTLs.

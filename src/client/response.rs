@@ -101,7 +101,8 @@ impl Response {
             Reply::Stats(text) => Response::Stats(text.to_owned()),
             Reply::Done => Response::Done,
             Reply::Refused(refusal) => return Err(Error::Refused(refusal)),
-            Reply::Hello(_) | Reply::Page(_) => return Err(unexpected(address)),
+            // Nothing here asks for these.
+            Reply::Hello(_) | Reply::Page(_) | Reply::Resp(_) => return Err(unexpected(address)),
         })
     }
 }

@@ -522,6 +522,7 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
             }
             Ok(())
         }
+        Request::Transact(transaction) => check_key(transaction.key, limits),
         Request::Hello(_) => Ok(()),
     }
 }

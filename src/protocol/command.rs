@@ -1,6 +1,6 @@
 //! What a client can ask for.
 
-use super::binary::{HEADER_BYTES, Keys, Ops, PAGE_OVERHEAD};
+use super::binary::{HEADER_BYTES, Keys, Ops, PAGE_OVERHEAD, Steps, Watches};
 use super::expiry::{Deadline, Expiry};
 use super::scan::ScanRequest;
 use crate::base::{ENTRY_BYTES_MAX, ENTRY_OPS_MAX, KEY_BYTES_MAX, Lsn, VALUE_BYTES_LIMIT};
@@ -40,6 +40,8 @@ pub enum OpCode {
     DeleteRange = 14,
     /// Remove all keys.
     Flush = 15,
+    /// Commands of Redis on the keys of one slot, all at once.
+    Transact = 16,
     /// Move, split or spread tablets.
     Tablets = 20,
     /// Make a consistent copy while serving.
@@ -59,7 +61,7 @@ const BY_NUMBER: [Option<OpCode>; 256] = {
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 17] = [
+    pub const ALL: [OpCode; 18] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -75,6 +77,7 @@ impl OpCode {
         OpCode::Scan,
         OpCode::DeleteRange,
         OpCode::Flush,
+        OpCode::Transact,
         OpCode::Tablets,
         OpCode::Checkpoint,
     ];
@@ -91,6 +94,8 @@ impl OpCode {
         match self {
             OpCode::Set | OpCode::Delete | OpCode::Batch | OpCode::Incr => true,
             OpCode::Expire | OpCode::Persist | OpCode::DeleteRange | OpCode::Flush => true,
+            // It may be of reads alone, which is not looked into.
+            OpCode::Transact => true,
             OpCode::Tablets | OpCode::Checkpoint => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
             OpCode::Scan => false,
@@ -115,6 +120,7 @@ impl OpCode {
             OpCode::Scan => "SCAN",
             OpCode::DeleteRange => "DELRANGE",
             OpCode::Flush => "FLUSH",
+            OpCode::Transact => "TRANSACT",
             OpCode::Tablets => "TABLETS",
             OpCode::Checkpoint => "CHECKPOINT",
         }
@@ -131,6 +137,9 @@ pub enum Durability {
     /// Only once it is on disk, whatever `--sync` says. If nothing is written, since a condition fails or
     /// the key is gone, what the answer tells of the key is on disk.
     Always = 1,
+    /// At once, whatever `--sync` says: a crash may lose it. Of SET and TRANSACT only. What the answer tells of
+    /// other writes waits for those.
+    Relaxed = 2,
 }
 
 impl Durability {
@@ -140,6 +149,7 @@ impl Durability {
         match number {
             0 => Some(Durability::Default),
             1 => Some(Durability::Always),
+            2 => Some(Durability::Relaxed),
             _ => None,
         }
     }
@@ -212,6 +222,23 @@ impl DeleteRange<'_> {
     pub fn is_everything(&self) -> bool {
         self.start.is_empty() && self.end.is_empty()
     }
+}
+
+/// Commands of Redis for the owner of one slot, executed as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transaction<'a> {
+    /// 1..=65535 bytes, of the slot that all its keys are of.
+    pub key: &'a [u8],
+    /// Whether replies are encoded as RESP3 has them.
+    pub is_resp3: bool,
+    /// Whether the reply is an array of the commands' replies.
+    pub is_array: bool,
+    /// Nothing is executed if one of these has another version.
+    pub watches: Watches<'a>,
+    /// What to execute.
+    pub steps: Steps<'a>,
+    /// When to answer.
+    pub durability: Durability,
 }
 
 /// One request, borrowed from the bytes it came in.
@@ -306,6 +333,8 @@ pub enum Request<'a> {
     Scan(ScanRequest<'a>),
     /// See [`OpCode::DeleteRange`] and [`OpCode::Flush`].
     DeleteRange(DeleteRange<'a>),
+    /// See [`OpCode::Transact`].
+    Transact(Transaction<'a>),
     /// See [`OpCode::Checkpoint`].
     Checkpoint {
         /// An absolute path on the server's machine.
@@ -353,6 +382,7 @@ impl<'a> Request<'a> {
             Request::Scan(_) => OpCode::Scan,
             Request::DeleteRange(range) if range.is_everything() => OpCode::Flush,
             Request::DeleteRange(_) => OpCode::DeleteRange,
+            Request::Transact(_) => OpCode::Transact,
             Request::Tablets { .. } => OpCode::Tablets,
             Request::Checkpoint { .. } => OpCode::Checkpoint,
         }
@@ -377,7 +407,8 @@ impl<'a> Request<'a> {
             | Request::Incr { key, .. }
             | Request::Expire { key, .. }
             | Request::Persist { key, .. }
-            | Request::Ttl { key } => Route::Slot(Slot::of_key(key)),
+            | Request::Ttl { key }
+            | Request::Transact(Transaction { key, .. }) => Route::Slot(Slot::of_key(key)),
             Request::Mget { keys } => Route::Keys(keys),
             Request::Batch { ops, .. } => Route::Slot(ops.slot()),
             Request::Scan(scan) => match (scan.slot(), scan.cursor) {

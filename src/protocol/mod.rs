@@ -13,7 +13,9 @@ pub mod resp;
 mod scan;
 
 pub use batch::{Action, BatchOp};
-pub use command::{Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode, Request, Route};
+pub use command::{
+    Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode, Request, Route, Transaction,
+};
 pub use expiry::{Deadline, Expiry};
 pub use reply::{Hello, Lifetime, Reply, ShardRange};
 pub use scan::{ScanEntry, ScanPage, ScanRequest};

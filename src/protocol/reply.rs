@@ -57,6 +57,8 @@ pub enum Reply<'a> {
     Hello(Hello),
     /// To PING: what it carried.
     Pong(&'a [u8]),
+    /// The replies to a transaction's commands, in RESP.
+    Resp(&'a [u8]),
     /// To GET of a present key.
     Value {
         /// The value's version.

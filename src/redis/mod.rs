@@ -38,6 +38,7 @@ pub mod introspect;
 mod keyspace;
 mod number;
 mod parse;
+pub mod session;
 pub mod table;
 #[cfg(test)]
 mod tests;

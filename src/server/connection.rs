@@ -11,6 +11,8 @@
 //! - A client that takes no byte of its replies for the stall timeout is disconnected, and so is one that
 //!   sends none of a frame that was granted memory while others wait for it.
 
+mod commands;
+
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
@@ -19,11 +21,13 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use self::commands::Speech;
 use super::open::OpenConnections;
 use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::socket::Socket;
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
+use crate::redis::session;
 use crate::shard::budget::Share;
 use crate::shard::{
     BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Replies, Shard, Stall,
@@ -51,6 +55,7 @@ pub struct Connection<E: Env> {
     shard: Rc<Shard<E>>,
     socket: Socket,
     token: Cell<u64>,
+    speech: Speech,
     out: RefCell<OutBuffer>,
     in_flight: Cell<u32>,
     /// Of requests taken in and not answered.
@@ -86,7 +91,7 @@ impl<E: Env> Outlet for Connection<E> {
         self.count();
         if self.is_broken.get() {
             self.shard.left(owner, replies.granted);
-        } else {
+        } else if !self.answer_commands(owner, &replies) {
             self.out.borrow_mut().push(owner, replies.granted, replies.bytes);
         }
     }
@@ -128,6 +133,7 @@ impl<E: Env> Outlet for Connection<E> {
     fn flush(&self) {
         self.write_now();
         self.let_owner_go_on();
+        self.follow_up();
         self.moved.notify();
     }
 }
@@ -139,6 +145,7 @@ impl<E: Env> Connection<E> {
         shard: Rc<Shard<E>>,
         stream: TcpStream,
         read: Vec<u8>,
+        context: Rc<session::Context>,
         open: &OpenConnections<E>,
     ) -> bool {
         let socket = match Socket::adopt(stream) {
@@ -156,6 +163,7 @@ impl<E: Env> Connection<E> {
             shard: shard.clone(),
             socket,
             token: Cell::new(0),
+            speech: Speech::new(context),
             out: RefCell::default(),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
@@ -272,6 +280,15 @@ impl<E: Env> Connection<E> {
     async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
         let before = rest.len();
         self.rest_bytes.set(before);
+        if self.speech.is_redis(rest, || self.shard.env.random()) {
+            let result = self.take_in_commands(rest);
+            if rest.len() < before {
+                self.reserved.set(0);
+            }
+            self.rest_bytes.set(rest.len());
+            self.count();
+            return result;
+        }
         let dispatched = self.shard.dispatch_all(self.token.get(), self.as_ref(), rest);
         let (used, needs_more) = match dispatched {
             Dispatched::NeedMore { used } => (used, true),
@@ -307,13 +324,15 @@ impl<E: Env> Connection<E> {
 
     /// Notes what it holds.
     fn count(&self) {
-        self.share.set(self.in_flight_bytes.get() + self.rest_bytes.get().max(self.reserved.get()));
+        let unread = self.rest_bytes.get().max(self.reserved.get());
+        self.share.set(self.in_flight_bytes.get() + self.speech.frame_bytes() + unread);
     }
 
     /// Bytes that may be read now, behind `rest`. If none, the connection waits for its turn and is told.
     fn room_to_read(&self, rest: &[u8]) -> usize {
         let reserved = self.reserved.get().saturating_sub(rest.len());
-        let missing = self.shard.wanted(rest).saturating_sub(rest.len());
+        let wanted = self.speech.wanted(rest).unwrap_or_else(|| self.shard.wanted(rest));
+        let missing = wanted.saturating_sub(rest.len());
         if reserved >= missing.max(1) {
             return reserved;
         }
@@ -339,7 +358,7 @@ impl<E: Env> Connection<E> {
 
     /// Whether it may take in more requests.
     fn is_ready(&self) -> bool {
-        self.unsent() < BACKLOG_MAX && !self.is_full() && !self.is_stalled() && !self.shard.congested()
+        self.may_dispatch() && self.speech.is_ready()
     }
 
     /// Waits until the connection may take in more requests, or is broken.
@@ -361,7 +380,11 @@ impl<E: Env> Connection<E> {
             return;
         }
         let mut stalls = self.stalls.borrow_mut();
-        let Some((owner, why)) = stalls.iter_mut().find(|(_, why)| *why == Stall::Output) else { return };
+        // Of Redis' replies those that come early wait: then only who has what they wait for may make more.
+        let awaited = self.speech.awaited();
+        let may_go_on = |owner: usize| awaited.is_none_or(|awaited| awaited == owner);
+        let stalled = stalls.iter_mut().find(|(owner, why)| *why == Stall::Output && may_go_on(*owner));
+        let Some((owner, why)) = stalled else { return };
         // Until it says otherwise it runs; nothing more need be asked of it.
         *why = Stall::Room;
         let (owner, token) = (*owner, self.token.get());
@@ -459,7 +482,8 @@ impl<E: Env> Connection<E> {
 
     /// Drops all replies, and what was granted for them.
     fn give_up(&self) {
-        let granted: Vec<_> = self.out.borrow_mut().give_up().collect();
+        let mut granted: Vec<_> = self.out.borrow_mut().give_up().collect();
+        granted.extend(self.speech.give_up());
         granted.into_iter().for_each(|(owner, granted)| self.shard.left(owner, granted));
     }
 
@@ -514,6 +538,12 @@ impl<E: Env> Connection<E> {
                 "disconnected: its request does not come, and others wait for the memory it holds"
             );
             self.abandon();
+        } else if self.speech.is_stuck(now, stalled) {
+            tracing::debug!(
+                token = self.token.get(),
+                "disconnected: a large reply came before others that don't come, and holds the memory of others"
+            );
+            self.abandon();
         } else if self.is_writing.get() {
             if quiet >= stalled {
                 tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
@@ -549,7 +579,10 @@ impl<E: Env> Connection<E> {
             .until(|| {
                 self.write_now();
                 self.is_broken.get()
-                    || (self.in_flight.get() == 0 && self.unsent() == 0 && !self.is_writing.get())
+                    || (self.in_flight.get() == 0
+                        && self.speech.is_answered()
+                        && self.unsent() == 0
+                        && !self.is_writing.get())
             })
             .await;
     }

@@ -9,6 +9,7 @@ pub mod notify;
 mod open;
 mod outbuffer;
 pub mod preflight;
+mod redis;
 mod run;
 mod serve;
 mod socket;

@@ -17,6 +17,7 @@ use super::accept::{Acceptor, Connections};
 use super::announce;
 use super::notify::{self, State as Word};
 use super::preflight::{Preflight, advice};
+use super::redis::Setup;
 use super::serve::{Event, Handout, ShardSeed, serve};
 use crate::config::{Config, SyncMode};
 use crate::engine::EngineOptions;
@@ -76,6 +77,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
         on_executor(&root, control, async move |env| recovery::load(&env, tablets).await)?;
     let state = Arc::new(state);
     let start = Handout::new(shards);
+    let setup = Arc::new(Setup::new(&config, &preflight));
     let connections = Connections::new(preflight.connections_max);
     let mut ports = mesh::<Message>(shards + 1, RING_MESSAGES).into_iter();
     let mut logs_of: Vec<Vec<_>> = vec![Vec::new(); shards];
@@ -97,6 +99,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
                 is_durable: config.sync == SyncMode::Always,
                 connection_bytes: preflight.memory.connections as usize,
             },
+            setup: setup.clone(),
             port,
             connections: connections.clone(),
             idle_timeout: config.idle_timeout,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::accept::Connections;
 use super::connection::Connection;
 use super::open::OpenConnections;
+use super::redis::{Setup, context_of};
 use crate::base::LogId;
 use crate::engine::manifest::State;
 use crate::engine::recovery::{self, Start};
@@ -90,6 +91,8 @@ pub struct ShardSeed {
     pub limits: Limits,
     /// How it behaves.
     pub settings: Settings,
+    /// What clients of Redis are told of the server.
+    pub setup: Arc<Setup>,
     /// Its end of the mesh.
     pub port: Port<Message>,
     /// Counts connections.
@@ -146,6 +149,7 @@ pub async fn serve(seed: ShardSeed) {
         });
     }
     let open = Rc::new(OpenConnections::new());
+    let context = Rc::new(context_of(&seed.setup, &shard));
     {
         // Detached: it holds nothing that the end of the shard waits for.
         let (env, open) = (env.clone(), Rc::downgrade(&open));
@@ -169,9 +173,10 @@ pub async fn serve(seed: ShardSeed) {
             Message::Connection(..) if is_draining => seed.connections.leave(),
             Message::Connection(stream, read) => {
                 let (shard, open, connections) = (shard.clone(), open.clone(), seed.connections.clone());
+                let context = context.clone();
                 let guard = open.enter();
                 env.spawn(Queue::Foreground, async move {
-                    let has_moved = Connection::serve(shard, stream, read, &open).await;
+                    let has_moved = Connection::serve(shard, stream, read, context, &open).await;
                     if !has_moved {
                         connections.leave();
                     }

@@ -104,6 +104,7 @@ impl<E: Env> Shard<E> {
             Request::Ttl { key } => self.ttl(meta, key, loaded, out),
             Request::Batch { ops, durability } => self.batch(meta, ops, durability, loaded, out),
             Request::DeleteRange(ref range) => self.delete_range(meta, range, out),
+            Request::Transact(ref transaction) => self.transact(meta, transaction, loaded, out),
             Request::Stats { section } => {
                 let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
                 out.ready(meta, &Reply::Stats(&text));
@@ -264,6 +265,7 @@ impl<E: Env> Shard<E> {
         if self.room(true, key.bytes.len() + value.len() + WRITE_OVERHEAD)? == Room::Wait {
             return Ok(Attempt::Wait);
         }
+        let mut wait = None;
         let mut expiry_ms = match expiry {
             Expiry::Never | Expiry::Keep => 0,
             Expiry::Set(deadline) => self.expiry_ms(deadline)?,
@@ -276,8 +278,12 @@ impl<E: Env> Shard<E> {
                     Metrics::add(&self.metrics.sets, 1);
                     return Ok(Attempt::Done);
                 }
-                Ok(current) if expiry == Expiry::Keep => expiry_ms = current.expiry_ms,
-                Ok(_) => {}
+                Ok(current) => {
+                    wait = current.wait;
+                    if expiry == Expiry::Keep {
+                        expiry_ms = current.expiry_ms;
+                    }
+                }
             }
         }
         if value.len() > sliced::BYTES_MAX && staged.is_none() {
@@ -290,7 +296,7 @@ impl<E: Env> Shard<E> {
             None => self.engine.write(key.tablet, &[op], &[key.hash]),
         };
         let Appended { lsn, block } = appended.map_err(refusal)?;
-        self.written(meta, block, durability, &Reply::Written { version: lsn }, out);
+        self.written_after(wait, meta, block, durability, &Reply::Written { version: lsn }, out);
         Ok(Attempt::Done)
     }
 
@@ -400,6 +406,23 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// As [`Shard::written`], where the answer also tells of what `wait` holds.
+    pub(super) fn written_after(
+        &self,
+        wait: Option<BlockSeq>,
+        meta: Meta,
+        block: BlockSeq,
+        durability: Durability,
+        reply: &Reply<'_>,
+        out: &mut Outputs,
+    ) {
+        match durability {
+            // The write's own block comes after, and is not waited for.
+            Durability::Relaxed => out.after(wait, meta, reply),
+            Durability::Default | Durability::Always => self.written(meta, block, durability, reply, out),
+        }
+    }
+
     pub(super) fn room(&self, is_put: bool, bytes: usize) -> Result<Room, Refusal> {
         self.engine.room(is_put, bytes).map_err(refusal)
     }
@@ -407,7 +430,12 @@ impl<E: Env> Shard<E> {
     /// Whether a request that asked for `durability` is answered only with what is on disk.
     #[inline]
     fn is_held(&self, durability: Durability) -> bool {
-        (self.settings.is_durable || durability == Durability::Always) && !planted(Bug::ReplyTooEarly)
+        let is_held = match durability {
+            Durability::Default => self.settings.is_durable,
+            Durability::Always => true,
+            Durability::Relaxed => false,
+        };
+        is_held && !planted(Bug::ReplyTooEarly)
     }
 
     /// The block that the answer to a request that asked for `durability` waits for, since it tells of what
@@ -415,6 +443,8 @@ impl<E: Env> Shard<E> {
     /// a condition that fails tells whoever repeats a write that it was applied.
     #[inline]
     pub(super) fn observed(&self, wait: Option<BlockSeq>, durability: Durability) -> Option<BlockSeq> {
+        // Who need not wait for the own write waits for those of others as everybody does.
+        let durability = if durability == Durability::Relaxed { Durability::Default } else { durability };
         let wait = wait.filter(|_| self.is_held(durability));
         if let Some(block) = wait {
             self.engine.wal().request_sync(block);

@@ -32,6 +32,7 @@ mod stall;
 #[cfg(test)]
 mod tests;
 pub mod topology;
+mod transact;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};

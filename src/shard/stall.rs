@@ -16,6 +16,7 @@ use super::gather::Gather;
 use super::held::HELD_BYTES_MAX;
 use super::outputs::{Meta, Outputs};
 use super::sliced::Sliced;
+use super::transact;
 use super::{Origin, Shard, Stall};
 use crate::engine::{Loaded, MissingBlock};
 use crate::env::{Env, Notify, Queue};
@@ -292,6 +293,9 @@ impl<E: Env> Shard<E> {
             | Request::Ttl { key } => std::iter::once(self.engine.hash(key)).collect(),
             Request::Mget { keys } => keys.map(|key| self.engine.hash(key)).collect(),
             Request::Batch { ops, .. } => ops.map(|op| self.engine.hash(op.key)).collect(),
+            Request::Transact(ref transaction) => {
+                transact::keys_of(transaction).map(|key| self.engine.hash(key)).collect()
+            }
             Request::Checkpoint { .. } | Request::Scan(_) | Request::DeleteRange(_) => {
                 smallvec::SmallVec::new()
             }

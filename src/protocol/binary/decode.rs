@@ -8,7 +8,7 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::header::*;
 use super::items::{Keys, ListError, Values};
 use super::ops::decode_ops;
-use super::{range, scan};
+use super::{range, scan, transaction};
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
@@ -213,10 +213,13 @@ fn check_expiry(wire: &WireHeader, opcode: OpCode) -> Result<Expiry, Refusal> {
 fn check_options(wire: &WireHeader, opcode: OpCode) -> Result<(Durability, Condition), Refusal> {
     let invalid = |what: &str| Err(Refusal::new(Code::InvalidOption, format!("{}: {what}", opcode.name())));
     let Some(durability) = Durability::from_u8(wire.durability) else {
-        return invalid("durability must be 0 or 1");
+        return invalid("durability must be 0, 1 or 2");
     };
     if durability != Durability::Default && !opcode.is_write() {
         return invalid("durability is an option of writes only");
+    }
+    if durability == Durability::Relaxed && !matches!(opcode, OpCode::Set | OpCode::Transact) {
+        return invalid("durability 2 is an option of SET and TRANSACT only");
     }
     let version = wire.lsn.get();
     let condition = match (wire.condition, version) {
@@ -249,6 +252,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         | OpCode::Expire
         | OpCode::Persist
         | OpCode::Ttl
+        | OpCode::Transact
             if key_len == 0 =>
         {
             return Err(Refusal::new(Code::InvalidKey, format!("{}: the key is empty", opcode.name())));
@@ -288,7 +292,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
             return Err(Refusal::new(Code::BatchTooLarge, message));
         }
         OpCode::Set | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan => value_len,
-        OpCode::DeleteRange | OpCode::Flush => value_len,
+        OpCode::DeleteRange | OpCode::Flush | OpCode::Transact => value_len,
     };
     if value_len != wanted_len {
         let message = format!("{} has {wanted_len} bytes of value, not {value_len}", opcode.name());
@@ -344,6 +348,7 @@ pub fn decode_request<'a>(
         OpCode::DeleteRange | OpCode::Flush => {
             Request::DeleteRange(range::decode_request(header.opcode, value, durability, limits)?)
         }
+        OpCode::Transact => Request::Transact(transaction::decode_request(key, value, durability, limits)?),
         OpCode::Stats => {
             let section =
                 std::str::from_utf8(key).map_err(|_| malformed("STATS: the section is not UTF-8"))?;
@@ -494,7 +499,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (opcode, Status::Done)
             if version == Lsn::ZERO
                 && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget)
-                && !matches!(opcode, OpCode::DeleteRange | OpCode::Flush)
+                && !matches!(opcode, OpCode::DeleteRange | OpCode::Flush | OpCode::Transact)
                 && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Scan) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
@@ -526,6 +531,7 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (OpCode::DeleteRange | OpCode::Flush, Status::Done) => {
             Err(ReplyError::Malformed("a write's reply has no value"))
         }
+        (OpCode::Transact, Status::Done) => Ok(Reply::Resp(body)),
         (OpCode::Scan, Status::Done) => scan::decode_page(body)
             .map(Reply::Page)
             .ok_or(ReplyError::Malformed("the page of a scan is broken")),

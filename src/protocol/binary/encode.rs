@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
 use super::items::{Keys, WireValue};
-use super::{range, scan};
+use super::{range, scan, transaction};
 use crate::base::{KEY_BYTES_MAX, Lsn};
 use crate::error::Refusal;
 use crate::protocol::{Condition, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
@@ -118,6 +118,12 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
             push_request(out, opcode, request_id, &[], range::request_len(range), options);
             range::encode_request(out, range);
         }
+        Request::Transact(ref request) => {
+            let options = Options { durability: request.durability, ..plain };
+            let len = transaction::request_len(request);
+            push_request(out, opcode, request_id, request.key, len, options);
+            transaction::encode_request(out, request);
+        }
         Request::Scan(ref request) => {
             push_request(out, opcode, request_id, &[], scan::request_len(request), plain);
             scan::encode_request(out, request);
@@ -197,6 +203,7 @@ pub fn encode_reply(out: &mut Vec<u8>, opcode: OpCode, request_id: u64, epoch: u
             push(Status::Done, *version, wire.as_bytes());
         }
         Reply::Pong(payload) => push(Status::Done, Lsn::ZERO, payload),
+        Reply::Resp(replies) => push(Status::Done, Lsn::ZERO, replies),
         Reply::Done => push(Status::Done, Lsn::ZERO, &[]),
         Reply::Stats(text) => push(Status::Done, Lsn::ZERO, text.as_bytes()),
         Reply::Values(values) => {

@@ -1,10 +1,11 @@
-//! Lists inside a frame: keys of MGET, operations of BATCH, values of MGET's reply. Each is checked whole
+//! Lists inside a frame: keys of MGET, operations of BATCH, values of MGET's reply, what a TRANSACT is made of. Each is checked whole
 //! when it is decoded, so that walking over it later cannot fail.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::ops::split_op;
+use super::transaction::{Step, Watch, split_step, split_watch};
 use crate::base::Lsn;
 use crate::protocol::BatchOp;
 use crate::slot::Slot;
@@ -147,6 +148,29 @@ list! {
     /// The values in the reply to MGET, `None` for an absent key: an iterator that may be copied and
     /// started again.
     Values, Option<Value<'a>>, split_value
+}
+
+list! {
+    /// The keys that a TRANSACT watches: an iterator that may be copied and started again.
+    Watches, Watch<'a>, split_watch
+}
+list! {
+    /// The steps of a TRANSACT: an iterator that may be copied and started again.
+    Steps, Step<'a>, split_step
+}
+
+impl<'a> Watches<'a> {
+    /// A list whose items were written by this process, one by one.
+    pub(super) fn written(count: usize, bytes: &'a [u8]) -> Watches<'a> {
+        Watches { count, bytes }
+    }
+}
+
+impl<'a> Steps<'a> {
+    /// A list whose items were written by this process, one by one.
+    pub(super) fn written(count: usize, bytes: &'a [u8]) -> Steps<'a> {
+        Steps { count, bytes }
+    }
 }
 
 impl<'a> Keys<'a> {

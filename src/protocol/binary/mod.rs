@@ -21,7 +21,8 @@
 //!     16     4 value length     see below                        see below
 //!     20     2 key length       1..=65535, or 0 without a key    0
 //!     22     1 durability       0 as the server is set up,       reserved
-//!                               1 answer only once on disk
+//!                               1 answer only once on disk,
+//!                               2 answer at once
 //!     23     1 condition        0 none, 1 if-absent,             reserved
 //!                               2 if-present, 3 if-version
 //!     24     8 version          that of condition 3, else 0      that of the value read or written, else 0
@@ -33,9 +34,9 @@
 //! There is no checksum: TCP has one, and what is stored has its own from the server on.
 //!
 //! # Operations
-//! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST, DELRANGE, FLUSH); a condition by
-//! SET, and by DELETE, EXPIRE and PERSIST except if-absent; in a BATCH each item has its own. An option where it is
-//! not taken is refused (code 20).
+//! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST, DELRANGE, FLUSH, TRANSACT), 2 by SET
+//! and TRANSACT only: a crash may lose what was answered so. A condition is taken by SET, and by DELETE, EXPIRE and
+//! PERSIST except if-absent; in a BATCH each item has its own. An option where it is not taken is refused (code 20).
 //!
 //! ```text
 //! no. name    key      value in the request        reply with status 0: version, value
@@ -54,6 +55,7 @@
 //!  13 SCAN    -        scan request                -         page
 //!  14 DELRANGE -      range                       -         -
 //!  15 FLUSH   -        range, of everything        -         -
+//!  16 TRANSACT key     transaction                 -         RESP, one reply a step
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
@@ -228,6 +230,27 @@
 //! range is refused (code 16). So many ranges deleted in a row that not even merges of tables keep up are refused
 //! for a while (code 64), as is a range whose bounds, logged once for each tablet, take too much (code 25).
 //!
+//! # Transactions
+//! TRANSACT has the owner of the key's slot execute commands of Redis, by their names and with their arguments, one
+//! after the other and all at once for everyone else, as a BATCH is. All their keys, and those that are watched, are
+//! of that slot, else nothing is done (code 24). The reply is what a Redis would answer, encoded in RESP: that of one
+//! step after the other, or with flag 2 an array of them. A command that fails answers its error, and the others are
+//! executed. If a watched key has not the version that is given, nothing is executed, and the reply is the null of
+//! an array. All that is written together is one entry of the log: more than a BATCH may hold is refused (code 25).
+//!
+//! ```text
+//! transaction                                       watch
+//!  0  4  flags: 1 RESP3, 2 array                     0  2  key length
+//!  4  4  bytes of the list of watches                2  2  reserved
+//!  8  .. list of watches, list of steps              4  8  version, 0 for a key that had no value
+//!                                                   12  .. key
+//! step
+//!  0  4  bytes of what follows the count             argument
+//!  4  4  count of arguments, with the name           0  4  length
+//!  8  .. arguments; with a count of 0 bytes          4  .. bytes
+//!        that take this step's place in the reply
+//! ```
+//!
 //! # When frames are wrong
 //! As long as the header has the right magic and version and the frame is not longer than the server's
 //! limit, the stream is in step: the frame gets a refusal and the connection goes on with the next.
@@ -243,12 +266,14 @@ mod range;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod transaction;
 
 pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
 pub use encode::{KeyList, ValueListEncoder, begin_value, encode_refusal, encode_reply, encode_request};
 pub use header::{
     FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
 };
-pub use items::{Keys, Ops, Value, Values};
+pub use items::{Keys, Ops, Steps, Value, Values, Watches};
 pub use ops::OpList;
 pub use scan::{CURSOR_BYTES_MAX, Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, entry_len, page_ahead};
+pub use transaction::{Arguments, Step, StepList, Watch, WatchList};

@@ -1,0 +1,211 @@
+//! What the shards answer, as Redis would say it.
+
+use super::Session;
+use super::refusal::text_of;
+use super::scan::{Count, Keys, Page, Pick};
+use crate::base::Lsn;
+use crate::error::Refusal;
+use crate::protocol::binary::{HEADER_BYTES, Values, decode_reply, decode_reply_header, encode_request};
+use crate::protocol::resp::{self, Proto};
+use crate::protocol::{Lifetime, Reply, Request};
+
+/// What a command's reply is made of.
+pub(super) enum What {
+    /// Nothing: it is known already.
+    Known,
+    /// GET: the value.
+    Value,
+    /// SET.
+    Set,
+    /// SETNX: whether it was set.
+    IsSet,
+    /// INCR and its like: the sum.
+    Sum,
+    /// DEL, EXISTS and their like: keys that there were, after so many more replies.
+    Number { left: usize, sum: i64 },
+    /// EXPIRE: whether the key was there.
+    IsThere,
+    /// TYPE.
+    Type,
+    /// TTL and its like.
+    Ttl { in_ms: bool, is_absolute: bool },
+    /// MGET.
+    Values,
+    /// MSET: after so many more replies.
+    All { left: usize },
+    /// A transaction's replies as they are.
+    Resp,
+    /// FLUSHALL, and what it is like.
+    Done,
+    /// WATCH: the version of a key, and after it those of these, last one first.
+    Watch { rest: Vec<Vec<u8>> },
+    /// SCAN.
+    Scan(Page),
+    /// KEYS.
+    Keys(Keys),
+    /// DBSIZE.
+    Count(Count),
+    /// RANDOMKEY.
+    Pick(Pick),
+    /// INFO: these sections.
+    Info { sections: Vec<String> },
+}
+
+/// What comes of one reply.
+pub(super) enum Outcome {
+    /// The command's reply.
+    Reply(Vec<u8>),
+    /// More replies are to come.
+    More,
+    /// This is to be asked next.
+    Ask(Vec<u8>),
+}
+
+impl Session {
+    /// Takes replies, whole frames back to back. What may leave then, [`Session::take_out`] gives.
+    pub fn answer(&mut self, mut replies: &[u8], now: super::Now) {
+        self.now = now;
+        while let Some((number, reply, rest)) = split(replies) {
+            replies = rest;
+            self.answer_one(number, reply);
+        }
+        assert!(replies.is_empty(), "shards answer in whole frames");
+        self.pending.release(&mut self.out);
+        if self.pending.is_empty() {
+            self.is_exclusive = false;
+        }
+    }
+
+    fn answer_one(&mut self, number: u64, reply: Reply<'_>) {
+        let Some(expected) = self.pending.get(number) else {
+            // One of several replies to a command that another one has ended already, by an error.
+            return;
+        };
+        let proto = expected.proto;
+        let mut what = std::mem::replace(&mut expected.what, What::Known);
+        let outcome = match reply {
+            Reply::Refused(refusal) => self.refused(&what, &refusal),
+            reply => self.outcome(number, &mut what, reply, proto),
+        };
+        match outcome {
+            Outcome::Reply(reply) => self.pending.answered(number, reply),
+            Outcome::More => self.put_back(number, what),
+            Outcome::Ask(frame) => {
+                self.frames.extend_from_slice(&frame);
+                self.put_back(number, what);
+            }
+        }
+    }
+
+    fn put_back(&mut self, number: u64, what: What) {
+        if let Some(expected) = self.pending.get(number) {
+            expected.what = what;
+        }
+    }
+
+    fn refused(&mut self, what: &What, refusal: &Refusal) -> Outcome {
+        if let What::Watch { .. } = what {
+            self.watched.failed();
+        }
+        let mut out = Vec::new();
+        resp::error(&mut out, &text_of(refusal));
+        Outcome::Reply(out)
+    }
+
+    fn outcome(&mut self, number: u64, what: &mut What, reply: Reply<'_>, proto: Proto) -> Outcome {
+        let mut out = Vec::new();
+        match (what, reply) {
+            (What::Value, Reply::Value { value, .. }) => {
+                out.reserve(value.len() + 16);
+                resp::bulk(&mut out, value);
+            }
+            (What::Value, Reply::Absent) => resp::null(&mut out, proto),
+            (What::Set, Reply::Written { .. }) => resp::simple(&mut out, "OK"),
+            (What::Set, Reply::ConditionFailed { .. }) => resp::null(&mut out, proto),
+            (What::IsSet, Reply::Written { .. }) => resp::integer(&mut out, 1),
+            (What::IsSet, Reply::ConditionFailed { .. }) => resp::integer(&mut out, 0),
+            (What::Sum, Reply::Counter { value, .. }) => resp::integer(&mut out, value),
+            (What::Number { left, sum }, reply) => {
+                *sum += i64::from(!matches!(reply, Reply::Absent));
+                *left -= 1;
+                if *left > 0 {
+                    return Outcome::More;
+                }
+                resp::integer(&mut out, *sum);
+            }
+            (What::IsThere, reply) => {
+                resp::integer(&mut out, i64::from(!matches!(reply, Reply::Absent)));
+            }
+            (What::Type, reply) => {
+                resp::simple(&mut out, if matches!(reply, Reply::Absent) { "none" } else { "string" });
+            }
+            (What::Ttl { .. }, Reply::Absent) => resp::integer(&mut out, -2),
+            (What::Ttl { .. }, Reply::Lifetime { lifetime: None, .. }) => resp::integer(&mut out, -1),
+            (What::Ttl { in_ms, is_absolute }, Reply::Lifetime { lifetime: Some(lifetime), .. }) => {
+                resp::integer(&mut out, ttl(&lifetime, *in_ms, *is_absolute));
+            }
+            (What::Values, Reply::Values(values)) => list(&mut out, values, proto),
+            (What::All { left }, _) => {
+                *left -= 1;
+                if *left > 0 {
+                    return Outcome::More;
+                }
+                resp::simple(&mut out, "OK");
+            }
+            (What::Resp, Reply::Resp(replies)) => out.extend_from_slice(replies),
+            (What::Done, _) => resp::simple(&mut out, "OK"),
+            (What::Watch { rest }, reply) => {
+                let version = match reply {
+                    Reply::Lifetime { version, .. } => Some(version),
+                    _ => None::<Lsn>,
+                };
+                self.watched.seen(version);
+                if let Some(key) = rest.pop() {
+                    encode_request(&mut out, number, &Request::Ttl { key: &key });
+                    return Outcome::Ask(out);
+                }
+                resp::simple(&mut out, "OK");
+            }
+            (What::Scan(scan), Reply::Page(page)) => {
+                scan.reply(&page, &mut self.context.cursors.borrow_mut(), &mut out);
+            }
+            (What::Keys(keys), Reply::Page(page)) => return keys.take(number, &page),
+            (What::Count(count), Reply::Page(page)) => return count.take(number, &page),
+            (What::Count(count), Reply::Stats(text)) => return count.estimate(number, text),
+            (What::Pick(pick), Reply::Page(page)) => return pick.take(number, &page, proto),
+            (What::Info { sections }, Reply::Stats(text)) => {
+                let sections = std::mem::take(sections);
+                let text = self.info(&sections, text);
+                resp::verbatim(&mut out, "txt", text.as_bytes(), proto);
+            }
+            _ => unreachable!("a shard answers what it was asked"),
+        }
+        Outcome::Reply(out)
+    }
+}
+
+fn list(out: &mut Vec<u8>, values: Values<'_>, proto: Proto) {
+    out.reserve(values.wire_bytes().len());
+    resp::array(out, values.len());
+    for value in values {
+        match value {
+            Some(value) => resp::bulk(out, value.value),
+            None => resp::null(out, proto),
+        }
+    }
+}
+
+/// As Redis rounds it: to the nearest second.
+fn ttl(lifetime: &Lifetime, in_ms: bool, is_absolute: bool) -> i64 {
+    let ms = if is_absolute { lifetime.expires_at_ms } else { lifetime.remaining_ms };
+    let number = if in_ms { ms } else { (ms + 500) / 1000 };
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The first reply of `frames`, the number of its command, and what follows.
+fn split(frames: &[u8]) -> Option<(u64, Reply<'_>, &[u8])> {
+    let header = decode_reply_header(frames, u32::MAX).ok()??;
+    let (frame, rest) = frames.split_at_checked(HEADER_BYTES + header.body_bytes())?;
+    let reply = decode_reply(&header, &frame[HEADER_BYTES..]).ok()?;
+    Some((header.request_id, reply, rest))
+}

@@ -1,0 +1,104 @@
+//! What the sessions of one shard share.
+
+use std::cell::{Cell, RefCell};
+
+use super::cursors::Cursors;
+use crate::protocol::{Limits, resp};
+use crate::slot::Slot;
+
+/// The version of Redis whose commands are spoken, as HELLO and INFO tell it: clients choose by it what they use.
+pub const REDIS_VERSION: &str = "7.2.0";
+
+/// Who owns which slots, and where clients reach them.
+pub trait Nodes {
+    /// The shard that these sessions are of.
+    fn local(&self) -> usize;
+
+    /// The owner of a slot, if it has one now.
+    fn owner(&self, slot: Slot) -> usize;
+
+    /// How many shards there are.
+    fn count(&self) -> usize;
+
+    /// The address at which clients reach a shard, as MOVED names it.
+    fn address(&self, shard: usize) -> String;
+}
+
+/// What all sessions of a shard share.
+pub struct Context {
+    /// What requests may be.
+    pub limits: Limits,
+    /// What commands may be.
+    pub command_limits: resp::Limits,
+    /// Whose slots are whose.
+    pub nodes: Box<dyn Nodes>,
+    /// Names and values that CONFIG GET tells.
+    pub config: Vec<(&'static str, String)>,
+    /// The port that clients connect to.
+    pub port: u16,
+    /// Another one for each start of the server: 40 digits.
+    pub run_id: String,
+    /// When the server started, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// Clients that there may be at once.
+    pub clients_max: usize,
+    /// Where scans go on.
+    pub(super) cursors: RefCell<Cursors>,
+    /// Sessions so far.
+    pub(super) sessions: Cell<u64>,
+}
+
+/// The parts of a [`Context`] that its maker knows.
+pub struct ContextParts {
+    /// See [`Context::limits`].
+    pub limits: Limits,
+    /// See [`Context::nodes`].
+    pub nodes: Box<dyn Nodes>,
+    /// See [`Context::config`].
+    pub config: Vec<(&'static str, String)>,
+    /// See [`Context::port`].
+    pub port: u16,
+    /// See [`Context::run_id`].
+    pub run_id: String,
+    /// See [`Context::started_at_ms`].
+    pub started_at_ms: u64,
+    /// See [`Context::clients_max`].
+    pub clients_max: usize,
+    /// A random number, from which the numbers of scans' cursors come.
+    pub seed: u64,
+}
+
+/// Bytes that a command takes in its frame beside its arguments, generously.
+const FRAME_OVERHEAD: usize = 256;
+
+impl Context {
+    /// Of a shard that serves no session yet.
+    pub fn new(parts: ContextParts) -> Context {
+        let ContextParts { limits, nodes, config, port, run_id, started_at_ms, clients_max, seed } = parts;
+        let command_limits = resp::Limits {
+            // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
+            bulk_bytes_max: (limits.value_bytes_max as usize).max(limits.key_bytes_max as usize),
+            command_bytes_max: limits.frame_bytes_max as usize - FRAME_OVERHEAD,
+            ..resp::Limits::default()
+        };
+        Context {
+            limits,
+            command_limits,
+            nodes,
+            config,
+            port,
+            run_id,
+            started_at_ms,
+            clients_max,
+            cursors: RefCell::new(Cursors::new(seed)),
+            sessions: Cell::new(0),
+        }
+    }
+
+    /// A number that no other session of this server has had.
+    pub(super) fn next_id(&self) -> u64 {
+        let before = self.sessions.get();
+        self.sessions.set(before + 1);
+        before * self.nodes.count() as u64 + self.nodes.local() as u64 + 1
+    }
+}

@@ -1,0 +1,371 @@
+//! A connection that speaks Redis' protocol, without its socket: commands become requests of the binary protocol, and
+//! their replies become Redis' again, in the order of the commands.
+//!
+//! ```text
+//! bytes read ── take_in_from ──► frames, to be dispatched          answer ◄── frames of replies
+//!                      └─► replies that need nobody ─► Pending ◄──┘
+//!                                                          └─► out, in order
+//! ```
+//! A command is one request (GET), one for each key or slot whose replies are added up (DEL, MSET), or several one
+//! after the other (KEYS), of which each is made of the reply to the one before. What the binary protocol has no
+//! request for goes to the owner of its keys as a transaction ([`super::evaluate()`]).
+//!
+//! Invariants:
+//! - Each command has one reply, and no reply leaves before those of the commands in front of it.
+//! - Within [`PENDING_MAX`] commands and what [`Session::backlog`] counts: the caller takes in nothing while either is
+//!   beyond its bound, and frames never make more than one command beyond [`FRAMES_BYTES`] at once.
+//! - A command about all keys is taken in when all before it are answered, and nothing behind it before it is. So a
+//!   client sees in it what it has written before.
+
+mod answer;
+mod context;
+mod cursors;
+mod info;
+mod local;
+mod multi;
+mod pending;
+mod refusal;
+mod scan;
+mod translate;
+
+use std::rc::Rc;
+
+use self::answer::What;
+use self::multi::{Queue, Watched};
+use self::pending::{Expected, Pending};
+use self::refusal::CROSS_SLOT;
+use super::command::Command;
+use super::fault::{Fault, unknown_command};
+use super::table;
+use crate::protocol::resp::{self, Args, Parsed, Parser, Proto};
+use crate::slot::Slot;
+
+pub use context::{Context, ContextParts, Nodes, REDIS_VERSION};
+
+/// Commands of a connection that may be without a reply.
+pub const PENDING_MAX: usize = 16_384;
+/// Bytes of frames after which no further command becomes one before these are dispatched.
+pub const FRAMES_BYTES: usize = 64 << 10;
+/// Commands that are taken in at once.
+const AT_ONCE_MAX: u32 = 1_024;
+
+/// How far bytes were taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// All whole commands were. The one that began needs so many bytes in all, as far as can be told.
+    NeedMore {
+        /// That many.
+        wanted: usize,
+    },
+    /// Replies must come or leave first, or frames be dispatched.
+    Pause,
+    /// The connection is to be closed once all its replies have left.
+    Close,
+}
+
+/// What time it is, for commands that tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Microseconds since 1970.
+    pub wall_micros: u64,
+}
+
+/// Which replies a client wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Replies {
+    #[default]
+    On,
+    Off,
+    /// Not that of the next command.
+    Skip,
+}
+
+/// A connection's state.
+pub struct Session {
+    context: Rc<Context>,
+    parser: Parser,
+    proto: Proto,
+    id: u64,
+    is_node: bool,
+    random: u64,
+    /// By CLIENT SETNAME.
+    name: Vec<u8>,
+    /// By CLIENT SETINFO: the library and its version.
+    library: [Vec<u8>; 2],
+    replies: Replies,
+    pending: Pending,
+    /// Commands since MULTI.
+    queue: Option<Queue>,
+    watched: Watched,
+    /// A command about all keys is under way: nothing is taken in before it is answered.
+    is_exclusive: bool,
+    /// The next command waits until all before it are answered.
+    is_held: bool,
+    /// Nothing is taken in any more.
+    is_closing: bool,
+    /// Replies that may leave.
+    out: Vec<u8>,
+    /// Frames that the reply to another one has led to.
+    frames: Vec<u8>,
+    now: Now,
+}
+
+/// Whether a command was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Taken,
+    /// Others must be answered first.
+    Wait,
+}
+
+impl Session {
+    /// A new connection's. If it `is_node`, it is to one shard, and knows of others only where they are. `random` is
+    /// any number.
+    pub fn new(context: Rc<Context>, is_node: bool, random: u64) -> Session {
+        let mut parser = Parser::new(context.command_limits);
+        parser.set_authenticated(true);
+        Session {
+            id: context.next_id(),
+            is_node,
+            random,
+            parser,
+            context,
+            proto: Proto::Resp2,
+            name: Vec::new(),
+            library: Default::default(),
+            replies: Replies::On,
+            pending: Pending::default(),
+            queue: None,
+            watched: Watched::default(),
+            is_exclusive: false,
+            is_held: false,
+            is_closing: false,
+            out: Vec::new(),
+            frames: Vec::new(),
+            now: Now::default(),
+        }
+    }
+
+    /// Takes in the commands at the start of `input`, of which `used` bytes were: what they ask of shards is appended
+    /// to `frames`.
+    pub fn take_in_from(&mut self, input: &[u8], used: &mut usize, frames: &mut Vec<u8>, now: Now) -> Taken {
+        self.now = now;
+        self.is_held = false;
+        let mut taken = 0;
+        loop {
+            if self.is_closing {
+                return Taken::Close;
+            }
+            if self.is_exclusive
+                || self.pending.len() >= PENDING_MAX
+                || frames.len() >= FRAMES_BYTES
+                || taken >= AT_ONCE_MAX
+            {
+                return Taken::Pause;
+            }
+            taken += 1;
+            let mut args = Args::new();
+            let (step, len) = match self.parser.parse(&input[*used..], &mut args) {
+                Ok(Parsed::NeedMore { wanted }) => return Taken::NeedMore { wanted },
+                Ok(Parsed::Nothing { used: len }) => (Step::Taken, len),
+                Ok(Parsed::Command { used: len }) => (self.command(&args, frames), len),
+                Ok(Parsed::Quoted { used: len, words }) => {
+                    let words: Args<'_> = words.iter().map(Vec::as_slice).collect();
+                    (self.command(&words, frames), len)
+                }
+                Err(error) => {
+                    self.is_closing = true;
+                    self.say(|out, _| error.encode(out));
+                    return Taken::Close;
+                }
+            };
+            if step == Step::Wait {
+                self.is_held = true;
+                return Taken::Pause;
+            }
+            *used += len;
+        }
+    }
+
+    /// The least bytes that more of the command at the start of `input` needs; `input` was taken in as far as it can
+    /// be.
+    pub fn wanted(&self, input: &[u8]) -> usize {
+        let mut parser = self.parser.clone();
+        match parser.parse(input, &mut Args::new()) {
+            Ok(Parsed::NeedMore { wanted }) => wanted,
+            _ => 0,
+        }
+    }
+
+    /// Whether it takes in nothing before replies have come.
+    pub fn is_waiting(&self) -> bool {
+        let is_held = self.is_held && !self.pending.is_empty();
+        is_held || self.is_exclusive || self.pending.len() >= PENDING_MAX
+    }
+
+    /// Bytes of replies that wait to leave.
+    pub fn backlog(&self) -> usize {
+        self.out.len() + self.pending.bytes()
+    }
+
+    /// Whether more than `bytes` of replies wait for others before them.
+    pub fn is_crowded(&self, bytes: usize) -> bool {
+        self.pending.bytes() > bytes
+    }
+
+    /// The shard that the first missing reply comes from, if it is one alone.
+    pub fn awaited(&self) -> Option<usize> {
+        self.pending.first_slot().map(|slot| self.context.nodes.owner(slot))
+    }
+
+    /// Whether replies wait for others before them.
+    pub fn is_out_of_order(&self) -> bool {
+        self.pending.bytes() > 0
+    }
+
+    /// Whether no reply is missing.
+    pub fn is_answered(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Replies that may leave.
+    pub fn take_out(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Frames to be dispatched that replies have led to.
+    pub fn take_frames(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.frames)
+    }
+
+    fn command(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
+        let step = match Command::parse(args) {
+            Err(Fault::UnknownCommand) => self.local(args, frames),
+            Err(fault) => {
+                self.flag_fault();
+                self.say(|out, _| fault.write(args, out));
+                Step::Taken
+            }
+            Ok(command) => {
+                if let Some(error) = self.bad_key(&command) {
+                    self.flag_fault();
+                    self.say_error(&error);
+                    Step::Taken
+                } else if let Some(error) = self.misrouted(&command) {
+                    self.flag_fault();
+                    self.say_error(&error);
+                    Step::Taken
+                } else if self.queue.is_some() {
+                    self.enqueue(args, &command);
+                    Step::Taken
+                } else {
+                    self.translate(args, command, frames)
+                }
+            }
+        };
+        if step == Step::Taken && self.replies == Replies::Skip && !is_reply_skip(args) {
+            self.replies = Replies::On;
+        }
+        step
+    }
+
+    /// Why a key can't be one.
+    fn bad_key(&self, command: &Command<'_>) -> Option<String> {
+        let most = self.context.limits.key_bytes_max as usize;
+        let is_good = |key: &&[u8]| (1..=most).contains(&key.len());
+        if let Command::Get { key } | Command::Set(super::Set { key, .. }) = command
+            && is_good(key)
+        {
+            return None;
+        }
+        let bad = command.keys().into_iter().find(|key| !is_good(key))?;
+        Some(format!("ERR a key has 1 to {most} bytes, and this one {}", bad.len()))
+    }
+
+    /// On a connection to one shard, why a command can't be executed there.
+    fn misrouted(&self, command: &Command<'_>) -> Option<String> {
+        if !self.is_node {
+            return None;
+        }
+        let keys = command.keys();
+        let slot = Slot::of_key(keys.first()?);
+        if keys.iter().any(|key| Slot::of_key(key) != slot) {
+            return Some(CROSS_SLOT.to_owned());
+        }
+        self.elsewhere(slot)
+    }
+
+    /// On a connection to one shard, that another one has the slot.
+    fn elsewhere(&self, slot: Slot) -> Option<String> {
+        let owner = self.context.nodes.owner(slot);
+        let is_elsewhere = self.is_node && owner != self.context.nodes.local();
+        is_elsewhere.then(|| format!("MOVED {} {}", slot.number(), self.context.nodes.address(owner)))
+    }
+
+    /// Whether it is a connection to one shard.
+    fn is_node(&self) -> bool {
+        self.is_node
+    }
+
+    /// Another number each time.
+    fn random(&mut self) -> u64 {
+        // Steele, Lea, Flood: SplitMix64.
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The next command's reply, which shards are asked for.
+    fn expect(&mut self, what: What, slot: Option<Slot>) {
+        let is_silent = self.replies != Replies::On;
+        self.pending.push(Expected { what, slot, proto: self.proto, is_silent, reply: None });
+    }
+
+    /// The next command's reply, which is known.
+    fn say(&mut self, encode: impl FnOnce(&mut Vec<u8>, Proto)) {
+        if self.replies != Replies::On {
+            return;
+        }
+        if self.pending.is_empty() {
+            encode(&mut self.out, self.proto);
+            return;
+        }
+        let mut reply = Vec::new();
+        encode(&mut reply, self.proto);
+        self.pending.push(Expected {
+            what: What::Known,
+            slot: None,
+            proto: self.proto,
+            is_silent: false,
+            reply: Some(reply),
+        });
+    }
+
+    fn say_error(&mut self, text: &str) {
+        self.say(|out, _| resp::error(out, text));
+    }
+
+    fn say_ok(&mut self) {
+        self.say(|out, _| resp::simple(out, "OK"));
+    }
+
+    /// The reply to a command that nobody knows, or that is known and not there.
+    fn say_unknown(&mut self, args: &[&[u8]]) {
+        self.flag_fault();
+        match args.first().and_then(|name| table::find_absent(name)) {
+            Some(spec) => {
+                let table::Support::Absent(reason) = spec.support else { return };
+                let text = format!("ERR {} is not supported: {reason}", spec.name.to_ascii_uppercase());
+                self.say_error(&text);
+            }
+            None => self.say(|out, _| resp::error_bytes(out, &unknown_command(args))),
+        }
+    }
+}
+
+/// Whether this is the command that asks for the next one's reply to be left out.
+fn is_reply_skip(args: &[&[u8]]) -> bool {
+    args.len() == 3 && args[0].eq_ignore_ascii_case(b"client") && args[1].eq_ignore_ascii_case(b"reply")
+}

@@ -1,0 +1,252 @@
+//! A connection that speaks Redis' protocol: what its [session](crate::redis::session) makes of the bytes is dispatched
+//! as if it had been read, and what the shards answer goes through the session to the socket.
+//!
+//! Replies leave in the order of the commands. One that comes early waits in the session, and with it what was granted
+//! for it: so two connections can wait for each other, each with a large reply that came early from the shard whose
+//! room the other waits for. Who holds such a grant for the stall timeout is disconnected.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{BACKLOG_MAX, BYTES_KEPT, Connection, End};
+use crate::env::{Env, Queue};
+use crate::protocol::binary::MAGIC_BYTE;
+use crate::redis::session::{Context, Now, Session, Taken};
+use crate::shard::budget::Granted;
+use crate::shard::{Dispatched, Outlet, Replies};
+
+/// Which protocol a connection speaks, and its state in that of Redis.
+pub(super) struct Speech {
+    context: Rc<Context>,
+    is_known: Cell<bool>,
+    session: RefCell<Option<Session>>,
+    /// Frames that the session made, not dispatched yet.
+    frames: RefCell<Vec<u8>>,
+    frame_bytes: Cell<usize>,
+    /// Dispatches what replies have led to.
+    is_following: Cell<bool>,
+    /// What was granted for replies that came early, by whom; and since when there is any.
+    early: RefCell<Vec<(usize, Granted)>>,
+    early_since: Cell<Option<Duration>>,
+}
+
+impl Speech {
+    /// Not known before the first byte.
+    pub fn new(context: Rc<Context>) -> Speech {
+        Speech {
+            context,
+            is_known: Cell::new(false),
+            session: RefCell::new(None),
+            frames: RefCell::default(),
+            frame_bytes: Cell::new(0),
+            is_following: Cell::new(false),
+            early: RefCell::default(),
+            early_since: Cell::new(None),
+        }
+    }
+
+    /// Learns from the first byte which protocol it is. Whether it is Redis'.
+    pub fn is_redis(&self, bytes: &[u8], random: impl FnOnce() -> u64) -> bool {
+        if !self.is_known.get()
+            && let Some(first) = bytes.first()
+        {
+            self.is_known.set(true);
+            if *first != MAGIC_BYTE {
+                self.session.replace(Some(Session::new(self.context.clone(), false, random())));
+            }
+        }
+        self.session.borrow().is_some()
+    }
+
+    fn of<T>(&self, of: impl FnOnce(&Session) -> T) -> Option<T> {
+        self.session.borrow().as_ref().map(of)
+    }
+
+    /// Bytes of frames that are not dispatched.
+    pub fn frame_bytes(&self) -> usize {
+        self.frame_bytes.get()
+    }
+
+    /// Whether it could take in something now, as far as it knows.
+    pub fn is_ready(&self) -> bool {
+        self.frame_bytes.get() > 0 || !self.of(Session::is_waiting).unwrap_or(false)
+    }
+
+    /// Whether all commands that were taken in are answered.
+    pub fn is_answered(&self) -> bool {
+        self.of(Session::is_answered).unwrap_or(true)
+    }
+
+    /// Bytes that the command at the start of `rest` needs in all; `None` if it is not Redis' protocol.
+    pub fn wanted(&self, rest: &[u8]) -> Option<usize> {
+        self.of(|session| session.wanted(rest))
+    }
+
+    /// Whether it has had a reply that came early, and what was granted for it, for `time`.
+    pub fn is_stuck(&self, now: Duration, time: Duration) -> bool {
+        self.early_since.get().is_some_and(|since| now.saturating_sub(since) >= time)
+    }
+
+    /// The shard whose replies are waited for by others that came early, if these are many.
+    pub fn awaited(&self) -> Option<usize> {
+        let awaited =
+            |session: &Session| session.is_crowded(BACKLOG_MAX).then(|| session.awaited()).flatten();
+        self.of(awaited).flatten()
+    }
+
+    /// All grants that are held, which the connection's end gives back.
+    pub fn give_up(&self) -> Vec<(usize, Granted)> {
+        self.early_since.set(None);
+        self.early.take()
+    }
+
+    fn set_frames(&self, frames: Vec<u8>) {
+        self.frame_bytes.set(frames.len());
+        self.frames.replace(frames);
+    }
+}
+
+impl<E: Env> Connection<E> {
+    fn now(&self) -> Now {
+        Now { wall_micros: self.shard.env.wall_ms() * 1000 }
+    }
+
+    /// As [`Connection::take_in`] for commands of Redis.
+    pub(super) fn take_in_commands(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
+        let mut used = 0;
+        let result = self.take_in_until(rest, &mut used);
+        rest.drain(..used);
+        if rest.is_empty() && rest.capacity() > BYTES_KEPT {
+            *rest = Vec::new();
+        }
+        result
+    }
+
+    fn take_in_until(self: &Rc<Self>, rest: &[u8], used: &mut usize) -> Result<bool, End> {
+        let mut turns = 0;
+        loop {
+            if !self.dispatch_frames()? {
+                return Ok(false);
+            }
+            turns += 1;
+            // What was dispatched is answered, and others have their turn.
+            if !self.may_dispatch() || turns > TURNS_MAX {
+                return Ok(false);
+            }
+            let mut frames = self.speech.frames.take();
+            let before = *used;
+            let taken = match self.speech.session.borrow_mut().as_mut() {
+                Some(session) => session.take_in_from(rest, used, &mut frames, self.now()),
+                None => Taken::Close,
+            };
+            let is_idle = frames.is_empty() && *used == before;
+            let is_without = frames.is_empty();
+            self.speech.set_frames(frames);
+            self.push_ready();
+            match taken {
+                Taken::NeedMore { .. } if is_without => return Ok(true),
+                Taken::Pause if is_idle => return Ok(false),
+                Taken::Close if is_without => return Err(End::OutOfStep),
+                _ => {}
+            }
+        }
+    }
+
+    /// Dispatches what the session has made. Whether that is all of it.
+    fn dispatch_frames(self: &Rc<Self>) -> Result<bool, End> {
+        let mut frames = self.speech.frames.take();
+        while !frames.is_empty() {
+            let used = match self.shard.dispatch_all(self.token.get(), self.as_ref(), &mut frames) {
+                Dispatched::NeedMore { used } => {
+                    assert!(used == frames.len(), "a session makes whole frames");
+                    used
+                }
+                Dispatched::Pause { used } => used,
+                Dispatched::OutOfStep | Dispatched::MoveTo { .. } => {
+                    tracing::error!(token = self.token.get(), "a command became a frame that none can be");
+                    return Err(End::OutOfStep);
+                }
+            };
+            frames.drain(..used);
+            if used == 0 {
+                break;
+            }
+        }
+        let is_all = frames.is_empty();
+        self.speech.set_frames(frames);
+        Ok(is_all)
+    }
+
+    /// Whether frames may be dispatched.
+    pub(super) fn may_dispatch(&self) -> bool {
+        self.unsent() < BACKLOG_MAX && !self.is_full() && !self.is_stalled() && !self.shard.congested()
+    }
+
+    /// Takes replies of shards. Whether they were meant for a session.
+    pub(super) fn answer_commands(&self, owner: usize, replies: &Replies) -> bool {
+        let ready = match self.speech.session.borrow_mut().as_mut() {
+            None => return false,
+            Some(session) => {
+                session.answer(&replies.bytes, self.now());
+                session.take_out()
+            }
+        };
+        let is_early = self.speech.of(Session::is_out_of_order).unwrap_or(false);
+        let mut early = self.speech.early.borrow_mut();
+        if !replies.granted.is_none() {
+            early.push((owner, replies.granted));
+        }
+        let mut out = self.out.borrow_mut();
+        out.push(owner, Granted::default(), ready);
+        if is_early && !early.is_empty() {
+            let since = self.speech.early_since.get().unwrap_or_else(|| self.shard.env.now());
+            self.speech.early_since.set(Some(since));
+        } else {
+            self.speech.early_since.set(None);
+            early.drain(..).for_each(|(owner, granted)| out.push(owner, granted, Vec::new()));
+        }
+        true
+    }
+
+    /// Passes on what the session has to say.
+    fn push_ready(&self) {
+        let ready = self.speech.session.borrow_mut().as_mut().map(Session::take_out).unwrap_or_default();
+        if !ready.is_empty() {
+            self.out.borrow_mut().push(self.shard.id, Granted::default(), ready);
+        }
+    }
+
+    /// Dispatches what replies have led to. A task of its own, since those who deliver replies must not be called
+    /// back, and nobody may come by otherwise.
+    pub(super) fn follow_up(&self) {
+        let more = self.speech.session.borrow_mut().as_mut().map(Session::take_frames).unwrap_or_default();
+        if more.is_empty() {
+            return;
+        }
+        self.speech.frames.borrow_mut().extend_from_slice(&more);
+        self.speech.frame_bytes.set(self.speech.frames.borrow().len());
+        if self.speech.is_following.replace(true) {
+            return;
+        }
+        let Some(me) = self.me.borrow().upgrade() else { return };
+        let (env, guard) = (self.shard.env.clone(), self.shard.pending.enter());
+        env.spawn(Queue::Foreground, async move {
+            loop {
+                let (moved, relieved) = (me.moved.notified(), me.shard.relieved.notified());
+                if me.is_broken.get() || matches!(me.dispatch_frames(), Ok(true) | Err(_)) {
+                    break;
+                }
+                me.shard.end_turn();
+                futures_lite::future::or(moved, relieved).await;
+            }
+            me.speech.is_following.set(false);
+            me.shard.end_turn();
+            me.moved.notify();
+            drop(guard);
+        });
+    }
+}
+
+/// How often a session makes frames and these are dispatched before others have their turn.
+const TURNS_MAX: u32 = 4;

@@ -1,0 +1,102 @@
+//! What clients of Redis are told of this server.
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::preflight::Preflight;
+use crate::config::{Config, SyncMode};
+use crate::env::Env;
+use crate::placement::SlotTable;
+use crate::redis::session::{Context, ContextParts, Nodes};
+use crate::shard::Shard;
+use crate::slot::Slot;
+
+/// The same for all shards.
+pub struct Setup {
+    config: Vec<(&'static str, String)>,
+    address: std::net::SocketAddr,
+    run_id: String,
+    started_at_ms: u64,
+    clients_max: usize,
+}
+
+impl Setup {
+    /// Of a server that starts now.
+    pub fn new(config: &Config, preflight: &Preflight) -> Setup {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // No secret: it tells one run of the server from another.
+        let run_id = (0..5).map(|_| format!("{:08x}", fastrand::u32(..))).collect();
+        Setup {
+            config: settings(config, preflight),
+            address: preflight.address,
+            run_id,
+            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            clients_max: preflight.connections_max,
+        }
+    }
+}
+
+/// Settings by the names that they have in Redis: those that tools ask for and that mean something here.
+fn settings(config: &Config, preflight: &Preflight) -> Vec<(&'static str, String)> {
+    let text = str::to_owned;
+    let sync = match config.sync {
+        SyncMode::Always => "always",
+        SyncMode::Interval(_) => "everysec",
+        SyncMode::None => "no",
+    };
+    let seconds = |time: std::time::Duration| time.as_secs().to_string();
+    vec![
+        ("appendfsync", text(sync)),
+        ("appendonly", text("yes")),
+        ("bind", preflight.address.ip().to_string()),
+        ("databases", text("1")),
+        ("dir", config.data_dir.display().to_string()),
+        ("maxclients", preflight.connections_max.to_string()),
+        ("maxmemory", config.memory.to_string()),
+        ("maxmemory-policy", text("noeviction")),
+        ("port", preflight.address.port().to_string()),
+        ("proto-max-bulk-len", config.value_bytes_max.to_string()),
+        // There are no snapshots of the kind that it sets the times of.
+        ("save", String::new()),
+        ("timeout", config.idle_timeout.map_or_else(|| text("0"), seconds)),
+    ]
+}
+
+/// Owners by the slot table of one shard.
+struct Owners {
+    slots: Rc<SlotTable>,
+    local: usize,
+    address: std::net::SocketAddr,
+}
+
+impl Nodes for Owners {
+    fn local(&self) -> usize {
+        self.local
+    }
+
+    fn owner(&self, slot: Slot) -> usize {
+        self.slots.shard(slot)
+    }
+
+    fn count(&self) -> usize {
+        self.slots.shards
+    }
+
+    fn address(&self, _: usize) -> String {
+        self.address.to_string()
+    }
+}
+
+/// What the connections of `shard` share.
+pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
+    Context::new(ContextParts {
+        limits: shard.limits,
+        nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id, address: setup.address }),
+        config: setup.config.clone(),
+        port: setup.address.port(),
+        run_id: setup.run_id.clone(),
+        started_at_ms: setup.started_at_ms,
+        clients_max: setup.clients_max,
+        seed: shard.env.random(),
+    })
+}
