@@ -9,6 +9,7 @@ mod ranges;
 mod scans;
 mod sliced;
 mod store;
+mod transact;
 mod versions;
 
 use std::cell::{Cell, RefCell};

@@ -107,6 +107,7 @@ impl Decoder for Replies {
                 return true;
             }
             OpCode::DeleteRange | OpCode::Flush => Reply::Done,
+            OpCode::Transact => Reply::Resp(&value),
             OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint => Reply::Stats("a=1\nb=2\n"),
         };
         encode_reply(out, opcode, request_id, 3, &reply);

@@ -2,12 +2,12 @@
 
 use atlaskv::base::{EXPIRY_MS_MAX, Lsn};
 use atlaskv::protocol::binary::{
-    Cursor, FrameError, FrameHeader, HEADER_BYTES, KeyList, OpList, VERSION, decode_header, decode_request,
-    encode_request,
+    Cursor, FrameError, FrameHeader, HEADER_BYTES, KeyList, OpList, Step, StepList, VERSION, Watch,
+    WatchList, decode_header, decode_request, encode_request,
 };
 use atlaskv::protocol::{
     Action, BatchOp, Condition, Deadline, DeleteRange, Durability, Expiry, HelloRequest, Limits, OpCode,
-    Request, ScanRequest,
+    Request, ScanRequest, Transaction,
 };
 use fastrand::Rng;
 
@@ -96,6 +96,23 @@ fn batch(rng: &mut Rng, list: &mut OpList) {
     }
 }
 
+/// Some watches and steps.
+fn transaction(rng: &mut Rng, watches: &mut WatchList, steps: &mut StepList) {
+    for _ in 0..rng.usize(..3) {
+        let version = Some(Lsn(rng.u64(1..))).filter(|_| rng.bool());
+        watches.push(Watch { key: &keys::key(rng), version });
+    }
+    for _ in 0..rng.usize(..4) {
+        let (name, key, value) =
+            ([&b"SET"[..], b"get", b"x"][rng.usize(..3)], keys::key(rng), keys::value(rng, 50));
+        match rng.u8(..5) {
+            0 => steps.reply(&value),
+            1 => steps.command(&[name]),
+            _ => steps.command(&[name, &key, &value][..rng.usize(2..=3)]),
+        }
+    }
+}
+
 impl Decoder for Requests {
     const NAME: &'static str = "request";
     const EXECUTIONS: u64 = 60_000;
@@ -107,6 +124,7 @@ impl Decoder for Requests {
         let (key, value) = (keys::key(rng), keys::value(rng, 200));
         let (start, end) = keys::range(rng);
         let (mut key_list, mut op_list) = (KeyList::default(), OpList::default());
+        let (mut watch_list, mut step_list) = (WatchList::default(), StepList::default());
         let text = ["total", "shards", "move 3 1", "split 7 99", "rebalance", "cores 4"][rng.usize(..6)];
         let request = match OpCode::ALL[rng.usize(..OpCode::ALL.len())] {
             OpCode::Hello => Request::Hello(HelloRequest {
@@ -162,6 +180,17 @@ impl Decoder for Requests {
                 Request::DeleteRange(range)
             }
             OpCode::Flush => Request::DeleteRange(DeleteRange { durability, ..DeleteRange::default() }),
+            OpCode::Transact => {
+                transaction(rng, &mut watch_list, &mut step_list);
+                Request::Transact(Transaction {
+                    key: &key,
+                    is_resp3: rng.bool(),
+                    is_array: rng.bool(),
+                    watches: watch_list.watches(),
+                    steps: step_list.steps(),
+                    durability,
+                })
+            }
             OpCode::Tablets => Request::Tablets { command: text },
             OpCode::Checkpoint => Request::Checkpoint { dir: "/a/b" },
         };
@@ -182,6 +211,21 @@ impl Decoder for Requests {
                 numbers_from(value_at + 32 + bounds as usize, &[1, 1, 2, 4, 8], out);
             }
             Some(OpCode::DeleteRange | OpCode::Flush) => numbers_from(value_at, &[2, 2, 4, 8], out),
+            Some(OpCode::Transact) => {
+                // Flags, bytes of watches, their count; then those; then steps and their arguments.
+                numbers_from(value_at, &[4, 4, 4], out);
+                let mut at = value_at + 12;
+                for _ in 0..(number_at(input, value_at + 8, 4) as usize).min(LISTED_MAX) {
+                    numbers_from(at, &[2, 2, 8], out);
+                    at += 12 + number_at(input, at, 2) as usize;
+                }
+                numbers_from(at, &[4], out);
+                at += 4;
+                for _ in 0..LISTED_MAX {
+                    numbers_from(at, &[4, 4, 4], out);
+                    at += 8 + number_at(input, at, 4) as usize;
+                }
+            }
             Some(OpCode::Mget) => {
                 numbers_from(value_at, &[4], out);
                 let mut at = value_at + 4;
@@ -331,6 +375,14 @@ fn walk(request: &Request<'_>) -> usize {
                 }
             }
             ops.len()
+        }
+        Request::Transact(transaction) => {
+            assert!({ transaction.watches }.all(|watch| !watch.key.is_empty()), "an empty key");
+            let arguments = |step| match step {
+                Step::Command(arguments) => arguments.count(),
+                Step::Reply(_) => 1,
+            };
+            transaction.watches.len() + { transaction.steps }.map(arguments).sum::<usize>()
         }
         _ => 0,
     }

@@ -213,6 +213,7 @@ impl State {
         let current = |key: &[u8]| store.values.get(key).map(|(version, _)| *version);
         match *request {
             Request::Hello(_) => unreachable!("answered before"),
+            Request::Transact(_) => unreachable!("the client has no way to ask for it"),
             Request::Ping { payload } => answer(Reply::Pong(payload)),
             Request::Checkpoint { dir } => answer(Reply::Stats(&format!("dir={dir}\n"))),
             Request::Tablets { command } => answer(Reply::Stats(&format!("command={command}\n"))),

@@ -26,6 +26,8 @@ mod multi;
 mod pending;
 mod refusal;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 use std::rc::Rc;

@@ -35,7 +35,7 @@ async fn value(store: &Store, key: &str) -> Option<String> {
 }
 
 /// Runs `test` on a store that keeps all in memory, and on one that flushes whenever it is asked to.
-fn on_both(test: impl AsyncFn(&Store, bool)) {
+pub(super) fn on_both(test: impl AsyncFn(&Store, bool)) {
     for is_flushed in [false, true] {
         let world = SimWorld::new(7);
         let env = SimEnv::new(&world, SimDisk::new(&world));
@@ -48,7 +48,7 @@ fn on_both(test: impl AsyncFn(&Store, bool)) {
     }
 }
 
-async fn maybe_flush(store: &Store, is_flushed: bool) {
+pub(super) async fn maybe_flush(store: &Store, is_flushed: bool) {
     if is_flushed {
         store.flush().await;
     }

@@ -32,6 +32,7 @@ pub enum Answer {
     Lifetime(Option<Lifetime>),
     /// Keys and values, where to go on, and whether a part is of a later moment.
     Page(Vec<(Vec<u8>, Vec<u8>)>, Option<Vec<u8>>, bool),
+    Resp(String),
     Done,
     Refused(Code),
 }
@@ -43,6 +44,7 @@ impl Answer {
             Reply::Values(values) => {
                 Answer::Values(values.map(|value| value.map(|v| v.value.to_vec())).collect())
             }
+            Reply::Resp(replies) => Answer::Resp(String::from_utf8_lossy(replies).into_owned()),
             Reply::Absent => Answer::Absent,
             Reply::Written { version } => Answer::Written(version),
             Reply::ConditionFailed { current } => Answer::Unmet(current),

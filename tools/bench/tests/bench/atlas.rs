@@ -166,6 +166,7 @@ fn execute(
         | Request::Persist { .. }
         | Request::Ttl { .. }
         | Request::DeleteRange(_)
+        | Request::Transact(_)
         | Request::Checkpoint { .. }
         | Request::Tablets { .. } => {
             encode_refusal(out, OpCode::Ping as u8, id, EPOCH, &Refusal::new(Code::Internal, "not here"));
