@@ -1,6 +1,7 @@
 //! The command line, checked once.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,12 +13,17 @@ use clap::{Parser, ValueEnum};
 use crate::keys::{KeySpace, Picker};
 use crate::lane::IN_FLIGHT_MAX;
 use crate::mix::{Mix, OpKind};
+use crate::ycsb::{self, Core};
 
 /// Load generator for AtlasKV and for servers that speak Redis' protocol.
 ///
 /// Without --rate the loop is closed: every client keeps --pipeline requests in flight. With --rate it is
 /// open: requests are sent by a timetable made in advance, and latency counts from the time at which a
 /// request should have been sent. Results go to standard output, progress to standard error.
+///
+/// --workload a to f are the core workloads of YCSB: load with --preload, or once with --preload-only for all of them.
+/// Records are values of 1000 bytes, and keys numbers in no order. d and e insert keys beyond --keys, so load again before
+/// another run that shall find what this one found.
 ///
 /// Exit code: 0 after a run, even if the server refused some requests; 1 if a value read was wrong (with
 /// --verify), a connection broke, nothing succeeded, or the run could not start.
@@ -56,9 +62,9 @@ pub struct Args {
     #[arg(long, value_parser = parse_count)]
     pub tag_keys: Option<u64>,
 
-    /// Bytes of a value; accepts 4KiB, 1MB
-    #[arg(short = 'd', long, default_value = "100", value_parser = parse_size)]
-    pub value_size: usize,
+    /// Bytes of a value; accepts 4KiB, 1MB [default: 100, with --workload 1000]
+    #[arg(short = 'd', long, value_parser = parse_size)]
+    pub value_size: Option<usize>,
 
     /// Share of a value that compression leaves of it, about; 1 for values that don't compress
     #[arg(long, default_value_t = 1.0)]
@@ -76,23 +82,29 @@ pub struct Args {
     #[arg(long, default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
 
-    /// Weights of get, set, del, incr, mget and scan
-    #[arg(long, default_value = "get=90,set=10")]
-    pub mix: Mix,
+    /// Weights of get, set, del, incr, mget, scan, insert (set of a new key) and rmw (get, then set of the same key)
+    /// [default: get=90,set=10]
+    #[arg(long)]
+    pub mix: Option<Mix>,
+
+    /// Core workload of YCSB: operations, distribution and record size at once
+    #[arg(long, value_enum, ignore_case = true, conflicts_with = "mix")]
+    pub workload: Option<Core>,
 
     /// Keys in one MGET
     #[arg(long, default_value_t = 10)]
     pub mget_keys: usize,
 
-    /// Entries in one scan, which begins at a key as drawn; with --tag-keys it ends with its hash tag
+    /// Entries in one scan, which begins at a key as drawn; with --tag-keys it ends with its hash tag, with --workload e
+    /// each number from 1 on is as frequent
     #[arg(long, default_value_t = 100)]
     pub scan_limit: u32,
 
-    /// How keys are drawn
-    #[arg(long, value_enum, default_value_t = Distribution::Zipfian)]
-    pub distribution: Distribution,
+    /// How keys are drawn [default: zipfian, with --workload d latest]
+    #[arg(long, value_enum)]
+    pub distribution: Option<Distribution>,
 
-    /// Skew of the zipfian distribution, between 0 and 1
+    /// Skew of the zipfian distribution and of the latest keys', between 0 and 1
     #[arg(long, default_value_t = 0.99)]
     pub theta: f64,
 
@@ -159,6 +171,18 @@ pub struct Args {
 pub enum Distribution {
     Uniform,
     Zipfian,
+    /// Zipfian, the newest key most often
+    Latest,
+}
+
+impl Distribution {
+    pub fn name(self) -> &'static str {
+        match self {
+            Distribution::Uniform => "uniform",
+            Distribution::Zipfian => "zipfian",
+            Distribution::Latest => "latest",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -213,9 +237,18 @@ impl FromStr for Target {
     }
 }
 
+/// How long a run is of which nothing says that.
+const DURATION: Duration = Duration::from_secs(10);
+/// Requests a second that no thread comes near: one takes some tenths of a microsecond to make.
+const THREAD_RATE_MAX: f64 = 1e7;
+
 /// What follows from the arguments.
 pub struct Plan {
     pub args: Args,
+    pub mix: Mix,
+    pub value_size: usize,
+    pub distribution: Distribution,
+    pub scan_limits: RangeInclusive<u32>,
     pub space: KeySpace,
     pub picker: Picker,
     pub pipeline: usize,
@@ -227,6 +260,7 @@ impl Args {
     pub fn plan(self) -> Result<Plan> {
         let open = self.rate.is_some();
         let pipeline = self.pipeline.unwrap_or(if open { 256 } else { 1 });
+        let (mix, value_size) = (self.mix(), self.value_size());
         ensure!(self.clients > 0, "--clients must be at least 1");
         ensure!(self.threads > 0, "--threads must be at least 1");
         ensure!(
@@ -239,15 +273,15 @@ impl Args {
         ensure!(self.keys > 0, "--keys must be at least 1");
         ensure!(self.key_size <= KEY_BYTES_MAX, "--key-size is more than the {KEY_BYTES_MAX} bytes of a key");
         ensure!(
-            self.value_size <= VALUE_BYTES_LIMIT,
-            "--value-size {} is more than the {VALUE_BYTES_LIMIT} bytes that any server takes",
-            self.value_size
+            value_size <= VALUE_BYTES_LIMIT,
+            "--value-size {value_size} is more than the {VALUE_BYTES_LIMIT} bytes that any server takes"
         );
         ensure!((1..=65_535).contains(&self.mget_keys), "--mget-keys must be between 1 and 65535");
         ensure!(self.scan_limit > 0, "--scan-limit must be at least 1");
         ensure!(
-            !self.mix.has(OpKind::Scan) || self.target.protocol == Protocol::AtlasKv,
-            "--mix with scan: Redis' protocol has no scan in the order of keys; use atlaskv://"
+            !mix.has(OpKind::Scan) || self.target.protocol == Protocol::AtlasKv,
+            "{}: Redis' protocol has no scan in the order of keys; use atlaskv://",
+            self.workload.map_or("--mix with scan".into(), |core| format!("--workload {core} is of scans"))
         );
         ensure!(self.rate != Some(0), "--rate must be at least 1");
         ensure!(self.requests != Some(0), "--requests must be at least 1");
@@ -258,32 +292,22 @@ impl Args {
         ensure!(self.duration != Some(Duration::ZERO), "--duration must be more than nothing");
         let ticks = Duration::from_micros(1)..=Duration::from_millis(100);
         ensure!(self.tick.is_none_or(|tick| ticks.contains(&tick)), "--tick must be 1us to 100ms");
-        let picker = match self.distribution {
-            Distribution::Uniform => Picker::uniform(self.keys),
-            Distribution::Zipfian => {
-                if !(self.theta > 0.0 && self.theta < 1.0) {
-                    bail!("--theta {} is not between 0 and 1; for 0 use --distribution uniform", self.theta);
-                }
-                Picker::zipfian(self.keys, self.theta)
-            }
+        let distribution = self.distribution();
+        if distribution != Distribution::Uniform && !(self.theta > 0.0 && self.theta < 1.0) {
+            bail!("--theta {} is not between 0 and 1; for 0 use --distribution uniform", self.theta);
+        }
+        let picker = match distribution {
+            Distribution::Uniform => Picker::uniform(),
+            Distribution::Zipfian => Picker::zipfian(self.keys, self.theta),
+            Distribution::Latest => Picker::latest(self.keys, self.theta),
         };
-        let counters = self.mix.has(OpKind::Incr);
-        let is_power_of_ten = |count: u64| count.checked_ilog10().is_some_and(|log| 10u64.pow(log) == count);
-        ensure!(self.tag_keys.is_none_or(is_power_of_ten), "--tag-keys must be a power of ten");
-        ensure!(
-            self.tag_keys.is_none() || !self.key_prefix.contains('{'),
-            "--tag-keys with a --key-prefix that has a hash tag of its own"
-        );
-        let space = match KeySpace::new(&self.key_prefix, self.key_size, self.keys, counters, self.tag_keys) {
-            Ok(space) => space,
-            Err(least) => bail!(
-                "--key-size {} has no room for the prefix and the number of {} keys; give at least {least}",
-                self.key_size,
-                self.keys
-            ),
+        let space = self.key_space(&mix)?;
+        let scan_limits = match self.workload {
+            Some(_) => 1..=self.scan_limit,
+            None => self.scan_limit..=self.scan_limit,
         };
         let duration = match (self.duration, self.requests) {
-            (None, None) => Some(Duration::from_secs(10)),
+            (None, None) => Some(DURATION),
             (duration, _) => duration,
         };
         if let Some(path) = self.json.as_deref().filter(|path| path.as_os_str() != "-") {
@@ -294,7 +318,59 @@ impl Args {
                 .open(path)
                 .with_context(|| format!("--json {}: cannot be written", path.display()))?;
         }
-        Ok(Plan { args: self, space, picker, pipeline, duration })
+        Ok(Plan { args: self, mix, value_size, distribution, scan_limits, space, picker, pipeline, duration })
+    }
+
+    fn mix(&self) -> Mix {
+        let given = self.mix.clone().or(self.workload.map(Core::mix));
+        given.unwrap_or_else(|| Mix::of(&[(OpKind::Get, 90), (OpKind::Set, 10)]))
+    }
+
+    fn value_size(&self) -> usize {
+        self.value_size.unwrap_or(if self.workload.is_some() { ycsb::RECORD_BYTES } else { 100 })
+    }
+
+    fn distribution(&self) -> Distribution {
+        let given = self.distribution.or(self.workload.map(Core::distribution));
+        given.unwrap_or(Distribution::Zipfian)
+    }
+
+    fn key_space(&self, mix: &Mix) -> Result<KeySpace> {
+        let counters = mix.has(OpKind::Incr);
+        let is_power_of_ten = |count: u64| count.checked_ilog10().is_some_and(|log| 10u64.pow(log) == count);
+        ensure!(self.tag_keys.is_none_or(is_power_of_ten), "--tag-keys must be a power of ten");
+        ensure!(
+            self.tag_keys.is_none() || !self.key_prefix.contains('{'),
+            "--tag-keys with a --key-prefix that has a hash tag of its own"
+        );
+        let keys = self.keys.saturating_add(self.inserts_max(mix));
+        match KeySpace::new(&self.key_prefix, self.key_size, keys, counters, self.tag_keys) {
+            Ok(space) if self.workload.is_some() => Ok(space.shuffle(keys)),
+            Ok(space) => Ok(space),
+            Err(least) => bail!(
+                "--key-size {} has no room for the prefix and the numbers of {keys} keys{}; give at least {least}",
+                self.key_size,
+                if keys > self.keys { ", inserted ones included" } else { "" }
+            ),
+        }
+    }
+
+    /// More keys than a run inserts.
+    fn inserts_max(&self, mix: &Mix) -> u64 {
+        if !mix.has(OpKind::Insert) {
+            return 0;
+        }
+        let total: u32 = OpKind::ALL.iter().map(|kind| mix.weight(*kind)).sum();
+        let share = f64::from(mix.weight(OpKind::Insert)) / f64::from(total);
+        let within = |time: Duration| {
+            (time.as_secs_f64().ceil() * THREAD_RATE_MAX * self.threads as f64 * share).ceil() as u64
+        };
+        let measured = match (self.duration, self.requests) {
+            (None, Some(requests)) => requests,
+            (Some(time), requests) => within(time).min(requests.unwrap_or(u64::MAX)),
+            (None, None) => within(DURATION),
+        };
+        measured.saturating_add(within(self.warmup))
     }
 }
 
@@ -403,6 +479,11 @@ mod tests {
             ("--rate 0", "--rate"),
             ("--scan-limit 0", "--scan-limit"),
             ("--mix scan --target redis://127.0.0.1", "--mix"),
+            ("--workload e --target redis://127.0.0.1", "--workload e is of scans"),
+            ("--workload a --mix get", "--mix"),
+            ("--workload g", "--workload"),
+            ("--workload d --key-size 10", "inserted ones included; give at least 11"),
+            ("--workload d --theta 1", "--theta"),
             ("--tag-keys 12", "--tag-keys"),
             ("--tag-keys 0", "--tag-keys"),
             ("--tag-keys 10 --key-prefix {a}", "--tag-keys"),
@@ -414,6 +495,13 @@ mod tests {
             let error = format!("{:#}", plan(arguments).err().unwrap());
             assert!(error.contains(part), "{arguments}: {error}");
         }
+        let a = plan("--workload A").unwrap();
+        assert_eq!((a.mix.to_string().as_str(), a.value_size), ("get=50,set=50", 1000));
+        let d = plan("--workload d --value-size 10 --key-size 10 --keys 900k --requests 100k").unwrap();
+        assert_eq!((d.distribution, d.value_size), (Distribution::Latest, 10));
+        assert_eq!(plan("--workload d --distribution uniform").unwrap().distribution, Distribution::Uniform);
+        assert_eq!(plan("--workload e").unwrap().scan_limits, 1..=100);
+        assert_eq!(plan("--mix scan --scan-limit 7").unwrap().scan_limits, 7..=7);
         assert_eq!(plan("").unwrap().pipeline, 1);
         assert_eq!(plan("--rate 1k").unwrap().pipeline, 256);
         assert_eq!(plan("--requests 5").unwrap().duration, None);

@@ -5,13 +5,15 @@
 //! a shard-aware application's would; what is in flight is limited over all of them, so that a figure
 //! with and without knowledge of shards is for the same load.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use atlaskv::slot::Slot;
 
 use crate::keys::{Family, KeySpace, Picker};
-use crate::lane::{Flight, Lane};
+use crate::lane::{Flight, Lane, Step};
 use crate::mix::{Mix, OpKind};
+use crate::population::Population;
 use crate::record::{Answered, Recorder};
 use crate::timetable::Timetable;
 use crate::value::{self, Values};
@@ -37,15 +39,16 @@ impl Route {
     }
 }
 
-/// What is sent: the same for all clients, never changed in a run.
+/// What is sent: the same for all clients, and but for the number of keys never changed in a run.
 pub struct Workload {
     pub mix: Mix,
-    pub picker: Picker,
+    pub population: Population,
     pub space: KeySpace,
     pub values: Values,
     pub value_size: usize,
     pub mget_keys: usize,
-    pub scan_limit: u32,
+    /// Entries of a scan, each number as often.
+    pub scan_limits: RangeInclusive<u32>,
     pub verify: bool,
     /// Which keys reads ask for: those that writes set, or such as never were.
     pub read_family: Family,
@@ -89,13 +92,16 @@ pub struct Client<W> {
     route: Route,
     window: usize,
     in_flight: usize,
+    picker: Picker,
+    /// Lanes with a write that followed from a read.
+    written: Vec<usize>,
     rng: fastrand::Rng,
     /// Number of the client and of its values, so that no two values of a run are alike.
     sequence: u64,
 }
 
 impl<W: Wire> Client<W> {
-    pub fn new(number: u64, lanes: Vec<Lane<W>>, route: Route, seed: u64) -> Client<W> {
+    pub fn new(number: u64, lanes: Vec<Lane<W>>, route: Route, picker: Picker, seed: u64) -> Client<W> {
         // Neighbouring seeds give unlike streams only after mixing.
         let mixed =
             (seed ^ (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -105,6 +111,8 @@ impl<W: Wire> Client<W> {
             route,
             window: 1,
             in_flight: 0,
+            picker,
+            written: Vec::new(),
             rng: fastrand::Rng::with_seed(mixed),
             sequence: number << 40,
         }
@@ -123,6 +131,7 @@ impl<W: Wire> Client<W> {
     /// Encodes all that is to be sent now. Touched lanes are added to the scratch list.
     #[inline]
     pub fn fill(&mut self, now: u64, shared: &mut Shared<'_>) {
+        shared.scratch.touched.append(&mut self.written);
         while self.in_flight < self.window && self.lanes.iter().all(Lane::has_room) {
             let Some((kind, key, intended)) = self.next(now, shared) else { return };
             self.send(kind, key, intended, now, shared);
@@ -177,8 +186,13 @@ impl<W: Wire> Client<W> {
         if intended >= shared.recorder.from {
             *shared.quota -= 1;
         }
-        let kind = shared.workload.mix.pick(&mut self.rng);
-        Some((kind, shared.workload.picker.pick(&mut self.rng), intended))
+        let Workload { mix, population, .. } = shared.workload;
+        let kind = mix.pick(&mut self.rng);
+        let key = match kind {
+            OpKind::Insert => population.take(),
+            _ => self.picker.pick(population.known(), &mut self.rng),
+        };
+        Some((kind, key, intended))
     }
 
     #[inline]
@@ -194,14 +208,14 @@ impl<W: Wire> Client<W> {
         if kind == OpKind::MGet {
             numbers.push(number);
             for _ in 1..workload.mget_keys {
-                let number = workload.picker.pick(&mut self.rng);
+                let number = self.picker.pick(workload.population.known(), &mut self.rng);
                 numbers.push(number);
                 workload.space.append(family, number, key);
             }
         }
         let op = match kind {
-            OpKind::Get => Op::Get { key },
-            OpKind::Set => {
+            OpKind::Get | OpKind::ReadModifyWrite => Op::Get { key },
+            OpKind::Set | OpKind::Insert => {
                 self.sequence += 1;
                 workload.values.make(key, self.sequence, workload.value_size, value);
                 Op::Set { key, value }
@@ -211,11 +225,15 @@ impl<W: Wire> Client<W> {
             OpKind::MGet => Op::MGet { keys: key, key_size },
             OpKind::Scan => {
                 workload.space.tag_end(key, value);
-                Op::Scan { start: key, end: value, limit: workload.scan_limit }
+                Op::Scan { start: key, end: value, limit: self.rng.u32(workload.scan_limits.clone()) }
             }
         };
         let lane = &mut self.lanes[lane_number];
-        let id = lane.in_flight.insert(Flight { kind, intended, sent: now, key: number }, numbers);
+        let step = match kind {
+            OpKind::ReadModifyWrite => Step::Read,
+            _ => Step::Last { is_missing: false },
+        };
+        let id = lane.in_flight.insert(Flight { kind, step, intended, sent: now, key: number }, numbers);
         lane.wire.encode(op, id, &mut lane.outgoing.bytes);
         self.in_flight += 1;
         shared.recorder.sent(intended, now);
@@ -234,16 +252,43 @@ impl<W: Wire> Client<W> {
         now: u64,
         shared: &mut Shared<'_>,
     ) -> Result<usize, WireError> {
-        let Lane { wire, in_flight, .. } = &mut self.lanes[lane];
         let mut at = 0;
-        while let Some(reply) = wire.decode(&input[at..])? {
+        while let Some(reply) = self.lanes[lane].wire.decode(&input[at..])? {
+            let in_flight = &mut self.lanes[lane].in_flight;
             let (flight, place) = in_flight.remove(reply.id)?;
+            at += reply.len;
+            if flight.step == Step::Read
+                && let Body::Value(_) | Body::Missing = reply.body
+            {
+                self.write_back(lane, flight, &reply.body, shared);
+                continue;
+            }
             self.in_flight -= 1;
             let keys = if flight.kind == OpKind::MGet { in_flight.keys(place) } else { &[] };
             judge(flight, keys, reply.body, now, shared);
-            at += reply.len;
         }
         Ok(at)
+    }
+
+    /// Sends the write of a read-modify-write, whose read brought `body`, over the connection that it came by. The
+    /// operation goes on as the one it was.
+    fn write_back(&mut self, lane_number: usize, read: Flight, body: &Body<'_>, shared: &mut Shared<'_>) {
+        let value = if let Body::Value(value) = body { Some(*value) } else { None };
+        check_value(Family::Values, read.key, value, shared);
+        let workload = shared.workload;
+        let Scratch { key, value: fresh, .. } = shared.scratch;
+        key.clear();
+        workload.space.append(Family::Values, read.key, key);
+        self.sequence += 1;
+        workload.values.make(key, self.sequence, workload.value_size, fresh);
+        let lane = &mut self.lanes[lane_number];
+        let step = Step::Last { is_missing: value.is_none() };
+        let id = lane.in_flight.insert(Flight { step, ..read }, &[]);
+        lane.wire.encode(Op::Set { key, value: fresh }, id, &mut lane.outgoing.bytes);
+        if !lane.dirty {
+            lane.dirty = true;
+            self.written.push(lane_number);
+        }
     }
 }
 
@@ -251,7 +296,7 @@ fn family(kind: OpKind, workload: &Workload) -> Family {
     match kind {
         OpKind::Incr => Family::Counters,
         OpKind::Get | OpKind::MGet | OpKind::Scan => workload.read_family,
-        OpKind::Set | OpKind::Del => Family::Values,
+        OpKind::Set | OpKind::Del | OpKind::Insert | OpKind::ReadModifyWrite => Family::Values,
     }
 }
 
@@ -263,23 +308,29 @@ fn judge(flight: Flight, keys: &[u64], body: Body<'_>, now: u64, shared: &mut Sh
         intended: flight.intended,
         sent: flight.sent,
         keys: 1,
-        missing: 0,
+        missing: u32::from(flight.step == Step::Last { is_missing: true }),
         refused: false,
     };
+    if flight.kind == OpKind::Insert {
+        shared.workload.population.answered(flight.key, matches!(body, Body::Done));
+    }
     match (flight.kind, body) {
-        (OpKind::Get, Body::Value(value)) => check_value(flight.key, Some(value), shared),
+        (OpKind::Get, Body::Value(value)) => {
+            check_value(shared.workload.read_family, flight.key, Some(value), shared);
+        }
         (OpKind::Get, Body::Missing) => {
             answer.missing = 1;
-            check_value(flight.key, None, shared);
+            check_value(shared.workload.read_family, flight.key, None, shared);
         }
-        (OpKind::Set, Body::Done) | (OpKind::Incr, Body::Number(_)) => {}
+        (OpKind::Set | OpKind::Insert, Body::Done) | (OpKind::Incr, Body::Number(_)) => {}
+        (OpKind::ReadModifyWrite, Body::Done) if flight.step != Step::Read => {}
         (OpKind::Del, Body::Number(0) | Body::Missing) => answer.missing = 1,
         (OpKind::Del, Body::Number(_) | Body::Done) => {}
         (OpKind::MGet, Body::Many(values)) if values.len() == keys.len() => {
             answer.keys = keys.len() as u32;
             for (&key, value) in keys.iter().zip(values) {
                 answer.missing += u32::from(value.is_none());
-                check_value(key, value, shared);
+                check_value(shared.workload.read_family, key, value, shared);
             }
         }
         (OpKind::Scan, Body::Entries(count)) => answer.keys = count,
@@ -296,14 +347,14 @@ fn judge(flight: Flight, keys: &[u64], body: Body<'_>, now: u64, shared: &mut Sh
 }
 
 #[inline]
-fn check_value(number: u64, value: Option<&[u8]>, shared: &mut Shared<'_>) {
+fn check_value(family: Family, number: u64, value: Option<&[u8]>, shared: &mut Shared<'_>) {
     let workload = shared.workload;
     if !workload.verify {
         return;
     }
     let key = &mut shared.scratch.key;
     key.clear();
-    workload.space.append(workload.read_family, number, key);
+    workload.space.append(family, number, key);
     match value {
         Some(value) if value::is_intact(key, value) => {}
         Some(value) => shared.recorder.mismatches.note(|| {
@@ -313,7 +364,7 @@ fn check_value(number: u64, value: Option<&[u8]>, shared: &mut Shared<'_>) {
                 value::describe(value)
             )
         }),
-        None if workload.all_present => shared
+        None if workload.all_present && workload.population.must_have(number) => shared
             .recorder
             .mismatches
             .note(|| format!("{}: gone, though it was loaded and nothing deleted it", key.escape_ascii())),

@@ -18,9 +18,22 @@ pub const IN_FLIGHT_MAX: usize = 1 << PLACE_BITS;
 #[derive(Clone, Copy, Debug)]
 pub struct Flight {
     pub kind: OpKind,
+    pub step: Step,
     pub intended: u64,
     pub sent: u64,
     pub key: u64,
+}
+
+/// Which request of its operation one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The only one, or the last.
+    Last {
+        /// Whether one before it found no value.
+        is_missing: bool,
+    },
+    /// The read of a read-modify-write, whose write comes after it.
+    Read,
 }
 
 /// The requests in flight on one connection, by number, or in order where the protocol has no numbers.
@@ -179,7 +192,7 @@ mod tests {
     use super::*;
 
     fn flight(key: u64) -> Flight {
-        Flight { kind: OpKind::Get, intended: 0, sent: 0, key }
+        Flight { kind: OpKind::Get, step: Step::Last { is_missing: false }, intended: 0, sent: 0, key }
     }
 
     #[test]

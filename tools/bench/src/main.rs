@@ -3,8 +3,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `args`, `mix` | the command line |
-//! | `zipf`, `keys`, `value` | which keys, and values that can be verified |
+//! | `args`, `mix`, `ycsb` | the command line |
+//! | `zipf`, `keys`, `population`, `value` | which keys, how many, and values that can be verified |
 //! | `timetable` | when an open loop sends |
 //! | `wire` | protocols: requests to bytes, bytes to replies |
 //! | `lane`, `client` | one connection, one logical client; no I/O |
@@ -18,6 +18,7 @@ mod cpu;
 mod keys;
 mod lane;
 mod mix;
+mod population;
 mod record;
 mod report;
 mod run;
@@ -25,6 +26,7 @@ mod timetable;
 mod value;
 mod wire;
 mod worker;
+mod ycsb;
 mod zipf;
 
 use std::process::ExitCode;

@@ -13,14 +13,26 @@ pub enum OpKind {
     Incr,
     MGet,
     Scan,
+    /// Sets a key that is new.
+    Insert,
+    /// Reads a key, and sets it once the value is there: one operation from the first to the last.
+    ReadModifyWrite,
 }
 
 impl OpKind {
     /// Every one there is.
-    pub const ALL: [OpKind; OpKind::COUNT] =
-        [OpKind::Get, OpKind::Set, OpKind::Del, OpKind::Incr, OpKind::MGet, OpKind::Scan];
+    pub const ALL: [OpKind; OpKind::COUNT] = [
+        OpKind::Get,
+        OpKind::Set,
+        OpKind::Del,
+        OpKind::Incr,
+        OpKind::MGet,
+        OpKind::Scan,
+        OpKind::Insert,
+        OpKind::ReadModifyWrite,
+    ];
     /// How many there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 8;
 
     pub fn name(self) -> &'static str {
         match self {
@@ -30,6 +42,8 @@ impl OpKind {
             OpKind::Incr => "incr",
             OpKind::MGet => "mget",
             OpKind::Scan => "scan",
+            OpKind::Insert => "insert",
+            OpKind::ReadModifyWrite => "rmw",
         }
     }
 }
@@ -42,6 +56,13 @@ pub struct Mix {
 }
 
 impl Mix {
+    /// Of operations and their weights, each at most once.
+    pub fn of(parts: &[(OpKind, u32)]) -> Mix {
+        let mut weights = [0; OpKind::COUNT];
+        parts.iter().for_each(|(kind, weight)| weights[*kind as usize] = *weight);
+        Mix { weights, total: weights.iter().sum() }
+    }
+
     pub fn weight(&self, kind: OpKind) -> u32 {
         self.weights[kind as usize]
     }
@@ -76,7 +97,8 @@ impl FromStr for Mix {
                 .into_iter()
                 .find(|kind| kind.name().eq_ignore_ascii_case(name.trim()))
                 .ok_or_else(|| {
-                    format!("no operation is called {name:?}; there are get, set, del, incr, mget, scan")
+                    let names = OpKind::ALL.map(OpKind::name).join(", ");
+                    format!("no operation is called {name:?}; there are {names}")
                 })?;
             let weight: u32 =
                 weight.trim().parse().ok().filter(|&weight| weight <= 1_000_000).ok_or_else(|| {
@@ -118,6 +140,7 @@ mod tests {
             (" set , get = 3 ,", "get=3,set=1"),
             ("mget=5,incr=2,del=1", "del=1,incr=2,mget=5"),
             ("scan=1,get=2", "get=2,scan=1"),
+            ("rmw=50,insert=5", "insert=5,rmw=50"),
         ] {
             assert_eq!(text.parse::<Mix>().unwrap().to_string(), printed);
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::args::{Args, Plan};
+use crate::args::{Args, Distribution, Plan};
 use crate::cpu::ProcessTime;
-use crate::mix::OpKind;
+use crate::mix::{Mix, OpKind};
 use crate::record::{Faults, OpRecord, Second, Totals};
 use crate::run::{Gather, Load};
 use crate::wire::Topology;
@@ -121,6 +121,9 @@ impl ServerCpu {
 
 pub struct Report {
     args: Args,
+    mix: Mix,
+    value_size: usize,
+    distribution: Distribution,
     pipeline: usize,
     duration: Option<Duration>,
     server: String,
@@ -147,6 +150,9 @@ impl Report {
         let aware = topology.owners.is_some() && plan.args.shard_aware == crate::args::Switch::On;
         Report {
             args: plan.args.clone(),
+            mix: plan.mix.clone(),
+            value_size: plan.value_size,
+            distribution: plan.distribution,
             pipeline: plan.pipeline,
             duration: plan.duration,
             server: topology.server.clone(),
@@ -277,7 +283,7 @@ impl Report {
                 "loaded {} keys of {} bytes with {}-byte values in {:.2} s, {} a second",
                 grouped(load.keys),
                 args.key_size,
-                args.value_size,
+                self.value_size,
                 load.seconds,
                 grouped(rate as u64)
             )?;
@@ -293,16 +299,17 @@ impl Report {
 
     fn write_ops(&self, out: &mut String, sum: &OpRecord) -> std::fmt::Result {
         let args = &self.args;
-        let skew = match args.distribution {
-            crate::args::Distribution::Uniform => "uniform".to_string(),
-            crate::args::Distribution::Zipfian => format!("zipfian {}", args.theta),
+        let skew = match self.distribution {
+            Distribution::Uniform => "uniform".to_string(),
+            skewed => format!("{} {}", skewed.name(), args.theta),
         };
         writeln!(
             out,
-            "{} of {} keys, {skew}, {}-byte values; measured {:.2} s{}",
-            args.mix,
+            "{}{} of {} keys, {skew}, {}-byte values; measured {:.2} s{}",
+            args.workload.map_or(String::new(), |core| format!("YCSB {core}: ")),
+            self.mix,
             grouped(args.keys),
-            args.value_size,
+            self.value_size,
             self.seconds,
             if self.interrupted { " (interrupted)" } else { "" },
         )?;
@@ -403,7 +410,7 @@ impl Report {
             .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "parameters": parameters(args, self.pipeline, self.duration),
+            "parameters": self.parameters(),
             "server": { "name": self.server, "shards": self.shards, "connections": args.clients * self.lanes_each },
             "load": self.load.as_ref().map(|load| json!({
                 "keys": load.keys,
@@ -437,6 +444,44 @@ impl Report {
             "warnings": self.warnings(),
             "interrupted": self.interrupted,
             "good": self.is_good(),
+        })
+    }
+
+    fn parameters(&self) -> Value {
+        let args = &self.args;
+        json!({
+            "target": args.target.text,
+            "clients": args.clients,
+            "pipeline": self.pipeline,
+            "threads": args.threads,
+            "keys": args.keys,
+            "key_size": args.key_size,
+            "key_prefix": args.key_prefix,
+            "tag_keys": args.tag_keys,
+            "value_size": self.value_size,
+            "compression_ratio": args.compression_ratio,
+            "duration_seconds": self.duration.map(|duration| duration.as_secs_f64()),
+            "requests": args.requests,
+            "warmup_seconds": args.warmup.as_secs_f64(),
+            "workload": args.workload.map(|core| core.to_string()),
+            "mix": self.mix.to_string(),
+            "mget_keys": args.mget_keys,
+            "distribution": self.distribution.name(),
+            "theta": args.theta,
+            "rate": args.rate,
+            "poisson": args.poisson,
+            "spin": args.spin,
+            "tick_seconds": args.tick.map(|tick| tick.as_secs_f64()),
+            "preload": args.preload || args.preload_only,
+            "preload_order": match args.preload_order {
+                crate::args::Order::Sequential => "sequential",
+                crate::args::Order::Scattered => "scattered",
+            },
+            "absent": args.absent,
+            "verify": args.verify,
+            "seed": args.seed,
+            "shard_aware": args.shard_aware == crate::args::Switch::On,
+            "server_pid": args.server_pid,
         })
     }
 
@@ -482,45 +527,6 @@ fn timeline_json(points: &[Point]) -> Vec<Value> {
         })
     };
     points.iter().map(point).collect()
-}
-
-fn parameters(args: &Args, pipeline: usize, duration: Option<Duration>) -> Value {
-    json!({
-        "target": args.target.text,
-        "clients": args.clients,
-        "pipeline": pipeline,
-        "threads": args.threads,
-        "keys": args.keys,
-        "key_size": args.key_size,
-        "key_prefix": args.key_prefix,
-        "tag_keys": args.tag_keys,
-        "value_size": args.value_size,
-        "compression_ratio": args.compression_ratio,
-        "duration_seconds": duration.map(|duration| duration.as_secs_f64()),
-        "requests": args.requests,
-        "warmup_seconds": args.warmup.as_secs_f64(),
-        "mix": args.mix.to_string(),
-        "mget_keys": args.mget_keys,
-        "distribution": match args.distribution {
-            crate::args::Distribution::Uniform => "uniform",
-            crate::args::Distribution::Zipfian => "zipfian",
-        },
-        "theta": args.theta,
-        "rate": args.rate,
-        "poisson": args.poisson,
-        "spin": args.spin,
-        "tick_seconds": args.tick.map(|tick| tick.as_secs_f64()),
-        "preload": args.preload || args.preload_only,
-        "preload_order": match args.preload_order {
-            crate::args::Order::Sequential => "sequential",
-            crate::args::Order::Scattered => "scattered",
-        },
-        "absent": args.absent,
-        "verify": args.verify,
-        "seed": args.seed,
-        "shard_aware": args.shard_aware == crate::args::Switch::On,
-        "server_pid": args.server_pid,
-    })
 }
 
 fn us(nanos: u64) -> f64 {

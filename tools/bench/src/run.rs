@@ -15,6 +15,7 @@ use crate::cpu::{self, ProcessTime};
 use crate::keys::Family;
 use crate::lane::Lane;
 use crate::mix::OpKind;
+use crate::population::Population;
 use crate::record::{Faults, OpRecord, Second, Totals, merge};
 use crate::report::{Generator, Point, Progress, Report, ServerCpu};
 use crate::timetable::{Arrivals, Timetable};
@@ -36,16 +37,16 @@ pub fn run<W: Connect>(plan: &Plan, stop: &Arc<AtomicBool>) -> Result<Report> {
     let topology = W::topology(args.target.address)?;
     let loads = args.preload || args.preload_only;
     let workload = Arc::new(Workload {
-        mix: args.mix.clone(),
-        picker: plan.picker,
+        mix: plan.mix.clone(),
+        population: Population::new(args.keys),
         space: plan.space.clone(),
         values: Values::new(args.compression_ratio),
-        value_size: args.value_size,
+        value_size: plan.value_size,
         mget_keys: args.mget_keys,
-        scan_limit: args.scan_limit,
+        scan_limits: plan.scan_limits.clone(),
         verify: args.verify,
         read_family: if args.absent { Family::Absent } else { Family::Values },
-        all_present: loads && !args.absent && !args.mix.has(OpKind::Del),
+        all_present: loads && !args.absent && !plan.mix.has(OpKind::Del),
     });
     let clock = Clock::start();
     if let Some(pid) = args.server_pid {
@@ -85,7 +86,7 @@ fn connect<W: Connect>(
             streams.push(stream);
         }
         let route = owners.clone().map_or(Route::Any, Route::BySlot);
-        let client = Client::new(number as u64, lanes, route, args.seed);
+        let client = Client::new(number as u64, lanes, route, plan.picker, args.seed);
         workers[number % args.threads].add(client, streams)?;
     }
     Ok(workers)

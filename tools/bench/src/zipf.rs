@@ -48,7 +48,9 @@ fn tail(theta: f64, from: f64, to: f64) -> f64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Zipfian {
     items: u64,
+    theta: f64,
     alpha: f64,
+    sum: Zeta,
     zeta: f64,
     eta: f64,
     second: f64,
@@ -61,15 +63,29 @@ impl Zipfian {
     pub fn new(items: u64, theta: f64) -> Zipfian {
         assert!(items > 0);
         assert!(theta > 0.0 && theta < 1.0);
-        let zeta = Zeta::new(theta).extend_to(items);
-        let first_two = Zeta::new(theta).extend_to(2);
-        let eta = if items <= 2 {
+        let second = 1.0 + 0.5f64.powf(theta);
+        let alpha = 1.0 / (1.0 - theta);
+        let mut zipf = Zipfian { items: 0, theta, alpha, sum: Zeta::new(theta), zeta: 0.0, eta: 0.0, second };
+        zipf.grow(items);
+        zipf
+    }
+
+    pub fn items(&self) -> u64 {
+        self.items
+    }
+
+    /// Draws from more items from now on, the new ones the rarest.
+    pub fn grow(&mut self, items: u64) {
+        assert!(items >= self.items);
+        self.items = items;
+        self.zeta = self.sum.extend_to(items);
+        self.eta = if items <= 2 {
             // Both ranks are taken by the exact cases; eta would divide by zero.
             0.0
         } else {
-            (1.0 - (2.0 / items as f64).powf(1.0 - theta)) / (1.0 - first_two / zeta)
+            // The sum of the first two terms is what the second case ends at.
+            (1.0 - (2.0 / items as f64).powf(1.0 - self.theta)) / (1.0 - self.second / self.zeta)
         };
-        Zipfian { items, alpha: 1.0 / (1.0 - theta), zeta, eta, second: 1.0 + 0.5f64.powf(theta) }
     }
 
     /// A rank, from a number drawn evenly from `0.0..1.0`.
@@ -166,6 +182,19 @@ mod tests {
             let drawn: f64 = (from..to).map(|rank| f64::from(seen[rank as usize])).sum();
             let theory: f64 = (from..to).map(expected).sum();
             assert!((0.9..1.1).contains(&(drawn / theory)), "{from}..{to}: {drawn} for {theory}");
+        }
+    }
+
+    #[test]
+    fn one_that_grew_draws_as_one_that_was_made_so() {
+        let mut grown = Zipfian::new(1, 0.99);
+        for items in [2, 3, 50, 51, 4000] {
+            grown.grow(items);
+            let fresh = Zipfian::new(items, 0.99);
+            for step in 0..1000 {
+                let uniform = f64::from(step) / 1000.0;
+                assert_eq!(grown.rank(uniform), fresh.rank(uniform), "{items} items, {uniform}");
+            }
         }
     }
 

@@ -65,18 +65,19 @@ struct Bench {
 impl Bench {
     fn new(mix: &str, pacing: Pacing, window: usize) -> Bench {
         let keys = 1000;
-        let mut client = Client::new(3, vec![Lane::new(TestWire::default(), false, 4)], Route::Any, 1);
+        let lanes = vec![Lane::new(TestWire::default(), false, 4)];
+        let mut client = Client::new(3, lanes, Route::Any, Picker::uniform(), 1);
         let open_loop = matches!(pacing, Pacing::Open(_));
         client.pace(pacing, window);
         let workload = Workload {
             mix: mix.parse().unwrap(),
-            picker: Picker::uniform(keys),
+            population: Population::new(keys),
             space: KeySpace::new("k", 8, keys, true, None).unwrap(),
             values: Values::new(1.0),
             read_family: Family::Values,
             value_size: 64,
             mget_keys: 4,
-            scan_limit: 100,
+            scan_limits: 1..=100,
             verify: true,
             all_present: false,
         };
@@ -272,6 +273,78 @@ fn a_quota_is_used_up_exactly() {
     }
     assert_eq!(answered, 20);
     assert!(!bench.client.has_more(3, u64::MAX, bench.quota));
+}
+
+#[test]
+fn a_read_modify_write_is_one_operation_of_two_requests() {
+    let mut bench = Bench::new("rmw", Pacing::Closed, 2);
+    assert_eq!(bench.fill(0), 2);
+    let reads = bench.requests();
+    assert!(reads.iter().all(|read| read.1 == OpKind::Get));
+    let mut value = Vec::new();
+    bench.workload.values.make(&reads[0].2, 9, 64, &mut value);
+    let input = [reply(reads[0].0, b'v', &value), reply(reads[1].0, b'm', b"")].concat();
+    bench.receive(1_000_000, &input).unwrap();
+    assert_eq!(bench.client.in_flight(), 2, "their writes are to come");
+    assert_eq!(bench.fill(1_000_000), 0);
+    let writes = bench.requests();
+    for (write, read) in writes.iter().zip(&reads) {
+        assert_eq!((write.1, &write.2), (OpKind::Set, &read.2));
+        assert!(value::is_intact(&write.2, &write.3) && write.3 != value);
+    }
+    let input = [reply(writes[0].0, b'd', b""), reply(writes[1].0, b'e', b"no room")].concat();
+    bench.receive(3_000_000, &input).unwrap();
+    assert_eq!(bench.fill(3_000_000), 2);
+    let (totals, recorder) = bench.totals();
+    let sum = sum(&totals);
+    assert_eq!((sum.ops, sum.missing, sum.errors, recorder.scheduled), (2, 1, 1, 4));
+    assert!(sum.response.equivalent(sum.response.min(), 3_000_000), "from the read to the write's answer");
+    assert_eq!(recorder.mismatches.count, 0, "{:?}", recorder.mismatches.samples);
+}
+
+#[test]
+fn a_read_that_is_refused_is_not_followed_by_a_write() {
+    let mut bench = Bench::new("rmw", Pacing::Closed, 1);
+    bench.fill(0);
+    let id = bench.requests()[0].0;
+    bench.receive(5, &reply(id, b'e', b"busy")).unwrap();
+    assert_eq!((bench.client.in_flight(), bench.requests().len()), (0, 0));
+    // A read is not answered as a write.
+    bench.fill(6);
+    let id = bench.requests()[0].0;
+    bench.receive(7, &reply(id, b'd', b"")).unwrap();
+    let (totals, recorder) = bench.totals();
+    assert_eq!((sum(&totals).ops, sum(&totals).errors, recorder.mismatches.count), (2, 1, 1));
+}
+
+#[test]
+fn inserts_take_new_keys_that_are_read_once_they_are_there() {
+    let mut bench = Bench::new("insert=1,get=3", Pacing::Closed, 40);
+    bench.workload.all_present = true;
+    for round in 0..200 {
+        bench.fill(round);
+        let known = bench.workload.population.known();
+        for (id, kind, key, _) in bench.requests() {
+            let number: u64 = std::str::from_utf8(&key[1..]).unwrap().parse().unwrap();
+            match kind {
+                OpKind::Set => {
+                    assert!(number >= 1000);
+                    bench.receive(round, &reply(id, b'd', b"")).unwrap();
+                }
+                _ => {
+                    assert!(number < known);
+                    let mut value = Vec::new();
+                    bench.workload.values.make(&key, 1, 64, &mut value);
+                    bench.receive(round, &reply(id, b'v', &value)).unwrap();
+                }
+            }
+        }
+    }
+    let known = bench.workload.population.known();
+    let (totals, recorder) = bench.totals();
+    assert_eq!(known - 1000, totals.ops[OpKind::Insert as usize].as_ref().unwrap().ops);
+    assert!(known > 2000);
+    assert_eq!(recorder.mismatches.count, 0, "{:?}", recorder.mismatches.samples);
 }
 
 #[test]

@@ -195,6 +195,69 @@ fn every_operation_is_matched_to_its_reply_and_verified() {
 }
 
 #[test]
+fn every_core_workload_of_ycsb_runs_and_is_verified() {
+    for (workload, kinds) in [
+        ("a", ["get", "set"]),
+        ("b", ["get", "set"]),
+        ("c", ["get", "get"]),
+        ("d", ["get", "insert"]),
+        ("e", ["scan", "insert"]),
+        ("f", ["get", "rmw"]),
+    ] {
+        let (address, state) = server(u64::MAX);
+        let run = bench(
+            &format!("atlaskv://{address}"),
+            &format!(
+                "--workload {workload} --preload --verify --keys 500 --clients 5 --threads 2 --requests 8000"
+            ),
+        );
+        assert_eq!(run.code(), 0, "{workload}: {}", run.errors());
+        let json = run.json();
+        assert_eq!(json["parameters"]["workload"], workload);
+        assert_eq!(json["total"]["ops"], 8_000, "{workload}");
+        let ops = |kind: &str| json["per_op"][kind]["ops"].as_u64().unwrap_or(0);
+        let expected = kinds.iter().filter(|kind| ops(kind) > 300).count();
+        assert_eq!(
+            (expected, json["per_op"].as_object().unwrap().len()),
+            (2, if workload == "c" { 1 } else { 2 })
+        );
+        assert_eq!(json["mismatches"]["count"], 0, "{workload}: {}", json["mismatches"]);
+        assert_eq!(json["total"]["missing"], 0, "{workload}");
+        let state = state.lock().unwrap();
+        assert_eq!(state.data.len() as u64, 500 + ops("insert"), "{workload}");
+        assert_eq!(state.writes, 500 + ops("set") + ops("insert") + ops("rmw"), "{workload}");
+        assert!(state.data.values().all(|value| value.len() == 1000), "{workload}");
+        assert_eq!(state.away, 0, "{workload}");
+        if workload == "e" {
+            let entries = json["per_op"]["scan"]["keys"].as_u64().unwrap() / ops("scan");
+            assert!((30..60).contains(&entries), "{entries} entries a scan, of 1 to 100");
+        }
+    }
+}
+
+#[test]
+fn one_load_serves_all_core_workloads() {
+    let (address, _) = server(u64::MAX);
+    let target = format!("atlaskv://{address}");
+    assert_eq!(bench(&target, "--workload a --preload-only --keys 500 --clients 3").code(), 0);
+    for workload in ["b", "d", "f"] {
+        let run = bench(&target, &format!("--workload {workload} --keys 500 --verify --requests 2000"));
+        assert_eq!((run.code(), &run.json()["total"]["missing"]), (0, &0.into()), "{workload}");
+    }
+}
+
+#[test]
+fn inserts_that_were_lost_are_found() {
+    let (address, _) = server(700);
+    let run = bench(
+        &format!("atlaskv://{address}"),
+        "--workload d --preload --verify --keys 500 --clients 2 --requests 20000",
+    );
+    assert_eq!(run.code(), 1);
+    assert!(run.json()["mismatches"]["samples"][0].as_str().unwrap().contains("gone"));
+}
+
+#[test]
 fn a_scattered_load_sets_every_key_and_absent_ones_lie_between() {
     let (address, state) = server(u64::MAX);
     let run = bench(

@@ -124,6 +124,37 @@ fn loads_measures_and_verifies_every_operation() {
 }
 
 #[test]
+fn core_workloads_of_ycsb_run_but_for_scans() {
+    let (address, data) = server(Mischief::None);
+    let target = format!("redis://{address}");
+    for workload in ["a", "b", "c", "d", "f"] {
+        data.lock().unwrap().clear();
+        let run = bench(
+            &target,
+            &format!(
+                "--workload {workload} --preload --verify --keys 300 --clients 4 --pipeline 4 --requests 4000"
+            ),
+        );
+        assert_eq!(run.code(), 0, "{workload}: {}", run.errors());
+        let json = run.json();
+        assert_eq!(
+            (&json["total"]["ops"], &json["total"]["missing"]),
+            (&4_000.into(), &0.into()),
+            "{workload}"
+        );
+        let inserts = json["per_op"]["insert"]["ops"].as_u64().unwrap_or(0);
+        assert_eq!(data.lock().unwrap().len() as u64, 300 + inserts, "{workload}");
+    }
+    let run = bench(&target, "--workload e");
+    assert_eq!(run.code(), 1);
+    assert!(
+        run.errors().contains("--workload e is of scans: Redis' protocol has no scan"),
+        "{}",
+        run.errors()
+    );
+}
+
+#[test]
 fn large_values_pass_in_many_reads_and_writes() {
     let (address, _) = server(Mischief::None);
     let run = bench(
