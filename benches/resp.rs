@@ -1,8 +1,8 @@
 //! What Redis' protocol costs: nanoseconds to parse a command, and to write a reply.
 //!
-//! `cargo bench --bench resp [-- ROUNDS]`; 2,000 rounds unless told otherwise, each over a buffer of 1,000 commands, as
-//! a read of a client that pipelines brings them. Keys and values come from a fixed seed. Times are CPU time of the
-//! thread.
+//! `cargo bench --bench resp [-- ROUNDS]`; 2,000 rounds unless told otherwise, each over a buffer of 1,000
+//! commands, as a read of a client that pipelines brings them. Keys and values come from a fixed seed. Times
+//! are CPU time of the thread.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -12,8 +12,8 @@ use crate::mutate::{Number, Shape};
 
 /// What may be allocated whatever the input is: a sentence.
 const ALLOCATION_MAX: usize = 512;
-/// And for each byte of it. An argument of at least six bytes is a reference of 16 in a list that grows by doubling, a
-/// reply of at least three a value of 32.
+/// And for each byte of it. An argument of at least six bytes is a reference of 16 in a list that grows by
+/// doubling, a reply of at least three a value of 32.
 const ALLOCATION_FACTOR: usize = 24;
 
 /// What the format is made of.

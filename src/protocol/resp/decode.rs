@@ -12,8 +12,8 @@ pub type Args<'a> = SmallVec<[&'a [u8]; 8]>;
 
 /// Fewest bytes of an argument with its header.
 const ARG_BYTES_MIN: usize = b"$0\r\n\r\n".len();
-/// Before AUTH: arguments of a command, and bytes of each. AUTH and HELLO need less, and who has not said who he is
-/// shall not make the server set memory aside.
+/// Before AUTH: arguments of a command, and bytes of each. AUTH and HELLO need less, and who has not said who
+/// he is shall not make the server set memory aside.
 const UNAUTHENTICATED_ARGS_MAX: usize = 10;
 const UNAUTHENTICATED_BULK_BYTES_MAX: usize = 16 << 10;
 /// Digits of a length that is read without a look at overflow.
@@ -33,8 +33,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Those of Redis, but for the number of arguments: since version 7 that may be 2^31 − 1, and before it was this.
-    /// Arguments without a byte cost memory too.
+    /// Those of Redis, but for the number of arguments: since version 7 that may be 2^31 − 1, and before it
+    /// was this. Arguments without a byte cost memory too.
     fn default() -> Limits {
         Limits {
             bulk_bytes_max: 512 << 20,
@@ -45,7 +45,8 @@ impl Default for Limits {
     }
 }
 
-/// Why what a client sends is no command. The connection must be closed: where the next one begins is not known.
+/// Why what a client sends is no command. The connection must be closed: where the next one begins is not
+/// known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ProtocolError {
     /// The number of arguments is no number, or too large.
@@ -121,14 +122,15 @@ pub enum Parsed {
     },
     /// The command goes on beyond the bytes.
     NeedMore {
-        /// How many bytes there must be for more to come of it: where there is a long argument, those up to its end. It
-        /// is what the client says, within the limits, and no memory need be set aside before something of it came.
+        /// How many bytes there must be for more to come of it: where there is a long argument, those up to
+        /// its end. It is what the client says, within the limits, and no memory need be set aside before
+        /// something of it came.
         wanted: usize,
     },
 }
 
-/// Parses the commands of a connection, one a call, and keeps its place in one that has come in part: so that all calls
-/// together look at no argument more than twice, however it comes.
+/// Parses the commands of a connection, one a call, and keeps its place in one that has come in part: so that
+/// all calls together look at no argument more than twice, however it comes.
 #[derive(Clone, Debug)]
 pub struct Parser {
     limits: Limits,
@@ -174,8 +176,8 @@ impl Parser {
         self.place.is_some()
     }
 
-    /// Parses on in `bytes`, which begin with the first byte of a command: the caller drops what was used, and after
-    /// [`Parsed::NeedMore`] keeps all and adds to it. What `args` had is gone; after anything but
+    /// Parses on in `bytes`, which begin with the first byte of a command: the caller drops what was used,
+    /// and after [`Parsed::NeedMore`] keeps all and adds to it. What `args` had is gone; after anything but
     /// [`Parsed::Command`] what it has means nothing. After an error the parser is of no use.
     #[inline]
     pub fn parse<'a>(&mut self, bytes: &'a [u8], args: &mut Args<'a>) -> Result<Parsed, ProtocolError> {
@@ -201,8 +203,8 @@ impl Parser {
         self.arguments(Place { at, left: count, bytes: 0 }, bytes, |argument| args.push(argument))
     }
 
-    /// Goes on in a command that has come in part. Once it is whole it is gone through again, for its arguments: in
-    /// between they have no place, since bytes that are added to may move.
+    /// Goes on in a command that has come in part. Once it is whole it is gone through again, for its
+    /// arguments: in between they have no place, since bytes that are added to may move.
     #[cold]
     fn resume<'a>(
         &mut self,
@@ -246,8 +248,8 @@ impl Parser {
         Ok(Parsed::NeedMore { wanted })
     }
 
-    /// How many arguments the command has that `bytes` begin with, and where the first begins; `None` if that line is
-    /// not whole.
+    /// How many arguments the command has that `bytes` begin with, and where the first begins; `None` if that
+    /// line is not whole.
     #[inline]
     fn count(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, ProtocolError> {
         let (count, start) = match quick_length(bytes, 1) {
@@ -270,7 +272,8 @@ impl Parser {
         Ok(Some((count, start)))
     }
 
-    /// How long the argument is whose header is at `at`, and where it begins; `None` if that line is not whole.
+    /// How long the argument is whose header is at `at`, and where it begins; `None` if that line is not
+    /// whole.
     #[inline]
     fn len(&self, bytes: &[u8], at: usize) -> Result<Option<(usize, usize)>, ProtocolError> {
         let quick = if bytes.get(at) == Some(&b'$') { quick_length(bytes, at + 1) } else { None };
@@ -296,7 +299,8 @@ impl Parser {
         Ok(Some((len, start)))
     }
 
-    /// What stands in the line at `at` behind its first byte, and where the next one begins; `None` if it is not whole.
+    /// What stands in the line at `at` behind its first byte, and where the next one begins; `None` if it is
+    /// not whole.
     #[cold]
     fn header<'a>(
         &self,
@@ -329,8 +333,8 @@ impl Parser {
         }
     }
 
-    /// Where `end` stands. A line that comes byte by byte is searched from its start each time: that is less work than
-    /// to read a byte from a socket.
+    /// Where `end` stands. A line that comes byte by byte is searched from its start each time: that is less
+    /// work than to read a byte from a socket.
     fn line(&self, bytes: &[u8], end: u8) -> Line {
         let seen = &bytes[..bytes.len().min(self.limits.inline_bytes_max + 1)];
         match memchr2(end, 0, seen) {
@@ -341,8 +345,8 @@ impl Parser {
     }
 }
 
-/// The length at `at` and where the next line begins, if it is written as all clients write it and the whole line is
-/// there. Of anything else the caller finds out what it is.
+/// The length at `at` and where the next line begins, if it is written as all clients write it and the whole
+/// line is there. Of anything else the caller finds out what it is.
 #[inline]
 fn quick_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     match bytes.get(at..)? {

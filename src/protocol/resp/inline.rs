@@ -2,7 +2,8 @@
 
 use super::decode::{Args, ProtocolError};
 
-/// The words of a line, from the line itself, or copied where quotes make a word differ from how it is written.
+/// The words of a line, from the line itself, or copied where quotes make a word differ from how it is
+/// written.
 pub(super) enum Split {
     /// They were added to the arguments.
     Borrowed,

@@ -9,13 +9,13 @@
 //! EOL      = CR and one more byte; behind the bytes of a bulk any two
 //! inline   = anything whose first byte is not "*", up to LF, or CR LF; without words: nothing, and no reply
 //! ```
-//! That the second byte of an end of line is not looked at is Redis' way, and so is what a NUL does: in a header or an
-//! inline command the search for the end of the line stops there, so that the command never ends and is refused
-//! once the line is too long. The two protocols of a port are told apart by the first byte of a connection, which is
-//! A7 for the other one.
+//! That the second byte of an end of line is not looked at is Redis' way, and so is what a NUL does: in a
+//! header or an inline command the search for the end of the line stops there, so that the command never ends
+//! and is refused once the line is too long. The two protocols of a port are told apart by the first byte of
+//! a connection, which is A7 for the other one.
 //!
-//! Words of an inline command stand between spaces, tabs and CRs. In front of a word, and behind a closing quote, a
-//! vertical tab and a form feed are space as well.
+//! Words of an inline command stand between spaces, tabs and CRs. In front of a word, and behind a closing
+//! quote, a vertical tab and a form feed are space as well.
 //!
 //! ```text
 //! "…"    \n \r \t \b \a are those bytes, \xHH is one in hexadecimal, \ and any other byte is that byte
@@ -24,8 +24,8 @@
 //! A quote may open within a word (`a"b c"` is one); behind one that closes a word has to end.
 //!
 //! # Refusals
-//! After any of these the connection is of no use, since where the next command begins is not known. Lines are an
-//! inline command or a header, up to what ends it.
+//! After any of these the connection is of no use, since where the next command begins is not known. Lines
+//! are an inline command or a header, up to what ends it.
 //!
 //! ```text
 //! -ERR Protocol error: …
@@ -56,8 +56,8 @@
 //! double          bulk string                 "," text EOL
 //! verbatim        bulk string                 "=" length EOL "txt:" bytes EOL     the length counts the "txt:"
 //! ```
-//! All of these end lines with CR LF. Three more of RESP3 are never sent and only understood: `(` a big number, `!` an
-//! error as long as a bulk string, `|` a map of remarks in front of a reply.
+//! All of these end lines with CR LF. Three more of RESP3 are never sent and only understood: `(` a big
+//! number, `!` an error as long as a bulk string, `|` a map of remarks in front of a reply.
 
 mod decode;
 mod encode;

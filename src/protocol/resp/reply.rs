@@ -55,11 +55,11 @@ pub struct ReplyError {
     pub what: &'static str,
 }
 
-/// The reply that `bytes` begin with, and its length; `None` if it goes on beyond them. Remarks in front of it are passed
-/// over.
+/// The reply that `bytes` begin with, and its length; `None` if it goes on beyond them. Remarks in front of
+/// it are passed over.
 ///
-/// A reply that comes in pieces is gone through from its start at every call. For strings that is nothing; one who reads
-/// arrays of many items had better wait for more than a packet at a time.
+/// A reply that comes in pieces is gone through from its start at every call. For strings that is nothing;
+/// one who reads arrays of many items had better wait for more than a packet at a time.
 pub fn decode_reply(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, ReplyError> {
     let mut reader = Reader { bytes, at: 0 };
     match reader.reply(DEPTH_MAX) {

@@ -290,8 +290,9 @@ fn replies_look_as_redis_writes_them() {
 
 #[test]
 fn replies_are_decoded_to_what_they_say() {
-    let all = b"*14\r\n+OK\r\n-ERR x\r\n!5\r\nERR y\r\n:-7\r\n$2\r\n\r\n\r\n$-1\r\n*-1\r\n_\r\n#t\r\n,inf\r\n(12345678901234567890\r\n\
-        =5\r\ntxt:a\r\n%1\r\n+k\r\n~1\r\n:1\r\n|1\r\n+ttl\r\n:1\r\n>0\r\n";
+    let all =
+        b"*14\r\n+OK\r\n-ERR x\r\n!5\r\nERR y\r\n:-7\r\n$2\r\n\r\n\r\n$-1\r\n*-1\r\n_\r\n#t\r\n,inf\r\n\
+        (12345678901234567890\r\n=5\r\ntxt:a\r\n%1\r\n+k\r\n~1\r\n:1\r\n|1\r\n+ttl\r\n:1\r\n>0\r\n";
     let expected = Reply::Array(vec![
         Reply::Simple(b"OK"),
         Reply::Error(b"ERR x"),

@@ -21,9 +21,9 @@ use crate::ycsb::{self, Core};
 /// open: requests are sent by a timetable made in advance, and latency counts from the time at which a
 /// request should have been sent. Results go to standard output, progress to standard error.
 ///
-/// --workload a to f are the core workloads of YCSB: load with --preload, or once with --preload-only for all of them.
-/// Records are values of 1000 bytes, and keys numbers in no order. d and e insert keys beyond --keys, so load again before
-/// another run that shall find what this one found.
+/// --workload a to f are the core workloads of YCSB: load with --preload, or once with --preload-only for all
+/// of them. Records are values of 1000 bytes, and keys numbers in no order. d and e insert keys beyond
+/// --keys, which stay.
 ///
 /// Exit code: 0 after a run, even if the server refused some requests; 1 if a value read was wrong (with
 /// --verify), a connection broke, nothing succeeded, or the run could not start.
@@ -82,8 +82,8 @@ pub struct Args {
     #[arg(long, default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
 
-    /// Weights of get, set, del, incr, mget, scan, insert (set of a new key) and rmw (get, then set of the same key)
-    /// [default: get=90,set=10]
+    /// Weights of get, set, del, incr, mget, scan, insert (set of a new key) and rmw (get, then set of the
+    /// same key) [default: get=90,set=10]
     #[arg(long)]
     pub mix: Option<Mix>,
 
@@ -95,8 +95,8 @@ pub struct Args {
     #[arg(long, default_value_t = 10)]
     pub mget_keys: usize,
 
-    /// Entries in one scan, which begins at a key as drawn; with --tag-keys it ends with its hash tag, with --workload e
-    /// each number from 1 on is as frequent
+    /// Entries in one scan, which begins at a key as drawn; with --tag-keys it ends with its hash tag, with
+    /// --workload e each number from 1 on is as frequent
     #[arg(long, default_value_t = 100)]
     pub scan_limit: u32,
 

@@ -270,8 +270,8 @@ impl<W: Wire> Client<W> {
         Ok(at)
     }
 
-    /// Sends the write of a read-modify-write, whose read brought `body`, over the connection that it came by. The
-    /// operation goes on as the one it was.
+    /// Sends the write of a read-modify-write, whose read brought `body`, over the connection that it came
+    /// by. The operation goes on as the one it was.
     fn write_back(&mut self, lane_number: usize, read: Flight, body: &Body<'_>, shared: &mut Shared<'_>) {
         let value = if let Body::Value(value) = body { Some(*value) } else { None };
         check_value(Family::Values, read.key, value, shared);

@@ -6,7 +6,8 @@ use crate::zipf::{Scramble, Zipfian};
 #[derive(Clone, Copy, Debug)]
 pub enum Picker {
     Uniform,
-    /// Ranks scrambled over the `keys` that were there first; those that came later are the rarest, in their order.
+    /// Ranks scrambled over the `keys` that were there first; those that came later are the rarest, in their
+    /// order.
     Zipfian {
         keys: u64,
         ranks: Zipfian,
@@ -49,8 +50,8 @@ impl Picker {
     }
 }
 
-/// Lets ranks grow with the number of keys, but by a thousandth at least: what that leaves out are the rarest, and to
-/// grow takes as long as some draws.
+/// Lets ranks grow with the number of keys, but by a thousandth at least: what that leaves out are the
+/// rarest, and to grow takes as long as some draws.
 #[inline]
 fn follow(ranks: &mut Zipfian, known: u64) {
     if known > ranks.items() + ranks.items() / 1024 {
@@ -58,8 +59,8 @@ fn follow(ranks: &mut Zipfian, known: u64) {
     }
 }
 
-/// Digits that shuffled numbers have, if the key has room. With more, their places would not be found by arithmetic of 64
-/// bits for tens of millions of keys.
+/// Digits that shuffled numbers have, if the key has room. With more, their places would not be found by
+/// arithmetic of 64 bits for tens of millions of keys.
 const SHUFFLED_DIGITS: usize = 12;
 
 /// Keys of one length: a prefix, then the key's number in decimal with leading zeros. Counters, which
@@ -69,8 +70,8 @@ const SHUFFLED_DIGITS: usize = 12;
 ///
 /// With hash tags all digits but the last few stand in braces: `key:{000004}200` has number 4200.
 ///
-/// The number in a key may be another than the key's, so that new keys come between the old ones and not behind them:
-/// see [`KeySpace::shuffle`].
+/// The number in a key may be another than the key's, so that new keys come between the old ones and not
+/// behind them: see [`KeySpace::shuffle`].
 #[derive(Clone, Debug)]
 pub struct KeySpace {
     prefix: Vec<u8>,
@@ -112,9 +113,9 @@ impl KeySpace {
         Ok(KeySpace { prefix: prefix.as_bytes().to_vec(), key_size, untagged_digits, places: None })
     }
 
-    /// Spreads numbers over all that keys of this size have, or a million millions of them: the same number leads to the
-    /// same key however many there are. Neighbours that share a hash tag stay neighbours. There are no counters then.
-    /// `keys` are those that [`KeySpace::new`] was told.
+    /// Spreads numbers over all that keys of this size have, or a million millions of them: the same number
+    /// leads to the same key however many there are. Neighbours that share a hash tag stay neighbours. There
+    /// are no counters then. `keys` are those that [`KeySpace::new`] was told.
     pub fn shuffle(mut self, keys: u64) -> KeySpace {
         let braces = self.untagged_digits.map_or(0, |untagged| untagged + 2);
         let room = self.key_size - self.prefix.len() - braces;

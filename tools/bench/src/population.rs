@@ -33,8 +33,8 @@ impl Population {
     /// Keys that may be asked for: those with the numbers below.
     #[inline]
     pub fn known(&self) -> u64 {
-        // Relaxed, as all else here: a number says nothing about other memory, and its key is in the server before
-        // the answer comes that leads to it.
+        // Relaxed, as all else here: a number says nothing about other memory, and its key is in the server
+        // before the answer comes that leads to it.
         self.known.load(Ordering::Relaxed)
     }
 
@@ -43,7 +43,8 @@ impl Population {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The insert of a key was answered. One that was refused leaves a hole: to wait for it would be for ever.
+    /// The insert of a key was answered. One that was refused leaves a hole: to wait for it would be for
+    /// ever.
     pub fn answered(&self, number: u64, is_inserted: bool) {
         if !is_inserted {
             self.has_holes.store(true, Ordering::Relaxed);

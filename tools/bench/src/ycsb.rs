@@ -9,13 +9,14 @@
 //! | e | 95 % scans, 5 % inserts | scans begin at a key, zipfian; of 1 to 100 records, each length as often |
 //! | f | half reads, half read-modify-writes | zipfian |
 //!
-//! As there, records are of 10 fields of 100 bytes, reads ask for whole records, and keys are numbers in an order that
-//! has nothing to do with the one in which they are inserted. What differs:
-//! - A record is one value of 1000 bytes, so that an update writes all of it; there it writes one field, which most
-//!   bindings to stores of plain values turn into the same.
-//! - A zipfian rank leads to a key of its own. There ranks are hashed, by which some meet and others are never drawn.
-//! - In e, inserted keys are drawn as the least popular ones. There any of them may be popular, since the space of keys
-//!   to draw from has places for all inserts of a run, whose number is known beforehand.
+//! As there, records are of 10 fields of 100 bytes, reads ask for whole records, and keys are numbers in an
+//! order that has nothing to do with the one in which they are inserted. What differs:
+//! - A record is one value of 1000 bytes, so that an update writes all of it; there it writes one field,
+//!   which most bindings to stores of plain values turn into the same.
+//! - A zipfian rank leads to a key of its own. There ranks are hashed, by which some meet and others are
+//!   never drawn.
+//! - In e, inserted keys are drawn as the least popular ones. There any of them may be popular, since the
+//!   space of keys to draw from has places for all inserts of a run, whose number is known beforehand.
 //! - In f, nothing stops another client between the read and the write; as there.
 
 use std::fmt;
