@@ -420,6 +420,28 @@ fn a_wrong_start_is_told_at_its_first_wrong_byte_and_ends_the_connection() {
 }
 
 #[test]
+fn only_a_set_or_a_transaction_may_be_answered_before_it_is_on_disk() {
+    for (request, is_taken) in [
+        (
+            Request::Set {
+                key: b"k",
+                value: b"v",
+                expiry: Expiry::Never,
+                condition: Condition::None,
+                durability: Durability::Relaxed,
+            },
+            true,
+        ),
+        (Request::Incr { key: b"k", amount: 1, durability: Durability::Relaxed }, false),
+        (Request::Delete { key: b"k", condition: Condition::None, durability: Durability::Relaxed }, false),
+    ] {
+        let mut frame = Vec::new();
+        encode_request(&mut frame, 1, &request);
+        assert_eq!(decode_header(&frame, &limits()).is_ok(), is_taken, "{request:?}");
+    }
+}
+
+#[test]
 fn wrong_fields_are_refused_with_the_stream_in_step() {
     let len = set_frame().len();
     for (at, byte, code) in [
@@ -427,7 +449,7 @@ fn wrong_fields_are_refused_with_the_stream_in_step() {
         (3, 99, Code::UnknownOperation),
         (4, 4, Code::InvalidOption),
         (7, 1, Code::InvalidOption),
-        (22, 2, Code::InvalidOption),
+        (22, 3, Code::InvalidOption),
         (23, 4, Code::InvalidOption),
         (23, 1, Code::InvalidOption),
         // An expiry that flags deny or keep, one beyond all times, one where none is taken.

@@ -119,7 +119,7 @@ impl Session {
 }
 
 impl super::Context {
-    fn config_value(&self, name: &str) -> String {
+    pub(super) fn config_value(&self, name: &str) -> String {
         let found = self.config.iter().find(|(other, _)| *other == name);
         found.map_or_else(|| "0".to_owned(), |(_, value)| value.clone())
     }

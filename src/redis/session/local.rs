@@ -33,6 +33,11 @@ impl Session {
                 }
                 Some(sub) => name = sub.name,
                 None => {
+                    let whole = [spec.name.as_bytes(), b"|", args[1]].concat();
+                    if table::find_absent(&whole).is_some() {
+                        self.say_unknown(&[&whole]);
+                        return Step::Taken;
+                    }
                     self.flag_fault();
                     self.say(|out, _| introspect::unknown_subcommand(out, spec, args[1]));
                     return Step::Taken;
@@ -146,9 +151,13 @@ impl Session {
                     false => self.say_error("ERR syntax error"),
                 }
             }
-            "readonly" | "readwrite" | "asking" | "cluster|info" => {
-                self.say_error("ERR This instance has cluster support disabled");
-            }
+            "waitaof" => self.wait_for_log(args),
+            "bgrewriteaof" => self.say_or_queue(|out, _| {
+                resp::simple(out, "Background append only file rewriting started");
+            }),
+            "latency|doctor" => self.say_or_queue(|out, _| resp::bulk(out, b"No events are recorded.")),
+            "readonly" | "readwrite" | "asking" => self.refuse_cluster(),
+            _ if name.starts_with("cluster|") => self.refuse_cluster(),
             _ => self.say_unknown(args),
         }
     }
@@ -352,6 +361,27 @@ impl Session {
             (Some(_), Some(_)) => resp::error(out, "ERR timeout is negative"),
             (Some(_), None) => resp::error(out, "ERR timeout is not an integer or out of range"),
             (None, _) => resp::error(out, "ERR value is not an integer or out of range"),
+        });
+    }
+
+    fn refuse_cluster(&mut self) {
+        self.say_or_queue(|out, _| resp::error(out, "ERR This instance has cluster support disabled"));
+    }
+
+    /// WAITAOF: what was answered before is on disk, if the server waits for that at all.
+    fn wait_for_log(&mut self, args: &[&[u8]]) {
+        let numbers = (parse_i64(args[1]), parse_i64(args[2]), parse_i64(args[3]));
+        let is_durable = self.context.config_value("appendfsync") == "always";
+        self.say_or_queue(|out, _| match numbers {
+            (Some(0..=1), Some(_), Some(0..)) => {
+                resp::array(out, 2);
+                resp::integer(out, i64::from(is_durable));
+                resp::integer(out, 0);
+            }
+            (Some(0..=1), Some(_), Some(_)) => resp::error(out, "ERR timeout is negative"),
+            (Some(0..=1), Some(_), None) => resp::error(out, "ERR timeout is not an integer or out of range"),
+            (Some(_), _, _) => resp::error(out, "ERR value is out of range, must be between 0 and 1"),
+            (None, _, _) => resp::error(out, "ERR value is not an integer or out of range"),
         });
     }
 

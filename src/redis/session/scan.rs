@@ -219,7 +219,8 @@ fn between(first: &[u8], last: &[u8], random: u64) -> Vec<u8> {
         u64::from_be_bytes(bytes)
     };
     let (low, high) = (number(first), number(last));
-    let place = low + (u128::from(high.saturating_sub(low)) * u128::from(random) >> 64) as u64;
+    let part = (u128::from(high.saturating_sub(low)) * u128::from(random)) >> 64;
+    let place = low + part as u64;
     [&first[..shared], &place.to_be_bytes()[..]].concat()
 }
 

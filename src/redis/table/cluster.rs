@@ -8,7 +8,7 @@ const fn connection(name: &'static str, flags: Flags) -> Spec {
 }
 
 const fn cluster(name: &'static str, arity: i32) -> Spec {
-    super::row(name, Group::Cluster, arity, Flags::STALE, Categories::NONE)
+    super::row(name, Group::Cluster, arity, Flags::STALE, Categories::NONE).differs(NO_CLUSTER)
 }
 
 /// About nodes as such, which clients leave to people.
@@ -18,16 +18,21 @@ const fn admin(name: &'static str, arity: i32) -> Spec {
 
 const NO_REPLICAS: &str = "there are no replicas: always none";
 
+/// Of all that follows.
+const NO_CLUSTER: &str = "refused as by a Redis that is no cluster; cores as its nodes: not yet";
+
 pub(super) static COMMANDS: &[Spec] = &[
     super::row("cluster", Group::Cluster, -2, Flags::NONE, Categories::NONE)
         .doc("3.0.0", "As its subcommands", "", "Tells which node has which slots.")
-        .differs(
-            "with `--cluster-mode emulated` the cores are the nodes; without, refused as by a plain Redis",
-        )
+        .differs(NO_CLUSTER)
         .subcommands(CLUSTER),
-    connection("readonly", ALWAYS_FAST).doc("3.0.0", "O(1)", "", "Allows reads of replicas."),
-    connection("readwrite", ALWAYS_FAST).doc("3.0.0", "O(1)", "", "Forbids reads of replicas."),
-    connection("asking", Flags::FAST).doc("3.0.0", "O(1)", "", "Follows an ASK."),
+    connection("readonly", ALWAYS_FAST)
+        .doc("3.0.0", "O(1)", "", "Allows reads of replicas.")
+        .differs(NO_CLUSTER),
+    connection("readwrite", ALWAYS_FAST)
+        .doc("3.0.0", "O(1)", "", "Forbids reads of replicas.")
+        .differs(NO_CLUSTER),
+    connection("asking", Flags::FAST).doc("3.0.0", "O(1)", "", "Follows an ASK.").differs(NO_CLUSTER),
 ];
 
 static CLUSTER: &[Spec] = &[
@@ -55,10 +60,7 @@ static CLUSTER: &[Spec] = &[
         .tips(&[VARIES])
         .doc("3.0.0", "O(N) in the number of nodes", "", "Lists ranges of slots and their nodes.")
         .replaced("7.0.0", "`CLUSTER SHARDS`"),
-    cluster("cluster|links", 2)
-        .tips(&[VARIES])
-        .doc("7.0.0", "O(1)", "", "Lists connections between nodes.")
-        .differs("nodes are cores of one process: always none"),
+    cluster("cluster|links", 2).tips(&[VARIES]).doc("7.0.0", "O(1)", "", "Lists connections between nodes."),
     cluster("cluster|keyslot", 3).doc(
         "3.0.0",
         "O(N) in the length of the key",

@@ -44,9 +44,6 @@ pub(super) static COMMANDS: &[Spec] = &[
         .subcommands(CLIENT),
 ];
 
-const KILL_SYNTAX: &str = "(ip:port|([ID client-id]|[TYPE (NORMAL|MASTER|SLAVE|REPLICA|PUBSUB)]|\
-                           [USER username]|[ADDR ip:port]|[LADDR ip:port]|[SKIPME yes/no])...)";
-
 static CLIENT: &[Spec] = &[
     connection("client|id", 2, CONNECTION).doc("5.0.0", "O(1)", "", "Tells the number of this connection."),
     connection("client|getname", 2, CONNECTION).doc(
@@ -70,29 +67,7 @@ static CLIENT: &[Spec] = &[
     connection("client|info", 2, CONNECTION)
         .tips(&[VARIES])
         .doc("6.2.0", "O(1)", "", "Tells about this connection.")
-        .differs("buffers and memory are 0"),
-    connection("client|list", -2, ADMIN)
-        .tips(&[VARIES])
-        .doc(
-            "2.4.0",
-            "O(N) in the number of connections",
-            "[TYPE (NORMAL|MASTER|REPLICA|PUBSUB)] [ID client-id...]",
-            "Tells about all connections.",
-        )
-        .differs("buffers and memory are 0"),
-    connection("client|kill", -3, ADMIN).doc(
-        "2.4.0",
-        "O(N) in the number of connections",
-        KILL_SYNTAX,
-        "Closes connections.",
-    ),
-    connection("client|pause", -3, ADMIN).doc(
-        "2.9.50",
-        "O(1)",
-        "timeout [WRITE|ALL]",
-        "Lets commands of clients wait for some time.",
-    ),
-    connection("client|unpause", 2, ADMIN).doc("6.2.0", "O(1)", "", "Lets commands wait no more."),
+        .differs("fewer fields: id, name, db, multi, resp and the library"),
     connection("client|reply", 3, CONNECTION).doc(
         "3.2.0",
         "O(1)",

@@ -95,9 +95,7 @@ pub(super) static GENERIC: &[Spec] = &[
             "cursor [MATCH pattern] [COUNT count] [TYPE type]",
             "Lists keys, some with each call.",
         )
-        .differs(
-            "in the order of keys within each part; no key comes twice; cursors stay good over a restart",
-        ),
+        .differs("in the order of keys; after a restart, or among thousands of scans, one may begin again"),
     generic("randomkey", 1, Flags::READONLY)
         .tips(&[ALL_SHARDS, VARIES])
         .doc("1.0.0", "O(1)", "", "Picks a key.")
@@ -167,7 +165,7 @@ pub(super) static GENERIC: &[Spec] = &[
             "numreplicas timeout",
             "Waits until this connection's writes are on so many replicas.",
         )
-        .differs("there are no replicas: waits until this connection's writes are on disk, then answers 0"),
+        .differs("there are no replicas: answers 0, behind the answers of all writes before it"),
     super::row("waitaof", Group::Generic, 4, Flags::BLOCKING, Categories::CONNECTION)
         .tips(&[ALL_SHARDS, LEAST])
         .doc(
@@ -176,7 +174,9 @@ pub(super) static GENERIC: &[Spec] = &[
             "numlocal numreplicas timeout",
             "Waits until this connection's writes are on disk, here and on so many replicas.",
         )
-        .differs("there are no replicas: the second number is 0"),
+        .differs(
+            "the first number is 1 with `--sync always` and else 0, the second 0: there are no replicas",
+        ),
 ];
 
 const OBJECT_KEY: &[KeySpec] = &[KeySpec::one(2, LOOK)];

@@ -49,22 +49,10 @@ pub(super) static COMMANDS: &[Spec] = &[
         .also(ABOUT_SERVER)
         .tips(&[VARIES])
         .doc("1.0.0", "O(1)", "", "Tells the time of the last save.")
-        .differs("of the last checkpoint, or of the start"),
-    server("save", 1, SAVING.with(Flags::NO_MULTI)).doc("1.0.0", "O(1)", "", "Saves everything.").differs(
-        "makes a checkpoint, a directory of hard links; needed for backups only, not for durability",
-    ),
-    server("bgsave", -1, SAVING)
-        .doc("1.0.0", "O(1)", "[SCHEDULE]", "Saves everything, and answers before.")
-        .differs("as `SAVE`, answered before it is done"),
+        .differs("of the start: nothing needs to be saved"),
     server("bgrewriteaof", 1, SAVING)
         .doc("1.0.0", "O(1)", "", "Rewrites the log so that it is short.")
         .differs("changes nothing: the log is kept short all the time"),
-    server("shutdown", -1, ADMIN.with(Flags::NO_MULTI).with(Flags::ALLOW_BUSY))
-        .doc("1.0.0", "O(1)", "[NOSAVE|SAVE] [NOW] [FORCE] [ABORT]", "Stops the server.")
-        .differs("`NOSAVE` loses nothing either: what was answered stays as durable as `--sync` promised"),
-    server("debug", -2, ADMIN)
-        .doc("1.0.0", SUBCOMMANDS, "(SLEEP seconds|JMAP)", "What some tools need.")
-        .differs("`SLEEP` and `JMAP` only"),
 ];
 
 /// Subcommands of COMMAND.
@@ -115,7 +103,9 @@ static CONFIG: &[Spec] = &[
         .tips(&[ALL_NODES, ALL_SUCCEED])
         .doc("2.0.0", "O(N) in the number of settings", "(parameter value)...", "Changes settings.")
         .differs("what cannot be changed while the server runs is refused"),
-    server("config|resetstat", 2, ADMIN).doc("2.0.0", "O(1)", "", "Lets counters begin anew."),
+    server("config|resetstat", 2, ADMIN)
+        .doc("2.0.0", "O(1)", "", "Lets counters begin anew.")
+        .differs("answered, and changes nothing: counters are since the start"),
     server("config|rewrite", 2, ADMIN)
         .doc("2.8.0", "O(1)", "", "Writes settings into the configuration file.")
         .differs("refused as by a Redis that was started without a file"),
@@ -184,12 +174,6 @@ static ACL: &[Spec] = &[
     server("acl|whoami", 2, CONNECTION)
         .doc("6.0.0", "O(1)", "", "Tells the name of this connection's user.")
         .differs("always `default`"),
-    server("acl|cat", -2, CONNECTION).doc(
-        "6.0.0",
-        "O(1)",
-        "[categoryname]",
-        "Lists the categories, or the commands of one.",
-    ),
     server("acl|list", 2, ADMIN)
         .doc("6.0.0", "O(1)", "", "Lists the rules of all users.")
         .differs("one user, `default`, who may do everything"),
