@@ -57,7 +57,16 @@ pub trait Env: Clone + 'static {
 
     /// Lets other runnable tasks run first.
     fn yield_now(&self) -> impl Future<Output = ()>;
+
+    /// Suspends for real, after a step that took long: others run, and what has come meanwhile is seen before it goes
+    /// on. A mere yield keeps the executor's round going, in which nobody looks at sockets or disk.
+    fn rest(&self) -> impl Future<Output = ()> {
+        self.sleep(REST)
+    }
 }
+
+/// How long a rest is: as short as a timer can be.
+const REST: Duration = Duration::from_micros(1);
 
 /// Paces background work: [`Pacer::breathe`] between small steps suspends *for real* once the work has
 /// used its slice. A mere yield would not let the executor submit I/O or see completions.
@@ -79,7 +88,7 @@ impl<E: Env> Pacer<E> {
     /// Suspends if the slice is used up. Call it at least every ~20 µs of work.
     pub async fn breathe(&mut self) {
         if self.env.now().saturating_sub(self.since) >= SLICE {
-            self.env.sleep(Duration::from_micros(1)).await;
+            self.env.rest().await;
             self.since = self.env.now();
         }
     }

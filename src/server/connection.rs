@@ -130,6 +130,10 @@ impl<E: Env> Outlet for Connection<E> {
         self.is_fenced.get() || !self.stalls.borrow().is_empty()
     }
 
+    fn describe(&self) -> Option<String> {
+        self.speech.describe()
+    }
+
     fn flush(&self) {
         self.write_now();
         self.let_owner_go_on();
@@ -148,6 +152,7 @@ impl<E: Env> Connection<E> {
         context: Rc<session::Context>,
         open: &OpenConnections<E>,
     ) -> bool {
+        let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
         let socket = match Socket::adopt(stream) {
             Ok(socket) => socket,
             Err(error) => {
@@ -163,7 +168,7 @@ impl<E: Env> Connection<E> {
             shard: shard.clone(),
             socket,
             token: Cell::new(0),
-            speech: Speech::new(context),
+            speech: Speech::new(context, peer),
             out: RefCell::default(),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
@@ -229,7 +234,7 @@ impl<E: Env> Connection<E> {
             }
             if at_once >= AT_ONCE_BYTES {
                 at_once = 0;
-                self.shard.env.yield_now().await;
+                self.shard.env.rest().await;
             }
             let (moved, free) = (self.moved.notified(), self.share.free());
             let read = if needs_more && self.is_ready() {
@@ -503,7 +508,7 @@ impl<E: Env> Connection<E> {
             })
             .await;
             if self.unsent() > 0 {
-                self.shard.env.yield_now().await;
+                self.shard.env.rest().await;
             }
         }
         self.is_writing.set(false);

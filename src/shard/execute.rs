@@ -106,7 +106,11 @@ impl<E: Env> Shard<E> {
             Request::DeleteRange(ref range) => self.delete_range(meta, range, out),
             Request::Transact(ref transaction) => self.transact(meta, transaction, loaded, out),
             Request::Stats { section } => {
-                let text = if section == "tablets" { self.tablets_text() } else { self.stats_text() };
+                let text = match section {
+                    "tablets" => self.tablets_text(),
+                    "clients" => self.clients_text(),
+                    _ => self.stats_text(),
+                };
                 out.ready(meta, &Reply::Stats(&text));
                 Ok(Attempt::Done)
             }
@@ -450,6 +454,12 @@ impl<E: Env> Shard<E> {
             self.engine.wal().request_sync(block);
         }
         wait
+    }
+
+    /// A line about each client of this shard that is listed.
+    fn clients_text(&self) -> String {
+        let outlets: Vec<_> = self.outlets.borrow().iter().map(|(_, (_, outlet))| outlet.clone()).collect();
+        outlets.iter().filter_map(|outlet| outlet.describe()).collect()
     }
 
     /// Counters of this shard as lines of text.

@@ -41,8 +41,8 @@ enum Kind {
     Mget { owners: Vec<u16>, parts: Vec<Vec<u8>> },
     /// Counters by shard.
     Stats { section: String, shards: Vec<MetricsSnapshot> },
-    /// Lines about tablets.
-    Tablets(String),
+    /// Lines about tablets, or clients.
+    Lines(String),
     /// Nothing. What is to be done, whether some shard has done it, and how often all were asked anew.
     DeleteRange { start: Vec<u8>, end: Vec<u8>, durability: Durability, is_begun: bool, retries: u32 },
 }
@@ -92,11 +92,11 @@ impl<E: Env> Gather<E> {
     }
 
     /// Asks every shard for its counters. Nobody needs leave for the answer: it is small, or with many tablets
-    /// a hundred bytes for each of them.
+    /// or clients a hundred bytes for each of them.
     pub fn stats(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, section: &str) {
         let shards = vec![MetricsSnapshot::default(); shard.slots.shards];
         let (kind, part) = match section {
-            "tablets" => (Kind::Tablets(String::new()), section),
+            "tablets" | "clients" => (Kind::Lines(String::new()), section),
             _ => (Kind::Stats { section: section.to_owned(), shards }, ""),
         };
         let parts = (0..shard.slots.shards).map(|owner| {
@@ -234,11 +234,11 @@ impl<E: Env> Gather<E> {
                 self.refusal.replace(Some(too_large(limit)));
             }
             (Reply::Done, Kind::DeleteRange { is_begun, .. }) => *is_begun = true,
-            (Reply::Stats(text), Kind::Tablets(all)) => {
+            (Reply::Stats(text), Kind::Lines(all)) => {
                 self.keep(&shard, text.len());
                 all.push_str(text);
                 if all.len() > limit {
-                    let message = format!("the lines about tablets are more than a frame of {limit} bytes");
+                    let message = format!("these lines are more than a frame of {limit} bytes");
                     self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
                 }
             }
@@ -279,7 +279,7 @@ impl<E: Env> Gather<E> {
         }
         match &*self.kind.borrow() {
             Kind::Mget { .. } => unreachable!("values are put together step by step"),
-            Kind::Tablets(text) => out.ready(self.meta, &Reply::Stats(text)),
+            Kind::Lines(text) => out.ready(self.meta, &Reply::Stats(text)),
             Kind::DeleteRange { .. } => out.ready(self.meta, &Reply::Done),
             Kind::Stats { section, shards } => {
                 out.ready(self.meta, &Reply::Stats(&stats_text(section, shards)));
@@ -330,7 +330,7 @@ impl<E: Env> Gather<E> {
         for owner in owners {
             if keys == sliced::KEYS_MAX || list.frame_bytes() - rested_at > sliced::BYTES_MAX + LIST_BYTES {
                 (keys, rested_at) = (0, list.frame_bytes());
-                shard.env.yield_now().await;
+                shard.env.rest().await;
             }
             keys += 1;
             match parts[usize::from(*owner)].next().expect("each shard has answered for each of its keys") {

@@ -112,6 +112,11 @@ pub trait Outlet {
 
     /// Whether frames of it wait at some owner.
     fn is_stalled(&self) -> bool;
+
+    /// A line about the client, if it is one that is listed.
+    fn describe(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What crosses the mesh.

@@ -21,4 +21,5 @@ mod pause;
 mod preflight;
 mod ranges;
 mod raw;
+mod redis;
 mod scan;

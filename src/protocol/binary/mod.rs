@@ -59,8 +59,8 @@
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
-//! STATS without a key is about everything; its sections are `total`, `shards`, and `tablets`, which is not part
-//! of everything. INCR works on decimal text, as Redis does, an absent key
+//! STATS without a key is about everything; its sections are `total`, `shards`, and two that are not part of
+//! everything, `tablets` and `clients`, those of Redis' protocol. INCR works on decimal text, as Redis does, an absent key
 //! counting as 0.
 //!
 //! # Checkpoint

@@ -47,6 +47,8 @@ pub(super) enum What {
     Count(Count),
     /// RANDOMKEY.
     Pick(Pick),
+    /// CLIENT LIST: those of these numbers, or all.
+    Clients { ids: Option<Vec<i64>> },
     /// INFO: these sections.
     Info { sections: Vec<String> },
 }
@@ -173,6 +175,9 @@ impl Session {
             (What::Count(count), Reply::Page(page)) => return count.take(number, &page),
             (What::Count(count), Reply::Stats(text)) => return count.estimate(number, text),
             (What::Pick(pick), Reply::Page(page)) => return pick.take(number, &page, proto),
+            (What::Clients { ids }, Reply::Stats(text)) => {
+                resp::verbatim(&mut out, "txt", clients(text, ids.as_deref()).as_bytes(), proto);
+            }
             (What::Info { sections }, Reply::Stats(text)) => {
                 let sections = std::mem::take(sections);
                 let text = self.info(&sections, text);
@@ -182,6 +187,18 @@ impl Session {
         }
         Outcome::Reply(out)
     }
+}
+
+/// The lines about clients with these numbers, by number.
+fn clients(text: &str, ids: Option<&[i64]>) -> String {
+    let number = |line: &str| {
+        let digits = line.strip_prefix("id=").and_then(|rest| rest.split(' ').next());
+        digits.and_then(|digits| digits.parse::<i64>().ok()).unwrap_or(0)
+    };
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+    lines.retain(|line| ids.is_none_or(|ids| ids.contains(&number(line))));
+    lines.sort_by_key(|line| number(line));
+    lines.concat()
 }
 
 fn list(out: &mut Vec<u8>, values: Values<'_>, proto: Proto) {

@@ -110,8 +110,8 @@ impl Session {
             }
             "cluster" => vec![("cluster_enabled", text(if self.is_node() { "1" } else { "0" }))],
             // A database without keys is not listed.
-            "keyspace" if count("keys") != "0" => {
-                vec![("db0", format!("keys={},expires=0,avg_ttl=0", count("keys")))]
+            "keyspace" if count("keys_estimate") != "0" => {
+                vec![("db0", format!("keys={},expires=0,avg_ttl=0", count("keys_estimate")))]
             }
             _ => Vec::new(),
         }

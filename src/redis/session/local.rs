@@ -15,22 +15,32 @@ const NAME_BYTES_MAX: usize = 64 << 10;
 impl Session {
     /// A command that is none on keys that it names.
     pub(super) fn local(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
+        // A browser that was talked into it: what follows is not for us. Redis closes as well.
+        if args[0].eq_ignore_ascii_case(b"post") || args[0].eq_ignore_ascii_case(b"host:") {
+            self.is_closing = true;
+            return Step::Taken;
+        }
         let Some(spec) = table::find(args[0]) else {
             self.say_unknown(args);
             return Step::Taken;
         };
         if !spec.takes(args.len()) {
+            if spec.name == "exec" {
+                self.abort();
+                return Step::Taken;
+            }
             self.flag_fault();
             return self.fail(Fault::Arity(spec.name), args);
         }
         let mut name = spec.name;
-        // COMMAND has its own way with subcommands.
-        if !spec.subcommands.is_empty() && name != "command" {
+        // COMMAND is one without a subcommand as well.
+        if !spec.subcommands.is_empty() && args.len() > 1 {
             match table::find_sub(spec, args[1]) {
                 Some(sub) if !sub.takes(args.len()) => {
                     self.flag_fault();
                     return self.fail(Fault::Arity(sub.name), args);
                 }
+                Some(_) if name == "command" => {}
                 Some(sub) => name = sub.name,
                 None => {
                     let whole = [spec.name.as_bytes(), b"|", args[1]].concat();
@@ -51,9 +61,14 @@ impl Session {
         match name {
             "multi" => self.multi(),
             "exec" => return self.exec(frames),
-            "discard" => return self.discard(),
+            "discard" => self.discard(),
             "watch" => return self.watch(args, frames),
-            "unwatch" => return self.unwatch(),
+            "unwatch" => self.unwatch(),
+            "quit" => {
+                self.say_ok();
+                self.is_closing = true;
+            }
+            "reset" => self.reset(),
             _ if self.queue.is_some() && !is_known_at_once(name) => {
                 self.flag_fault();
                 self.say_error("ERR Command not allowed inside a transaction");
@@ -64,11 +79,7 @@ impl Session {
             "randomkey" => return self.random_key(frames),
             "flushall" | "flushdb" => return self.flush(args, frames),
             "info" => return self.ask_for_info(args, frames),
-            "quit" => {
-                self.say_ok();
-                self.is_closing = true;
-            }
-            "reset" => self.reset(),
+            "client|list" => return self.ask_for_clients(args, frames),
             "hello" => self.hello(args),
             "client|reply" => self.client_reply(args),
             _ => self.at_once(name, args),
@@ -112,6 +123,11 @@ impl Session {
                 self.say_or_queue(|out, _| resp::integer(out, seconds));
             }
             "wait" => self.wait(args),
+            "slowlog|get" if args.len() > 2 && !matches!(parse_i64(args[2]), Some(-1..)) => {
+                self.say_or_queue(|out, _| {
+                    resp::error(out, "ERR count should be greater than or equal to -1");
+                });
+            }
             "slowlog|get" | "latency|latest" | "latency|history" => {
                 self.say_or_queue(|out, _| resp::array(out, 0));
             }
@@ -166,16 +182,16 @@ impl Session {
         match args {
             [_] => self.say_or_queue(|out, _| resp::simple(out, "PONG")),
             [_, message] => self.say_or_queue(|out, _| resp::bulk(out, message)),
-            _ => {
-                self.flag_fault();
-                self.fail(Fault::Arity("ping"), args);
-            }
+            _ => self.say_or_queue(|out, _| Fault::Arity("ping").write(args, out)),
         }
     }
 
     fn select(&mut self, args: &[&[u8]]) {
         match parse_i64(args[1]) {
             Some(0) => self.say_or_queue(|out, _| resp::simple(out, "OK")),
+            Some(number) if i32::try_from(number).is_err() => {
+                self.say_or_queue(|out, _| Fault::NotInteger32.write(args, out));
+            }
             Some(_) => self.say_or_queue(|out, _| resp::error(out, "ERR DB index is out of range")),
             None => self.say_or_queue(|out, _| {
                 resp::error(out, "ERR value is not an integer or out of range");
@@ -210,7 +226,6 @@ impl Session {
             };
             rest = tail;
         }
-        let mut name = None;
         while let [option, tail @ ..] = rest {
             match (option.to_ascii_lowercase().as_slice(), tail) {
                 (b"auth", [user, _, tail @ ..]) => {
@@ -224,17 +239,15 @@ impl Session {
                     if !is_name(wanted) {
                         return self.say_error(BAD_NAME);
                     }
-                    name = Some(wanted.to_vec());
+                    // Stays, whatever is wrong with what follows.
+                    self.name = wanted.to_vec();
                     rest = tail;
                 }
                 _ => {
-                    let option = String::from_utf8_lossy(option).into_owned();
-                    return self.say_error(&format!("ERR Syntax error in HELLO option '{option}'"));
+                    let text = [b"ERR Syntax error in HELLO option '", *option, b"'"].concat();
+                    return self.say(|out, _| resp::error_bytes(out, &text));
                 }
             }
-        }
-        if let Some(name) = name {
-            self.name = name;
         }
         self.proto = proto;
         let (id, is_node) = (self.id as i64, self.is_node());
@@ -309,12 +322,44 @@ impl Session {
         self.say_ok();
     }
 
+    /// CLIENT LIST: all of them, or those of these numbers.
+    fn ask_for_clients(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
+        let mut ids = None;
+        match &args[2..] {
+            [] => {}
+            [option, kind] if option.eq_ignore_ascii_case(b"type") => {
+                match kind.to_ascii_lowercase().as_slice() {
+                    b"normal" => {}
+                    b"master" | b"replica" | b"slave" | b"pubsub" => ids = Some(Vec::new()),
+                    _ => {
+                        let text = [b"ERR Unknown client type '", *kind, b"'"].concat();
+                        self.say(|out, _| resp::error_bytes(out, &text));
+                        return Step::Taken;
+                    }
+                }
+            }
+            [option, numbers @ ..] if option.eq_ignore_ascii_case(b"id") && !numbers.is_empty() => {
+                let numbers: Option<Vec<i64>> = numbers.iter().map(|number| parse_i64(number)).collect();
+                let Some(numbers) = numbers.filter(|all| all.iter().all(|number| *number > 0)) else {
+                    self.say_error("ERR Invalid client ID");
+                    return Step::Taken;
+                };
+                ids = Some(numbers);
+            }
+            _ => return self.fail(Fault::Syntax, args),
+        }
+        encode_request(frames, self.pending.next(), &Request::Stats { section: "clients" });
+        self.expect(What::Clients { ids }, None);
+        Step::Taken
+    }
+
     /// A line about this client, as CLIENT INFO has it.
-    pub(super) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         format!(
-            "id={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
+            "id={} addr={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
             self.id,
+            self.peer,
             text(&self.name),
             self.queue.as_ref().map_or(-1, |queue| queue.len() as i64),
             if self.proto == Proto::Resp3 { 3 } else { 2 },
@@ -400,7 +445,10 @@ impl Session {
 
 /// Commands that a transaction may have though they name no keys.
 fn is_known_at_once(name: &str) -> bool {
-    let is_other = matches!(name, "scan" | "keys" | "dbsize" | "randomkey" | "flushall" | "flushdb" | "info");
+    let is_other = matches!(
+        name,
+        "scan" | "keys" | "dbsize" | "randomkey" | "flushall" | "flushdb" | "info" | "client|list"
+    );
     let changes_connection = matches!(name, "quit" | "reset" | "hello" | "client|reply");
     !is_other && !changes_connection
 }

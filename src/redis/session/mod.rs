@@ -88,6 +88,8 @@ pub struct Session {
     parser: Parser,
     proto: Proto,
     id: u64,
+    /// The client's address.
+    peer: String,
     is_node: bool,
     random: u64,
     /// By CLIENT SETNAME.
@@ -121,13 +123,14 @@ enum Step {
 }
 
 impl Session {
-    /// A new connection's. If it `is_node`, it is to one shard, and knows of others only where they are. `random` is
+    /// A new connection's, of a client at the address `peer`. If it `is_node`, it is to one shard, and knows of others only where they are. `random` is
     /// any number.
-    pub fn new(context: Rc<Context>, is_node: bool, random: u64) -> Session {
+    pub fn new(context: Rc<Context>, peer: String, is_node: bool, random: u64) -> Session {
         let mut parser = Parser::new(context.command_limits);
         parser.set_authenticated(true);
         Session {
             id: context.next_id(),
+            peer,
             is_node,
             random,
             parser,
@@ -242,7 +245,12 @@ impl Session {
 
     fn command(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
         let step = match Command::parse(args) {
-            Err(Fault::UnknownCommand) => self.local(args, frames),
+            // MEMORY has others beside USAGE.
+            Err(Fault::UnknownCommand | Fault::UnknownSubcommand("MEMORY")) => self.local(args, frames),
+            Err(fault) if self.queue.is_some() && !is_refused_when_queued(args, fault) => {
+                self.enqueue(args, &[]);
+                Step::Taken
+            }
             Err(fault) => {
                 self.flag_fault();
                 self.say(|out, _| fault.write(args, out));
@@ -258,7 +266,7 @@ impl Session {
                     self.say_error(&error);
                     Step::Taken
                 } else if self.queue.is_some() {
-                    self.enqueue(args, &command);
+                    self.enqueue(args, &command.keys());
                     Step::Taken
                 } else {
                     self.translate(args, command, frames)
@@ -365,6 +373,14 @@ impl Session {
             None => self.say(|out, _| resp::error_bytes(out, &unknown_command(args))),
         }
     }
+}
+
+/// Whether a command is refused at once that MULTI would only queue. Other faults are told when it is executed.
+fn is_refused_when_queued(args: &[&[u8]], fault: Fault) -> bool {
+    // MSET refuses an odd number of arguments by itself, and late.
+    let is_late =
+        matches!(fault, Fault::Arity(_)) && table::find(args[0]).is_some_and(|spec| spec.takes(args.len()));
+    fault.is_found_when_queued() && !is_late
 }
 
 /// Whether this is the command that asks for the next one's reply to be left out.

@@ -4,10 +4,12 @@ use super::answer::What;
 use super::refusal::CROSS_SLOT;
 use super::{Session, Step};
 use crate::base::Lsn;
-use crate::protocol::binary::{StepList, Watch, WatchList, encode_request};
+use crate::protocol::binary::{Step as Part, StepList, Watch, WatchList, encode_request};
 use crate::protocol::resp::{self, Proto};
 use crate::protocol::{Durability, Request, Transaction};
 use crate::redis::command::Command;
+use crate::redis::evaluate::evaluate;
+use crate::redis::keyspace::MemoryKeyspace;
 use crate::slot::Slot;
 
 /// What is said, beside that it crosses slots, of a transaction that names too much.
@@ -40,11 +42,6 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Whether versions are still to come.
-    pub fn is_asking(&self) -> bool {
-        self.asked > self.versions.len()
-    }
-
     pub fn seen(&mut self, version: Option<Lsn>) {
         self.versions.push(version);
     }
@@ -69,6 +66,15 @@ impl Session {
         self.watched = Watched::default();
     }
 
+    /// EXEC with arguments: the transaction is given up.
+    pub(super) fn abort(&mut self) {
+        self.queue = None;
+        self.forget_watched();
+        self.say_error(
+            "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
+        );
+    }
+
     /// Notes that a command of a transaction was refused.
     pub(super) fn flag_fault(&mut self) {
         if let Some(queue) = &mut self.queue {
@@ -77,11 +83,11 @@ impl Session {
     }
 
     /// Keeps a command for EXEC.
-    pub(super) fn enqueue(&mut self, args: &[&[u8]], command: &Command<'_>) {
+    pub(super) fn enqueue(&mut self, args: &[&[u8]], keys: &[&[u8]]) {
         let (bytes_max, items_max) =
             (self.context.command_limits.command_bytes_max, self.context.limits.items_max);
         let Some(queue) = &mut self.queue else { return };
-        for key in command.keys() {
+        for key in keys {
             match &queue.key {
                 None => queue.key = Some(key.to_vec()),
                 Some(other) => queue.crosses_slots |= Slot::of_key(other) != Slot::of_key(key),
@@ -120,18 +126,13 @@ impl Session {
         }
     }
 
-    pub(super) fn discard(&mut self) -> Step {
-        // What WATCH asked for is still to come.
-        if self.watched.is_asking() {
-            return Step::Wait;
-        }
+    pub(super) fn discard(&mut self) {
         if self.queue.take().is_some() {
             self.watched = Watched::default();
             self.say_ok();
         } else {
             self.say_error("ERR DISCARD without MULTI");
         }
-        Step::Taken
     }
 
     pub(super) fn watch(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
@@ -139,7 +140,8 @@ impl Session {
             self.say_error("ERR WATCH inside MULTI is not allowed");
             return Step::Taken;
         }
-        if self.watched.is_asking() {
+        // Nothing behind it is taken in before all versions have come: it might change a key that is still asked for.
+        if !self.pending.is_empty() {
             return Step::Wait;
         }
         let most = self.context.limits.key_bytes_max as usize;
@@ -171,25 +173,23 @@ impl Session {
         encode_request(frames, self.pending.next(), &Request::Ttl { key: new[0] });
         let rest = new[1..].iter().rev().map(|key| key.to_vec()).collect();
         self.expect(What::Watch { rest }, None);
+        self.is_exclusive = true;
         Step::Taken
     }
 
-    pub(super) fn unwatch(&mut self) -> Step {
-        if self.watched.is_asking() {
-            return Step::Wait;
+    pub(super) fn unwatch(&mut self) {
+        // Within MULTI it comes too late to change anything.
+        if self.queue.is_some() {
+            return self.enqueue_reply(|out, _| resp::simple(out, "OK"));
         }
         self.watched = Watched::default();
         self.say_ok();
-        Step::Taken
     }
 
     pub(super) fn exec(&mut self, frames: &mut Vec<u8>) -> Step {
         if self.queue.is_none() {
             self.say_error("ERR EXEC without MULTI");
             return Step::Taken;
-        }
-        if self.watched.is_asking() {
-            return Step::Wait;
         }
         let Some(queue) = self.queue.take() else { return Step::Taken };
         let watched = std::mem::take(&mut self.watched);
@@ -206,9 +206,9 @@ impl Session {
             return Step::Taken;
         }
         let Some(key) = queue.key.as_ref().or(watched.keys.first()) else {
-            self.say(|out, _| {
+            self.say(|out, proto| {
                 resp::array(out, queue.count);
-                replies_of(&queue.steps, out);
+                replies_of(&queue.steps, proto, out);
             });
             return Step::Taken;
         };
@@ -239,11 +239,20 @@ impl Session {
     }
 }
 
-/// The replies of a transaction that consists of nothing else.
-fn replies_of(steps: &StepList, out: &mut Vec<u8>) {
+/// The replies of a transaction that names no keys.
+fn replies_of(steps: &StepList, proto: Proto, out: &mut Vec<u8>) {
     for step in steps.steps() {
-        if let crate::protocol::binary::Step::Reply(reply) = step {
-            out.extend_from_slice(reply);
+        match step {
+            Part::Reply(reply) => out.extend_from_slice(reply),
+            Part::Command(words) => {
+                let words: Vec<&[u8]> = words.collect();
+                match Command::parse(&words) {
+                    Ok(command) => {
+                        let Ok(()) = evaluate(&command, &mut MemoryKeyspace::new(0), proto, out);
+                    }
+                    Err(fault) => fault.write(&words, out),
+                }
+            }
         }
     }
 }

@@ -52,6 +52,21 @@ fn ask_for_page(
     frame
 }
 
+/// The number of a cursor, which Redis reads as C reads an unsigned number: a sign is taken, and nothing is 0.
+fn cursor_of(text: &[u8]) -> Option<u64> {
+    let (is_negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    if text.is_empty() {
+        return Some(0);
+    }
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let number: u64 = std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()?;
+    Some(if is_negative { number.wrapping_neg() } else { number })
+}
+
 /// A SCAN under way.
 pub(super) struct Page {
     prefix: Vec<u8>,
@@ -238,9 +253,7 @@ impl Session {
             return Step::Wait;
         }
         let (mut count, mut pattern, mut is_of_other_type) = (10, None, false);
-        let text =
-            std::str::from_utf8(args[1]).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-        let Some(place) = text.and_then(|text| text.parse::<u64>().ok()) else {
+        let Some(place) = cursor_of(args[1]) else {
             self.say_error("ERR invalid cursor");
             return Step::Taken;
         };

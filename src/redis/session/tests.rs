@@ -55,7 +55,7 @@ struct Client {
 
 impl Client {
     fn new(is_node: bool) -> Client {
-        let session = Session::new(context(), is_node, 1);
+        let session = Session::new(context(), "10.0.0.1:99".to_owned(), is_node, 1);
         Client { session, store: MemoryKeyspace::new(5_000), keys: BTreeMap::new(), asked: Vec::new() }
     }
 
@@ -172,7 +172,7 @@ impl Client {
                 return page.finish(false, cursor);
             }
             Request::Stats { .. } => {
-                let text = format!("keys={}\n", self.keys.len());
+                let text = format!("keys_estimate={}\n", self.keys.len());
                 encode_reply(&mut out, OpCode::Stats, header.request_id, 0, &Reply::Stats(&text));
                 return out;
             }

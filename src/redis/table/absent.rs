@@ -71,7 +71,7 @@ pub(super) static CHAPTERS: &[&[Spec]] = &[
         ["client|tracking", "client|trackinginfo", "client|caching", "client|getredir"],
     ),
     &absent(Group::Connection, "no command blocks", ["client|unblock"]),
-    &absent(Group::Connection, NOT_YET, ["client|list", "client|kill", "client|pause", "client|unpause"]),
+    &absent(Group::Connection, NOT_YET, ["client|kill", "client|pause", "client|unpause"]),
     &absent(
         Group::Cluster,
         SLOTS_ARE_GIVEN,

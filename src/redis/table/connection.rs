@@ -68,6 +68,15 @@ static CLIENT: &[Spec] = &[
         .tips(&[VARIES])
         .doc("6.2.0", "O(1)", "", "Tells about this connection.")
         .differs("fewer fields: id, name, db, multi, resp and the library"),
+    connection("client|list", -2, ADMIN)
+        .tips(&[VARIES])
+        .doc(
+            "2.4.0",
+            "O(N) in the number of connections",
+            "[TYPE (NORMAL|MASTER|REPLICA|PUBSUB)] [ID client-id...]",
+            "Tells about all connections.",
+        )
+        .differs("those that speak Redis' protocol; fewer fields"),
     connection("client|reply", 3, CONNECTION).doc(
         "3.2.0",
         "O(1)",

@@ -19,6 +19,7 @@ use crate::shard::{Dispatched, Outlet, Replies};
 /// Which protocol a connection speaks, and its state in that of Redis.
 pub(super) struct Speech {
     context: Rc<Context>,
+    peer: String,
     is_known: Cell<bool>,
     session: RefCell<Option<Session>>,
     /// Frames that the session made, not dispatched yet.
@@ -33,9 +34,10 @@ pub(super) struct Speech {
 
 impl Speech {
     /// Not known before the first byte.
-    pub fn new(context: Rc<Context>) -> Speech {
+    pub fn new(context: Rc<Context>, peer: String) -> Speech {
         Speech {
             context,
+            peer,
             is_known: Cell::new(false),
             session: RefCell::new(None),
             frames: RefCell::default(),
@@ -53,10 +55,20 @@ impl Speech {
         {
             self.is_known.set(true);
             if *first != MAGIC_BYTE {
-                self.session.replace(Some(Session::new(self.context.clone(), false, random())));
+                self.session.replace(Some(Session::new(
+                    self.context.clone(),
+                    self.peer.clone(),
+                    false,
+                    random(),
+                )));
             }
         }
         self.session.borrow().is_some()
+    }
+
+    /// A line about the client.
+    pub fn describe(&self) -> Option<String> {
+        self.of(Session::describe)
     }
 
     fn of<T>(&self, of: impl FnOnce(&Session) -> T) -> Option<T> {

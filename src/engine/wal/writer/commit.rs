@@ -139,7 +139,7 @@ impl<E: Env> Wal<E> {
             let (mut body_crc, mut copied) = (0, body_at);
             for piece in entry.body.chunks(STEP_BYTES) {
                 if piece.len() > left {
-                    self.env.yield_now().await;
+                    self.env.rest().await;
                     left = STEP_BYTES;
                 }
                 left -= piece.len();
@@ -151,7 +151,7 @@ impl<E: Env> Wal<E> {
             payload_crc = crc32c_append(payload_crc, &buffer[at..body_at]);
             for piece in buffer[body_at..copied].chunks(STEP_BYTES) {
                 if entry.body.len() > STEP_BYTES {
-                    self.env.yield_now().await;
+                    self.env.rest().await;
                 }
                 payload_crc = crc32c_append(payload_crc, piece);
             }

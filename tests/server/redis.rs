@@ -1,0 +1,295 @@
+//! Redis' protocol over real connections: order over shards, transactions, what is not read, what ends a connection.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use atlaskv::protocol::resp::{Reply, decode_reply};
+
+use crate::harness::{Server, disk_dir};
+use crate::raw::Raw;
+
+/// Longer than anything takes: a server that leaves someone waiting must fail the test, not stop it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection of a client of Redis.
+struct Redis {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+/// An array of bulk strings, as clients send commands.
+fn command(words: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        bytes.extend(format!("${}\r\n", word.len()).bytes());
+        bytes.extend_from_slice(word);
+        bytes.extend(b"\r\n");
+    }
+    bytes
+}
+
+/// The same of words between spaces.
+fn line(text: &str) -> Vec<u8> {
+    let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+    command(&words)
+}
+
+impl Redis {
+    fn connect(address: SocketAddr) -> Redis {
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        stream.set_write_timeout(Some(PATIENCE)).expect("it is a socket");
+        stream.set_nodelay(true).expect("it is a socket");
+        Redis { stream, received: Vec::new() }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server reads");
+    }
+
+    /// The next reply as it came.
+    fn reply(&mut self) -> Vec<u8> {
+        loop {
+            if let Some((_, len)) = decode_reply(&self.received).expect("a reply of Redis") {
+                return self.received.drain(..len).collect();
+            }
+            let mut buffer = [0; 64 << 10];
+            let len = self.stream.read(&mut buffer).expect("a reply within the time");
+            assert!(len > 0, "closed amid a reply: {:?}", String::from_utf8_lossy(&self.received));
+            self.received.extend_from_slice(&buffer[..len]);
+        }
+    }
+
+    /// Sends a command of words; its reply as text.
+    fn ask(&mut self, text: &str) -> String {
+        self.send(&line(text));
+        String::from_utf8_lossy(&self.reply()).into_owned()
+    }
+}
+
+fn server(arguments: &[&str]) -> (Server, tempfile::TempDir) {
+    let dir = disk_dir();
+    let all = [&["--cores", "2", "--oversubscribe"], arguments].concat();
+    (Server::start(dir.path(), &all), dir)
+}
+
+#[test]
+fn both_protocols_share_a_port_and_the_data() {
+    let (server, _dir) = server(&[]);
+    let mut redis = Redis::connect(server.address);
+    assert_eq!(redis.ask("SET k v"), "+OK\r\n");
+    let mut raw = Raw::connect(server.address);
+    assert_eq!(raw.get(1, b"k").expect("an answer").values, [b"v"]);
+    raw.set(2, b"k", b"w").expect("an answer");
+    assert_eq!(redis.ask("GET k"), "$1\r\nw\r\n");
+    redis.send(b"PING\r\n");
+    assert_eq!(redis.reply(), b"+PONG\r\n", "inline");
+}
+
+#[test]
+fn a_pipeline_over_shards_is_answered_in_order_however_it_is_cut() {
+    let (server, _dir) = server(&[]);
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut redis = Redis::connect(server.address);
+    let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+    for n in 0..5_000u32 {
+        let key = format!("key {}", rng.u32(..500));
+        let value = format!("{n} of {key}");
+        bytes.extend(command(&[b"SET", key.as_bytes(), value.as_bytes()]));
+        expected.push(b"+OK\r\n".to_vec());
+        match rng.u8(..4) {
+            0 => {
+                bytes.extend(command(&[b"GET", key.as_bytes()]));
+                expected.push(format!("${}\r\n{value}\r\n", value.len()).into_bytes());
+            }
+            1 => {
+                bytes.extend(command(&[b"STRLEN", key.as_bytes()]));
+                expected.push(format!(":{}\r\n", value.len()).into_bytes());
+            }
+            2 => {
+                bytes.extend(line("PING"));
+                expected.push(b"+PONG\r\n".to_vec());
+            }
+            _ => {}
+        }
+    }
+    let mut sender = redis.stream.try_clone().expect("it is a socket");
+    let writer = thread::spawn(move || {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (part, tail) = rest.split_at(rng.usize(1..=rest.len().min(9_000)));
+            sender.write_all(part).expect("the server reads");
+            rest = tail;
+        }
+    });
+    for (n, expected) in expected.iter().enumerate() {
+        assert_eq!(redis.reply(), *expected, "reply {n}");
+    }
+    writer.join().expect("all was sent");
+}
+
+#[test]
+fn transactions_of_many_clients_are_isolated_and_lost_updates_are_seen() {
+    const CLIENTS: usize = 4;
+    const ROUNDS: usize = 200;
+    let (server, _dir) = server(&[]);
+    let address = server.address;
+    Redis::connect(address).ask("MSET {t}a 0 {t}b 0");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Someone who looks must find both numbers equal.
+        let watcher = scope.spawn(|| {
+            let mut redis = Redis::connect(address);
+            while !is_over.load(Ordering::Relaxed) {
+                let text = redis.ask("MGET {t}a {t}b");
+                let numbers: Vec<&str> =
+                    text.split("\r\n").filter(|part| !part.starts_with(['*', '$'])).collect();
+                assert_eq!(numbers[0], numbers[1], "{text:?}");
+            }
+        });
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                scope.spawn(move || {
+                    let mut redis = Redis::connect(address);
+                    let mut done = 0;
+                    while done < ROUNDS {
+                        if client % 2 == 0 {
+                            redis.send(
+                                &[line("MULTI"), line("INCR {t}a"), line("INCR {t}b"), line("EXEC")].concat(),
+                            );
+                            (0..3).for_each(|_| drop(redis.reply()));
+                            assert!(redis.reply().starts_with(b"*2\r\n"));
+                            done += 1;
+                            continue;
+                        }
+                        // By what was read before, which must not have changed.
+                        assert_eq!(redis.ask("WATCH {t}a {t}b"), "+OK\r\n");
+                        let text = redis.ask("GET {t}a");
+                        let next: u64 =
+                            text.split("\r\n").nth(1).expect("a number").parse::<u64>().expect("one") + 1;
+                        redis.send(&line("MULTI"));
+                        redis.send(&line(&format!("SET {{t}}a {next}")));
+                        redis.send(&line(&format!("SET {{t}}b {next}")));
+                        redis.send(&line("EXEC"));
+                        (0..3).for_each(|_| drop(redis.reply()));
+                        done += usize::from(redis.reply() == b"*2\r\n+OK\r\n+OK\r\n");
+                    }
+                })
+            })
+            .collect();
+        clients.into_iter().for_each(|client| client.join().expect("it found what it should"));
+        is_over.store(true, Ordering::Relaxed);
+        watcher.join().expect("it found what it should");
+    });
+    let sum = (CLIENTS * ROUNDS).to_string();
+    let expected = format!("${}\r\n{sum}\r\n", sum.len());
+    assert_eq!(Redis::connect(address).ask("GET {t}b"), expected);
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_kill() {
+    let dir = disk_dir();
+    let mut server = Server::start(dir.path(), &["--cores", "2", "--oversubscribe"]);
+    let mut redis = Redis::connect(server.address);
+    let all = [
+        "SET a 1",
+        "APPEND a 2",
+        "MULTI",
+        "SET {a}b 3",
+        "RENAME a {a}c",
+        "EXEC",
+        "SETRANGE {a}b 2 x",
+        "PEXPIREAT {a}b 4102444800000",
+    ];
+    for text in all {
+        assert!(!redis.ask(text).starts_with('-'), "{text}");
+    }
+    server.kill();
+    let server = Server::start(dir.path(), &["--cores", "1"]);
+    let mut redis = Redis::connect(server.address);
+    assert_eq!(redis.ask("MGET a {a}b {a}c"), "*3\r\n$-1\r\n$3\r\n3\0x\r\n$2\r\n12\r\n");
+    assert_eq!(redis.ask("PEXPIRETIME {a}b"), ":4102444800000\r\n");
+    assert_eq!(redis.ask("DBSIZE"), ":2\r\n");
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_up_nobody_and_gets_all_in_the_end() {
+    let (server, _dir) = server(&["--memory", "96MiB", "--max-value-size", "1MiB"]);
+    let mut other = Redis::connect(server.address);
+    let values: Vec<Vec<u8>> = (0..8u8).map(|n| vec![b'a' + n; 700_000]).collect();
+    for (n, value) in values.iter().enumerate() {
+        other.send(&command(&[b"SET", format!("large {n}").as_bytes(), value]));
+        assert_eq!(other.reply(), b"+OK\r\n");
+    }
+    let mut redis = Redis::connect(server.address);
+    let mut sender = redis.stream.try_clone().expect("it is a socket");
+    let asked: Vec<u8> =
+        (0..160).flat_map(|n| command(&[b"GET", format!("large {}", n % 8).as_bytes()])).collect();
+    sender.write_all(&asked).expect("they are few bytes");
+    for n in 0..50 {
+        assert_eq!(other.ask(&format!("SET small {n}")), "+OK\r\n");
+    }
+    for n in 0..160 {
+        let reply = redis.reply();
+        let Some((Reply::Bulk(value), _)) = decode_reply(&reply).expect("a reply") else {
+            panic!("reply {n}")
+        };
+        assert_eq!(value, &values[n % 8][..], "reply {n}");
+    }
+}
+
+#[test]
+fn commands_about_all_keys_see_what_their_connection_wrote() {
+    let (server, _dir) = server(&[]);
+    let mut redis = Redis::connect(server.address);
+    let mut bytes: Vec<u8> = (0..3_000).flat_map(|n| line(&format!("SET k{n} v"))).collect();
+    bytes.extend(
+        [line("DBSIZE"), line("KEYS k299*"), line("FLUSHALL"), line("DBSIZE"), line("RANDOMKEY")].concat(),
+    );
+    redis.send(&bytes);
+    (0..3_000).for_each(|_| assert_eq!(redis.reply(), b"+OK\r\n"));
+    assert_eq!(redis.reply(), b":3000\r\n");
+    assert!(redis.reply().starts_with(b"*11\r\n"));
+    assert_eq!(redis.reply(), b"+OK\r\n");
+    assert_eq!(redis.reply(), b":0\r\n");
+    assert_eq!(redis.reply(), b"$-1\r\n");
+}
+
+#[test]
+fn what_ends_a_connection_is_told_before() {
+    let (server, _dir) = server(&[]);
+    for (sent, said) in [
+        (&b"PING\r\nQUIT\r\nPING\r\n"[..], &b"+PONG\r\n+OK\r\n"[..]),
+        (b"*1\r\n$4\r\nPING\r\n*x\r\n", b"+PONG\r\n-ERR Protocol error: invalid multibulk length\r\n"),
+        (b"*1\r\n+PING\r\n", b"-ERR Protocol error: expected '$', got '+'\r\n"),
+        (b"SET k v\r\nGET k\r\n*2\r\n$3\r\nGET\r\n$1\r\n", b"+OK\r\n$1\r\nv\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\nFLUSHALL\r\n", b""),
+    ] {
+        let mut redis = Redis::connect(server.address);
+        redis.send(sent);
+        redis.stream.shutdown(Shutdown::Write).expect("it is connected");
+        let mut all = Vec::new();
+        redis.stream.read_to_end(&mut all).expect("closed within the time");
+        assert_eq!(all, said, "{:?}", String::from_utf8_lossy(sent));
+    }
+    assert_eq!(Redis::connect(server.address).ask("GET k"), "$1\r\nv\r\n", "nobody flushed");
+}
+
+#[test]
+fn the_largest_values_are_taken_and_longer_ones_end_the_connection() {
+    let (server, _dir) = server(&["--max-value-size", "1MiB"]);
+    let mut redis = Redis::connect(server.address);
+    let value = vec![b'x'; 1 << 20];
+    redis.send(&command(&[b"SET", b"k", &value]));
+    assert_eq!(redis.reply(), b"+OK\r\n");
+    assert!(redis.ask("APPEND k y").starts_with("-ERR string exceeds maximum allowed size"));
+    assert_eq!(redis.ask("STRLEN k"), ":1048576\r\n");
+    redis.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1048577\r\n");
+    assert_eq!(redis.reply(), b"-ERR Protocol error: invalid bulk length\r\n");
+    assert_eq!(Redis::connect(server.address).ask("STRLEN k"), ":1048576\r\n");
+}
