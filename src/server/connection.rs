@@ -234,7 +234,7 @@ impl<E: Env> Connection<E> {
             }
             if at_once >= AT_ONCE_BYTES {
                 at_once = 0;
-                self.shard.env.rest().await;
+                self.shard.rest().await;
             }
             let (moved, free) = (self.moved.notified(), self.share.free());
             let read = if needs_more && self.is_ready() {
@@ -508,7 +508,7 @@ impl<E: Env> Connection<E> {
             })
             .await;
             if self.unsent() > 0 {
-                self.shard.env.rest().await;
+                self.shard.rest().await;
             }
         }
         self.is_writing.set(false);
@@ -596,9 +596,9 @@ impl<E: Env> Connection<E> {
 /// Bytes for which a connection asks at least; enough for a deep pipeline of small requests.
 const READ_BYTES: usize = 64 << 10;
 /// Bytes asked of the socket at once at most. They are copied twice before anyone else runs.
-const READ_BYTES_MAX: usize = 256 << 10;
+const READ_BYTES_MAX: usize = 128 << 10;
 /// Bytes after which a connection lets others run, though its socket has, or takes, more.
-const AT_ONCE_BYTES: usize = 256 << 10;
+const AT_ONCE_BYTES: usize = 128 << 10;
 
 thread_local! {
     /// One per executor: bytes are moved out of it before the next await.

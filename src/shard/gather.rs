@@ -330,7 +330,7 @@ impl<E: Env> Gather<E> {
         for owner in owners {
             if keys == sliced::KEYS_MAX || list.frame_bytes() - rested_at > sliced::BYTES_MAX + LIST_BYTES {
                 (keys, rested_at) = (0, list.frame_bytes());
-                shard.env.rest().await;
+                shard.rest().await;
             }
             keys += 1;
             match parts[usize::from(*owner)].next().expect("each shard has answered for each of its keys") {

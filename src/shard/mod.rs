@@ -21,6 +21,7 @@ mod execute;
 mod expire;
 mod gather;
 pub mod held;
+mod line;
 pub mod mesh;
 mod moves;
 mod outputs;
@@ -228,6 +229,8 @@ pub struct Shard<E: Env> {
     scan_bytes_max: usize,
     /// Notified when it may go on for someone.
     replies_left: Notify,
+    /// Where those rest who have done a step that took long.
+    line: line::Line,
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
     /// Outlets that wait until they are less.
@@ -281,6 +284,7 @@ impl<E: Env> Shard<E> {
             gather_budget: Budget::new(settings.connection_bytes / 8),
             scan_bytes_max: settings.connection_bytes / 8,
             replies_left: Notify::new(),
+            line: line::Line::default(),
             gathered: Cell::new(0),
             gather_line: RefCell::default(),
             waiting: RefCell::default(),
@@ -424,6 +428,11 @@ impl<E: Env> Shard<E> {
             // That block will never be durable, and nobody else would wake who tells so.
             self.engine.wal().durable_changed().notify();
         }
+    }
+
+    /// Rests after a step that took long, until it is this task's turn to do another.
+    pub async fn rest(&self) {
+        self.line.rest(&self.env).await;
     }
 
     /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.

@@ -200,7 +200,7 @@ impl<E: Env> Shard<E> {
     fn resume_in_turn(self: &Rc<Self>, line: Origin) {
         let (shard, guard) = (self.clone(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
-            shard.env.rest().await;
+            shard.rest().await;
             shard.resume_after_turn(line);
             shard.end_turn();
             drop(guard);
@@ -460,7 +460,7 @@ impl<E: Env> Shard<E> {
                     self.engine.tick();
                 }
                 Sliver::More => {
-                    self.env.rest().await;
+                    self.rest().await;
                     self.engine.tick();
                 }
                 Sliver::Missing(missing) => {
