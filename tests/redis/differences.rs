@@ -36,6 +36,10 @@ pub enum Treatment {
     RedisRefuses(&'static str),
     /// It takes several commands to show it, and such are not played.
     NotPlayed,
+    /// It shows only later, or depends on the moment: neither is asked.
+    LeftOut,
+    /// It shows in transactions only.
+    NotInTransactions,
 }
 
 /// A command that shows a difference, on an empty store. `LONG` stands for a key of one byte too many.
@@ -64,6 +68,9 @@ impl Example {
 
 /// What Redis says of two values whose lengths have too great a product.
 const LCS_LIMIT: &str = "-ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len";
+
+/// A number that can't be a time as it stands, nor one to live: seconds or milliseconds.
+const FAR: i128 = 100_000_000_000_000;
 
 /// All of them. The first that covers a command counts.
 pub const DIFFERENCES: &[Difference] = &[
@@ -114,6 +121,73 @@ pub const DIFFERENCES: &[Difference] = &[
                 command: "EXEC",
                 redis: "*1",
                 atlas: "-CROSSSLOT",
+            },
+        ],
+    },
+    Difference {
+        name: "a watched key that was absent and is absent again has not changed",
+        why: "what is compared is the version, and what is absent has none; the transaction finds what WATCH saw",
+        covers: |command| command.name() == "watch",
+        treatment: Treatment::LeftOut,
+        examples: &[Example {
+            before: &["WATCH k", "SET k 1", "DEL k", "MULTI"],
+            command: "EXEC",
+            redis: "*-1",
+            atlas: "*0",
+        }],
+    },
+    Difference {
+        name: "a transaction has no commands about all keys, and none that change the connection",
+        why: "all shards would have to do it at the same moment as the one that does the rest",
+        covers: |command| {
+            let others = ["dbsize", "randomkey", "keys", "scan", "flushall", "flushdb", "info", "hello"];
+            others.contains(&command.name().as_str())
+        },
+        treatment: Treatment::NotInTransactions,
+        examples: &[Example {
+            before: &["MULTI"],
+            command: "DBSIZE",
+            redis: "+QUEUED",
+            atlas: "-ERR Command not allowed inside a transaction",
+        }],
+    },
+    Difference {
+        name: "the latest expiry is in the year 10889",
+        why: "times have 48 bits of milliseconds, so that one in micro- or nanoseconds is found out",
+        covers: |command| {
+            let expires = command.name().contains("expire") || command.name().contains("setex");
+            let takes_time = expires || ["set", "getex"].contains(&command.name().as_str());
+            let is_far = |word: &Vec<u8>| {
+                let number = std::str::from_utf8(word).ok().and_then(|text| text.parse::<i128>().ok());
+                number.is_some_and(|number| number > FAR)
+            };
+            takes_time && command.0.iter().skip(2).any(is_far)
+        },
+        treatment: Treatment::LeftOut,
+        examples: &[Example {
+            before: &["SET k v", "PEXPIREAT k 9000000000000000"],
+            command: "PEXPIRETIME k",
+            redis: ":9000000000000000",
+            atlas: ":281474976710655",
+        }],
+    },
+    Difference {
+        name: "what the server does for its operator",
+        why: "stopping is a signal's, a copy the tool's, settings are flags; other clients' connections: not yet",
+        covers: |command| {
+            let (name, sub) = (command.name(), command.word(1));
+            ["save", "bgsave", "shutdown", "debug"].contains(&name.as_str())
+                || name == "client" && ["kill", "pause", "unpause"].contains(&sub.as_str())
+                || name == "config" && sub == "set"
+        },
+        treatment: Treatment::AtlasOnly(&["-ERR"]),
+        examples: &[
+            Example { before: &[], command: "CLIENT UNPAUSE", redis: "+OK", atlas: "-ERR" },
+            Example {
+                before: &[],
+                command: "CONFIG SET maxmemory 0",
+                redis: "+OK",
+                atlas: "-ERR CONFIG SET",
             },
         ],
     },
@@ -198,7 +272,13 @@ pub fn known(command: &Command) -> Option<&'static Difference> {
 
 #[test]
 fn examples_are_covered_and_ordinary_commands_are_not() {
-    let played = |difference: &&Difference| !matches!(difference.treatment, Treatment::NotPlayed);
+    // Of the others, what shows it is not what it is about.
+    let played = |difference: &&Difference| {
+        matches!(
+            difference.treatment,
+            Treatment::AtlasOnly(_) | Treatment::RedisGets(_) | Treatment::RedisRefuses(_)
+        )
+    };
     for difference in DIFFERENCES.iter().filter(played) {
         for example in difference.examples {
             let found = known(&example.command()).map(|found| found.name);

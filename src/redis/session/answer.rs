@@ -64,11 +64,14 @@ pub(super) enum Outcome {
 }
 
 impl Session {
-    /// Takes replies, whole frames back to back. What may leave then, [`Session::take_out`] gives.
-    pub fn answer(&mut self, mut replies: &[u8], now: super::Now) {
+    /// Takes replies, whole frames back to back. What may leave then, [`Session::take_out`] gives. Returns the highest
+    /// number of a command that they belong to: once [`Session::first`] is beyond it, all of them have left.
+    pub fn answer(&mut self, mut replies: &[u8], now: super::Now) -> u64 {
         self.now = now;
+        let mut last = 0;
         while let Some((number, reply, rest)) = split(replies) {
             replies = rest;
+            last = last.max(number);
             self.answer_one(number, reply);
         }
         assert!(replies.is_empty(), "shards answer in whole frames");
@@ -76,6 +79,7 @@ impl Session {
         if self.pending.is_empty() {
             self.is_exclusive = false;
         }
+        last
     }
 
     fn answer_one(&mut self, number: u64, reply: Reply<'_>) {

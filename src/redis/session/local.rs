@@ -164,7 +164,7 @@ impl Session {
                 let is_good = [&b"on"[..], b"off"].iter().any(|word| args[2].eq_ignore_ascii_case(word));
                 match is_good {
                     true => self.say_or_queue(|out, _| resp::simple(out, "OK")),
-                    false => self.say_error("ERR syntax error"),
+                    false => self.say_or_queue(|out, _| resp::error(out, "ERR syntax error")),
                 }
             }
             "waitaof" => self.wait_for_log(args),
@@ -310,16 +310,17 @@ impl Session {
             b"lib-ver" => 1,
             _ => {
                 let option = String::from_utf8_lossy(args[2]).into_owned();
-                return self.say_error(&format!("ERR Unrecognized option '{option}'"));
+                let text = format!("ERR Unrecognized option '{option}'");
+                return self.say_or_queue(|out, _| resp::error(out, &text));
             }
         };
         if !is_name(args[3]) || args[3].len() > NAME_BYTES_MAX {
             let option = ["lib-name", "lib-ver"][which];
             let text = format!("ERR {option} cannot contain spaces, newlines or special characters.");
-            return self.say_error(&text);
+            return self.say_or_queue(|out, _| resp::error(out, &text));
         }
         self.library[which] = args[3].to_vec();
-        self.say_ok();
+        self.say_or_queue(|out, _| resp::simple(out, "OK"));
     }
 
     /// CLIENT LIST: all of them, or those of these numbers.
@@ -388,8 +389,12 @@ impl Session {
 
     fn config_set(&mut self, args: &[&[u8]]) {
         let option = args.get(2).map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
+        let is_known = self.context.config.iter().any(|(name, _)| option.eq_ignore_ascii_case(name));
         let text = match args[1].eq_ignore_ascii_case(b"rewrite") {
             true => "ERR The server is running without a config file".to_owned(),
+            false if !is_known => {
+                format!("ERR Unknown option or number of arguments for CONFIG SET - '{option}'")
+            }
             false => format!(
                 "ERR CONFIG SET failed (possibly related to argument '{option}') - settings are flags of the \
                  server, read at its start"

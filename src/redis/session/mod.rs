@@ -228,6 +228,11 @@ impl Session {
         self.pending.bytes() > 0
     }
 
+    /// The number of the first command whose reply has not left.
+    pub fn first(&self) -> u64 {
+        self.pending.first()
+    }
+
     /// Whether no reply is missing.
     pub fn is_answered(&self) -> bool {
         self.pending.is_empty()
@@ -378,8 +383,9 @@ impl Session {
 /// Whether a command is refused at once that MULTI would only queue. Other faults are told when it is executed.
 fn is_refused_when_queued(args: &[&[u8]], fault: Fault) -> bool {
     // MSET refuses an odd number of arguments by itself, and late.
-    let is_late =
-        matches!(fault, Fault::Arity(_)) && table::find(args[0]).is_some_and(|spec| spec.takes(args.len()));
+    let spec = table::find(args[0]);
+    let sub = spec.zip(args.get(1)).and_then(|(spec, name)| table::find_sub(spec, name));
+    let is_late = matches!(fault, Fault::Arity(_)) && sub.or(spec).is_some_and(|spec| spec.takes(args.len()));
     fault.is_found_when_queued() && !is_late
 }
 

@@ -30,6 +30,11 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// The number of the first whose reply has not left.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
     /// The number that the next one gets.
     pub fn next(&self) -> u64 {
         self.first + self.list.len() as u64

@@ -250,7 +250,7 @@ pub(super) static TRANSACTIONS: &[Spec] = &[
             "key...",
             "Lets EXEC do nothing if one of these keys changes before.",
         )
-        .differs("keys in the slot of the transaction (`CROSSSLOT` otherwise)"),
+        .differs("keys in the slot of the transaction (`CROSSSLOT` otherwise); one that was absent and is again has not changed"),
     transaction("unwatch", 1, TRANSACTION_FAST).doc(
         "2.2.0",
         "O(1)",

@@ -27,8 +27,9 @@ pub(super) struct Speech {
     frame_bytes: Cell<usize>,
     /// Dispatches what replies have led to.
     is_following: Cell<bool>,
-    /// What was granted for replies that came early, by whom; and since when there is any.
-    early: RefCell<Vec<(usize, Granted)>>,
+    /// What was granted for replies that came early, for which command at last, and by whom; and since when there is
+    /// any.
+    early: RefCell<Vec<(u64, usize, Granted)>>,
     early_since: Cell<Option<Duration>>,
 }
 
@@ -110,7 +111,7 @@ impl Speech {
     /// All grants that are held, which the connection's end gives back.
     pub fn give_up(&self) -> Vec<(usize, Granted)> {
         self.early_since.set(None);
-        self.early.take()
+        self.early.take().into_iter().map(|(_, owner, granted)| (owner, granted)).collect()
     }
 
     fn set_frames(&self, frames: Vec<u8>) {
@@ -197,27 +198,26 @@ impl<E: Env> Connection<E> {
 
     /// Takes replies of shards. Whether they were meant for a session.
     pub(super) fn answer_commands(&self, owner: usize, replies: &Replies) -> bool {
-        let ready = match self.speech.session.borrow_mut().as_mut() {
+        let (ready, last, first) = match self.speech.session.borrow_mut().as_mut() {
             None => return false,
             Some(session) => {
-                session.answer(&replies.bytes, self.now());
-                session.take_out()
+                let last = session.answer(&replies.bytes, self.now());
+                (session.take_out(), last, session.first())
             }
         };
-        let is_early = self.speech.of(Session::is_out_of_order).unwrap_or(false);
         let mut early = self.speech.early.borrow_mut();
         if !replies.granted.is_none() {
-            early.push((owner, replies.granted));
+            early.push((last, owner, replies.granted));
         }
         let mut out = self.out.borrow_mut();
         out.push(owner, Granted::default(), ready);
-        if is_early && !early.is_empty() {
-            let since = self.speech.early_since.get().unwrap_or_else(|| self.shard.env.now());
-            self.speech.early_since.set(Some(since));
-        } else {
-            self.speech.early_since.set(None);
-            early.drain(..).for_each(|(owner, granted)| out.push(owner, granted, Vec::new()));
+        // Those of replies that have left, whatever else waits: an owner grants in the order of its commands, so the
+        // next of them may wait for just that.
+        for (_, owner, granted) in early.extract_if(.., |(number, ..)| *number < first) {
+            out.push(owner, granted, Vec::new());
         }
+        let since = self.speech.early_since.get().unwrap_or_else(|| self.shard.env.now());
+        self.speech.early_since.set((!early.is_empty()).then_some(since));
         true
     }
 

@@ -168,6 +168,7 @@ fn handshakes_are_answered_as_clients_need_it() {
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn handshakes_with_a_cluster_are_answered_as_clients_need_it() {
     let cluster = SubjectCluster::start();
     for node in cluster.nodes() {

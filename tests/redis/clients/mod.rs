@@ -139,31 +139,37 @@ fn figure(info: &str, name: &str) -> u64 {
 }
 
 #[test]
+#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn redis_py_makes_its_tour() {
     single(|address| REDIS_PY.run("single", address));
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_py_makes_its_tour_of_a_cluster() {
     cluster(|address| REDIS_PY.run("cluster", address));
 }
 
 #[test]
+#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn ioredis_makes_its_tour() {
     single(|address| IOREDIS.run("single", address));
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn ioredis_makes_its_tour_of_a_cluster() {
     cluster(|address| IOREDIS.run("cluster", address));
 }
 
 #[test]
+#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn node_redis_makes_its_tour() {
     single(|address| NODE_REDIS.run("single", address));
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn node_redis_makes_its_tour_of_a_cluster() {
     cluster(|address| NODE_REDIS.run("cluster", address));
 }
@@ -174,6 +180,7 @@ fn redis_cli_and_redis_benchmark_make_their_tour() {
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_cli_and_redis_benchmark_make_their_tour_of_a_cluster() {
     cluster(|address| REDIS_CLI.run("cluster", address));
 }
@@ -184,6 +191,7 @@ fn redis_rs_makes_its_tour() {
 }
 
 #[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_rs_makes_its_tour_of_a_cluster() {
     cluster(redis_rs::cluster);
 }

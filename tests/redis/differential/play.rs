@@ -175,7 +175,13 @@ impl Play<'_> {
         if shape::is_out_of_place(command) || shape::depends_on_the_moment(command, self.round.mood) {
             return Plan::Skip;
         }
+        let known = differences::known(command).filter(|_| self.pair.is_atlas).map(|known| known.treatment);
         let transaction = &mut self.links[step.connection].transaction;
+        match known {
+            Some(Treatment::LeftOut) => return Plan::Skip,
+            Some(Treatment::NotInTransactions) if transaction.is_open => return Plan::Skip,
+            _ => {}
+        }
         match name.as_str() {
             "multi" if command.0.len() == 1 => transaction.is_open = true,
             // Outside of a transaction, EXEC and DISCARD are errors and leave what is watched.
@@ -187,7 +193,6 @@ impl Play<'_> {
             "unwatch" if command.0.len() == 1 && !transaction.is_open => transaction.slots.clear(),
             _ => {}
         }
-        let known = differences::known(command).filter(|_| self.pair.is_atlas).map(|known| known.treatment);
         // Of the others, both are asked.
         let known =
             known.filter(|treatment| matches!(treatment, Treatment::AtlasOnly(_) | Treatment::RedisGets(_)));
