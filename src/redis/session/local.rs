@@ -244,7 +244,9 @@ impl Session {
                     rest = tail;
                 }
                 _ => {
-                    let text = [b"ERR Syntax error in HELLO option '", *option, b"'"].concat();
+                    // Redis takes it for a string of C.
+                    let option = option.split(|byte| *byte == 0).next().unwrap_or_default();
+                    let text = [b"ERR Syntax error in HELLO option '", option, b"'"].concat();
                     return self.say(|out, _| resp::error_bytes(out, &text));
                 }
             }
@@ -454,7 +456,8 @@ fn is_known_at_once(name: &str) -> bool {
         name,
         "scan" | "keys" | "dbsize" | "randomkey" | "flushall" | "flushdb" | "info" | "client|list"
     );
-    let changes_connection = matches!(name, "quit" | "reset" | "hello" | "client|reply");
+    let changes_connection =
+        matches!(name, "quit" | "reset" | "hello" | "client|reply" | "client|setname" | "client|setinfo");
     !is_other && !changes_connection
 }
 

@@ -11,7 +11,8 @@ const KEYS: usize = 6;
 /// What a whole round has in common.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mood {
-    /// Values may be as large as can be; then LCS, whose cost is the product of two lengths, is left out.
+    /// Values may be large, but so that several of them are within what is written at once; then LCS, whose cost is
+    /// the product of two lengths, is left out.
     pub is_large: bool,
     /// Expiry times are absolute only, and so known exactly.
     pub is_absolute: bool,
@@ -116,10 +117,10 @@ impl Draw {
 
     fn large_value(&mut self) -> Vec<u8> {
         let len = match self.rng.u32(..6) {
-            0 => crate::servers::VALUE_BYTES_MAX,
-            1 => crate::servers::VALUE_BYTES_MAX - self.rng.usize(1..5),
-            2 => self.rng.usize(60_000..70_000),
-            _ => self.rng.usize(..300_000),
+            // Around where values are no longer copied at once, and where tables have pages of them.
+            0 => self.rng.usize(65_500..65_600),
+            1 => self.rng.usize(4_000..4_200),
+            _ => self.rng.usize(..40_000),
         };
         // Cheap and unlike itself.
         let start = self.rng.u32(..);
@@ -260,8 +261,8 @@ impl Draw {
         ];
         match self.rng.u32(..20) {
             0 => self.word(BEYOND),
-            1 if self.mood.is_large => self.rng.usize(1_048_500..1_048_580).to_string().into_bytes(),
-            2 if self.mood.is_large => self.rng.usize(..1_048_576).to_string().into_bytes(),
+            1 if self.mood.is_large => self.rng.usize(39_000..40_000).to_string().into_bytes(),
+            2 if self.mood.is_large => self.rng.usize(..40_000).to_string().into_bytes(),
             3 => self.rng.usize(..600).to_string().into_bytes(),
             _ => self.rng.usize(..40).to_string().into_bytes(),
         }
@@ -284,7 +285,7 @@ impl Draw {
         ];
         match self.rng.u32(..20) {
             0 => self.word(BEYOND),
-            1 if self.mood.is_large => self.rng.usize(8_388_500..8_388_608).to_string().into_bytes(),
+            1 if self.mood.is_large => self.rng.usize(310_000..320_000).to_string().into_bytes(),
             2 => self.rng.usize(..4_800).to_string().into_bytes(),
             _ => self.rng.usize(..200).to_string().into_bytes(),
         }
