@@ -126,7 +126,7 @@ fn read(mut parser: Parser, input: &[u8], step: usize) -> Seen {
 impl Decoder for RespRequests {
     const NAME: &'static str = "resp-request";
     const EXECUTIONS: u64 = 40_000;
-    const SHAPE: Shape = Shape { bytes_max: 1024, unit: 1 };
+    const SHAPE: Shape = Shape { bytes_max: 4096, unit: 1 };
 
     fn generate(&mut self, rng: &mut Rng, out: &mut Vec<u8>) -> bool {
         for _ in 0..rng.usize(1..4) {
@@ -229,7 +229,7 @@ fn leaf(rng: &mut Rng, proto: Proto, out: &mut Vec<u8>) {
 impl Decoder for RespReplies {
     const NAME: &'static str = "resp-reply";
     const EXECUTIONS: u64 = 40_000;
-    const SHAPE: Shape = Shape { bytes_max: 512, unit: 1 };
+    const SHAPE: Shape = Shape { bytes_max: 4096, unit: 1 };
 
     fn generate(&mut self, rng: &mut Rng, out: &mut Vec<u8>) -> bool {
         let depth = rng.usize(..4);

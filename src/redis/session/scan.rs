@@ -52,8 +52,10 @@ fn ask_for_page(
     frame
 }
 
-/// The number of a cursor, which Redis reads as C reads an unsigned number: a sign is taken, and nothing is 0.
+/// The number of a cursor, which Redis reads as C reads an unsigned number: up to a NUL; a sign is taken, and
+/// nothing is 0.
 fn cursor_of(text: &[u8]) -> Option<u64> {
+    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
         [b'+', digits @ ..] => (false, digits),
