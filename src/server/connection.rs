@@ -330,7 +330,8 @@ impl<E: Env> Connection<E> {
     /// Notes what it holds.
     fn count(&self) {
         let unread = self.rest_bytes.get().max(self.reserved.get());
-        self.share.set(self.in_flight_bytes.get() + self.speech.frame_bytes() + unread);
+        let of_session = self.speech.frame_bytes() + self.speech.held_bytes();
+        self.share.set(self.in_flight_bytes.get() + of_session + unread);
     }
 
     /// Bytes that may be read now, behind `rest`. If none, the connection waits for its turn and is told.

@@ -41,6 +41,8 @@ struct Space<'s, E: Env> {
     durability: Durability,
     /// In an order of its own, since it becomes that of the log.
     written: BTreeMap<Vec<u8>, Left>,
+    /// Bytes of keys and values in it.
+    written_bytes: usize,
     /// The block that must be durable before anything is told of what was read.
     wait: Option<BlockSeq>,
 }
@@ -64,26 +66,35 @@ impl<E: Env> Space<'_, E> {
         }
     }
 
-    /// What is written, as one group.
-    fn ops(&self) -> Result<Vec<Op<'_>>, Refusal> {
-        let op = |(key, left): (&'_ Vec<u8>, &'_ Left)| match left {
-            Some((value, expiry_ms)) => (OpKind::Put, key.len() + value.len(), *expiry_ms),
-            None => (OpKind::Delete, key.len(), 0),
-        };
-        let bytes: usize = self.written.iter().map(|item| op(item).1).sum();
-        let count = self.written.len();
-        if count > 1 && (bytes > ENTRY_BYTES_MAX || count > ENTRY_OPS_MAX) {
-            let message = format!(
-                "a transaction that writes {count} keys, {bytes} bytes with their values, is more than the \
-                 {ENTRY_OPS_MAX} keys or {ENTRY_BYTES_MAX} bytes that are written at once"
-            );
-            return Err(Refusal::new(Code::BatchTooLarge, message));
+    fn write(&mut self, key: &[u8], left: Left) {
+        let bytes = |left: &Left| key.len() + left.as_ref().map_or(0, |(value, _)| value.len());
+        self.written_bytes += bytes(&left);
+        if let Some(before) = self.written.insert(key.to_vec(), left) {
+            self.written_bytes -= bytes(&before);
         }
-        let ops = self.written.iter().map(|(key, left)| {
-            let (kind, _, expiry_ms) = op((key, left));
-            Op { kind, key, value: left.as_ref().map_or(&[], |(value, _)| value), expiry_ms }
+    }
+
+    /// Whether it is no more than is written at once: looked at after each command, since some write a million bytes
+    /// with twenty of their own.
+    fn check(&self) -> Result<(), Refusal> {
+        let (count, bytes) = (self.written.len(), self.written_bytes);
+        if count <= 1 || (bytes <= ENTRY_BYTES_MAX && count <= ENTRY_OPS_MAX) {
+            return Ok(());
+        }
+        let message = format!(
+            "a transaction that writes {count} keys, {bytes} bytes with their values, is more than the \
+             {ENTRY_OPS_MAX} keys or {ENTRY_BYTES_MAX} bytes that are written at once"
+        );
+        Err(Refusal::new(Code::BatchTooLarge, message))
+    }
+
+    /// What is written, as one group.
+    fn ops(&self) -> Vec<Op<'_>> {
+        let ops = self.written.iter().map(|(key, left)| match left {
+            Some((value, expiry_ms)) => Op { kind: OpKind::Put, key, value, expiry_ms: *expiry_ms },
+            None => Op { kind: OpKind::Delete, key, value: &[], expiry_ms: 0 },
         });
-        Ok(ops.collect())
+        ops.collect()
     }
 }
 
@@ -121,11 +132,11 @@ impl<E: Env> Keyspace for Space<'_, E> {
     }
 
     fn put(&mut self, key: &[u8], value: Vec<u8>, expiry_ms: u64) {
-        self.written.insert(key.to_vec(), Some((value, expiry_ms)));
+        self.write(key, Some((value, expiry_ms)));
     }
 
     fn delete(&mut self, key: &[u8]) {
-        self.written.insert(key.to_vec(), None);
+        self.write(key, None);
     }
 }
 
@@ -140,8 +151,15 @@ impl<E: Env> Shard<E> {
         let tablet = self.key(transaction.key)?.tablet;
         check_slots(transaction)?;
         let durability = transaction.durability;
-        let mut space =
-            Space { shard: self, tablet, loaded, durability, written: BTreeMap::new(), wait: None };
+        let mut space = Space {
+            shard: self,
+            tablet,
+            loaded,
+            durability,
+            written: BTreeMap::new(),
+            written_bytes: 0,
+            wait: None,
+        };
         let bytes = match self.replies(transaction, &mut space) {
             Ok(bytes) => bytes,
             Err(Stop::Missing(first)) => {
@@ -153,7 +171,7 @@ impl<E: Env> Shard<E> {
             return Ok(Attempt::NoRoom);
         }
         let reply = Reply::Resp(&bytes);
-        let ops = space.ops()?;
+        let ops = space.ops();
         if ops.is_empty() {
             Metrics::add(&self.metrics.transactions, 1);
             out.after(space.wait, meta, &reply);
@@ -196,6 +214,7 @@ impl<E: Env> Shard<E> {
                     }
                 }
             }
+            space.check().map_err(Stop::Refused)?;
             if bytes.len() > limit {
                 let message =
                     format!("the replies of this transaction are more than a frame of {limit} bytes");

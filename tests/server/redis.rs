@@ -293,3 +293,76 @@ fn the_largest_values_are_taken_and_longer_ones_end_the_connection() {
     assert_eq!(redis.reply(), b"-ERR Protocol error: invalid bulk length\r\n");
     assert_eq!(Redis::connect(server.address).ask("STRLEN k"), ":1048576\r\n");
 }
+
+#[test]
+fn commands_of_many_pages_end_with_little_memory() {
+    let (server, _dir) = server(&["--memory", "96MiB", "--max-value-size", "1MiB"]);
+    let mut redis = Redis::connect(server.address);
+    let bytes: Vec<u8> = (0..9_000).flat_map(|n| line(&format!("SET a-key-of-20-bytes-{n:05} v"))).collect();
+    let mut sender = redis.stream.try_clone().expect("it is a socket");
+    let writer = thread::spawn(move || sender.write_all(&bytes).expect("the server reads"));
+    (0..9_000).for_each(|_| assert_eq!(redis.reply(), b"+OK\r\n"));
+    writer.join().expect("all was sent");
+    // Each page is granted room. Kept until the last one, it was what the next waited for.
+    assert_eq!(redis.ask("DBSIZE"), ":9000\r\n");
+    assert!(redis.ask("KEYS *7").starts_with("*900\r\n"));
+    assert!(redis.ask("RANDOMKEY").starts_with("$23\r\na-key"));
+}
+
+#[test]
+fn few_bytes_do_not_make_many() {
+    let (server, _dir) = server(&["--memory", "96MiB", "--max-value-size", "1MiB"]);
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of this name");
+        most.trim().strip_suffix(" kB").expect("KiB").parse::<u64>().expect("a number") >> 10
+    };
+    // A transaction of which each command writes a million bytes with twenty.
+    let mut redis = Redis::connect(server.address);
+    let mut bytes = line("MULTI");
+    (0..500).for_each(|n| bytes.extend(line(&format!("SETRANGE {{x}}n{n} 1000000 x"))));
+    bytes.extend(line("EXEC"));
+    redis.send(&bytes);
+    (0..501).for_each(|_| assert!(redis.reply().starts_with(b"+")));
+    assert!(redis.reply().starts_with(b"-ERR a transaction that writes 2 keys"));
+    // Long replies behind one that is slow, or that nobody reads.
+    let mut unread: Vec<Redis> = (0..6).map(|_| Redis::connect(server.address)).collect();
+    let commands = [line("GET x"), line("COMMAND").repeat(2_000)].concat();
+    unread.iter_mut().for_each(|redis| redis.send(&commands));
+    assert_eq!(redis.ask("PING"), "+PONG\r\n");
+    unread.iter_mut().for_each(|redis| assert_eq!(redis.reply(), b"$-1\r\n"));
+    let last = unread.last_mut().expect("there are some");
+    (0..2_000).for_each(|_| assert!(last.reply().starts_with(b"*")));
+    // What was resident with 3,000 such SETRANGEs was 3 GB, with 16,000 COMMANDs 741 MB.
+    let most = resident();
+    assert!(most <= 96 + 32 + 2 * 24 + 40, "{most} MiB resident");
+}
+
+#[test]
+fn commands_of_very_many_words_are_done_or_refused_and_the_connection_stays() {
+    let (server, _dir) = server(&["--max-value-size", "1MiB"]);
+    let mut redis = Redis::connect(server.address);
+    let words = |name: &'static [u8], word: &'static [u8], count: usize| {
+        let mut words = vec![name];
+        words.resize(count + 1, word);
+        command(&words)
+    };
+    let mut pairs = vec![&b"MSET"[..]];
+    (0..200_000).for_each(|_| pairs.extend([&b"k"[..], b""]));
+    redis.send(&command(&pairs));
+    assert!(redis.reply().starts_with(b"-ERR"), "longer than a frame");
+    redis.send(&words(b"MGET", b"k", 100_000));
+    assert!(redis.reply().starts_with(b"*100000\r\n"), "of one slot");
+    redis.send(&words(b"DEL", b"k", 150_000));
+    assert_eq!(redis.reply(), b":0\r\n");
+    let long = "k".repeat(60_000);
+    assert!(
+        redis
+            .ask(&format!("WATCH {{a}}1{long} {{a}}2{long} {{a}}3{long}"))
+            .starts_with("-ERR keys of more than")
+    );
+    assert_eq!(redis.ask("PING"), "+PONG\r\n");
+    let (status, log) = server.stop();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+}

@@ -65,14 +65,16 @@ pub(super) enum Outcome {
 
 impl Session {
     /// Takes replies, whole frames back to back. What may leave then, [`Session::take_out`] gives. Returns the highest
-    /// number of a command that they belong to: once [`Session::first`] is beyond it, all of them have left.
-    pub fn answer(&mut self, mut replies: &[u8], now: super::Now) -> u64 {
+    /// number of a command whose reply they made: once [`Session::first`] is beyond it, all of them have left. None, if
+    /// what they told is noted and there is more to come.
+    pub fn answer(&mut self, mut replies: &[u8], now: super::Now) -> Option<u64> {
         self.now = now;
-        let mut last = 0;
+        let mut last = None;
         while let Some((number, reply, rest)) = split(replies) {
             replies = rest;
-            last = last.max(number);
-            self.answer_one(number, reply);
+            if self.answer_one(number, reply) {
+                last = last.max(Some(number));
+            }
         }
         assert!(replies.is_empty(), "shards answer in whole frames");
         self.pending.release(&mut self.out);
@@ -82,10 +84,11 @@ impl Session {
         last
     }
 
-    fn answer_one(&mut self, number: u64, reply: Reply<'_>) {
+    /// Whether that makes the command's reply.
+    fn answer_one(&mut self, number: u64, reply: Reply<'_>) -> bool {
         let Some(expected) = self.pending.get(number) else {
             // One of several replies to a command that another one has ended already, by an error.
-            return;
+            return false;
         };
         let proto = expected.proto;
         let mut what = std::mem::replace(&mut expected.what, What::Known);
@@ -94,13 +97,17 @@ impl Session {
             reply => self.outcome(number, &mut what, reply, proto),
         };
         match outcome {
-            Outcome::Reply(reply) => self.pending.answered(number, reply),
+            Outcome::Reply(reply) => {
+                self.pending.answered(number, reply);
+                return true;
+            }
             Outcome::More => self.put_back(number, what),
             Outcome::Ask(frame) => {
                 self.frames.extend_from_slice(&frame);
                 self.put_back(number, what);
             }
         }
+        false
     }
 
     fn put_back(&mut self, number: u64, what: What) {

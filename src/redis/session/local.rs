@@ -10,7 +10,7 @@ use crate::redis::number::parse_i64;
 use crate::redis::{glob, introspect, table};
 
 /// Longest name of a client.
-const NAME_BYTES_MAX: usize = 64 << 10;
+const NAME_BYTES_MAX: usize = 4 << 10;
 
 impl Session {
     /// A command that is none on keys that it names.
@@ -236,7 +236,7 @@ impl Session {
                     rest = tail;
                 }
                 (b"setname", [wanted, tail @ ..]) => {
-                    if !is_name(wanted) {
+                    if !is_name(wanted) || wanted.len() > NAME_BYTES_MAX {
                         return self.say_error(BAD_NAME);
                     }
                     // Stays, whatever is wrong with what follows.

@@ -12,8 +12,8 @@
 //!
 //! Invariants:
 //! - Each command has one reply, and no reply leaves before those of the commands in front of it.
-//! - Within [`PENDING_MAX`] commands and what [`Session::backlog`] counts: the caller takes in nothing while either is
-//!   beyond its bound, and frames never make more than one command beyond [`FRAMES_BYTES`] at once.
+//! - Nothing is taken in while [`PENDING_MAX`] commands are without their reply, [`BACKLOG_BYTES`] of replies wait to
+//!   leave, or [`FRAMES_BYTES`] of frames to be dispatched; one command more may pass these.
 //! - A command about all keys is taken in when all before it are answered, and nothing behind it before it is. So a
 //!   client sees in it what it has written before.
 
@@ -48,6 +48,8 @@ pub use context::{Context, ContextParts, Nodes, REDIS_VERSION};
 pub const PENDING_MAX: usize = 16_384;
 /// Bytes of frames after which no further command becomes one before these are dispatched.
 pub const FRAMES_BYTES: usize = 64 << 10;
+/// Bytes of replies that wait to leave beyond which nothing is taken in.
+pub const BACKLOG_BYTES: usize = 128 << 10;
 /// Commands that are taken in at once.
 const AT_ONCE_MAX: u32 = 1_024;
 
@@ -163,6 +165,7 @@ impl Session {
             }
             if self.is_exclusive
                 || self.pending.len() >= PENDING_MAX
+                || self.backlog() >= BACKLOG_BYTES
                 || frames.len() >= FRAMES_BYTES
                 || taken >= AT_ONCE_MAX
             {
@@ -205,7 +208,8 @@ impl Session {
     /// Whether it takes in nothing before replies have come.
     pub fn is_waiting(&self) -> bool {
         let is_held = self.is_held && !self.pending.is_empty();
-        is_held || self.is_exclusive || self.pending.len() >= PENDING_MAX
+        let is_full = self.pending.len() >= PENDING_MAX || self.pending.bytes() >= BACKLOG_BYTES;
+        is_held || is_full || self.is_exclusive
     }
 
     /// Bytes of replies that wait to leave.
@@ -236,6 +240,11 @@ impl Session {
     /// Whether no reply is missing.
     pub fn is_answered(&self) -> bool {
         self.pending.is_empty()
+    }
+
+    /// Bytes that it keeps for EXEC.
+    pub fn held_bytes(&self) -> usize {
+        self.queue.as_ref().map_or(0, Queue::bytes) + self.watched.bytes()
     }
 
     /// Replies that may leave.

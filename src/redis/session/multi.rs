@@ -18,6 +18,9 @@ const TOO_LONG: &str = "EXECABORT Transaction discarded because it is longer tha
 /// Keys that a connection may watch: their versions are asked for one after the other.
 const WATCHED_MAX: usize = 1_024;
 
+/// Bytes of them together.
+const WATCHED_BYTES_MAX: usize = 128 << 10;
+
 /// Commands since MULTI.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -42,6 +45,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// Bytes that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.keys.iter().map(Vec::len).sum()
+    }
+
     pub fn seen(&mut self, version: Option<Lsn>) {
         self.versions.push(version);
     }
@@ -54,6 +62,11 @@ impl Watched {
 }
 
 impl Queue {
+    /// Bytes that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.steps.wire_len()
+    }
+
     /// Commands in it.
     pub fn len(&self) -> usize {
         self.count
@@ -164,6 +177,12 @@ impl Session {
             self.say_error(&format!("ERR more than {WATCHED_MAX} keys can't be watched"));
             return Step::Taken;
         }
+        if self.watched.bytes() + new.iter().map(|key| key.len()).sum::<usize>() > WATCHED_BYTES_MAX {
+            self.say_error(&format!(
+                "ERR keys of more than {WATCHED_BYTES_MAX} bytes together can't be watched"
+            ));
+            return Step::Taken;
+        }
         if new.is_empty() {
             self.say_ok();
             return Step::Taken;
@@ -233,7 +252,13 @@ impl Session {
             steps: queue.steps.steps(),
             durability: Durability::Default,
         };
+        let start = frames.len();
         encode_request(frames, self.pending.next(), &Request::Transact(transaction));
+        if self.is_too_long(frames.len() - start) {
+            frames.truncate(start);
+            self.say_error(TOO_LONG);
+            return Step::Taken;
+        }
         self.expect(What::Resp, Some(slot));
         Step::Taken
     }

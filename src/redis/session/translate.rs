@@ -16,7 +16,12 @@ impl Session {
     /// Asks for what a command wants. `args` are those that it was made of.
     pub(super) fn translate(&mut self, args: &[&[u8]], command: Command<'_>, frames: &mut Vec<u8>) -> Step {
         let number = self.pending.next();
-        let mut ask = |request: Request<'_>| encode_request(frames, number, &request);
+        let (start, mut longest) = (frames.len(), 0);
+        let mut ask = |request: Request<'_>| {
+            let before = frames.len();
+            encode_request(frames, number, &request);
+            longest = longest.max(frames.len() - before);
+        };
         let durability = Durability::Default;
         let what = match &command {
             Command::Get { key } => {
@@ -70,9 +75,24 @@ impl Session {
             }
             _ => return self.transact(args, &command, durability, frames),
         };
+        if self.is_too_long(longest) {
+            frames.truncate(start);
+            self.say_too_long();
+            return Step::Taken;
+        }
         let keys = command.keys();
         self.expect(what, (keys.len() == 1).then(|| Slot::of_key(keys[0])));
         Step::Taken
+    }
+
+    /// Whether a frame is longer than any shard takes.
+    pub(super) fn is_too_long(&self, frame_bytes: usize) -> bool {
+        frame_bytes > self.context.limits.frame_bytes_max as usize
+    }
+
+    fn say_too_long(&mut self) {
+        let most = self.context.limits.frame_bytes_max;
+        self.say_error(&format!("ERR this command takes more than the {most} bytes of a frame; divide it"));
     }
 
     /// Has the owner of its keys evaluate a command.
@@ -100,7 +120,13 @@ impl Session {
             steps: steps.steps(),
             durability,
         };
+        let start = frames.len();
         encode_request(frames, self.pending.next(), &Request::Transact(transaction));
+        if self.is_too_long(frames.len() - start) {
+            frames.truncate(start);
+            self.say_too_long();
+            return Step::Taken;
+        }
         self.expect(What::Resp, Some(Slot::of_key(key)));
         Step::Taken
     }

@@ -22,8 +22,9 @@ pub(super) struct Speech {
     peer: String,
     is_known: Cell<bool>,
     session: RefCell<Option<Session>>,
-    /// Frames that the session made, not dispatched yet.
+    /// Frames that the session made, of which so many bytes are dispatched.
     frames: RefCell<Vec<u8>>,
+    frames_at: Cell<usize>,
     frame_bytes: Cell<usize>,
     /// Dispatches what replies have led to.
     is_following: Cell<bool>,
@@ -42,6 +43,7 @@ impl Speech {
             is_known: Cell::new(false),
             session: RefCell::new(None),
             frames: RefCell::default(),
+            frames_at: Cell::new(0),
             frame_bytes: Cell::new(0),
             is_following: Cell::new(false),
             early: RefCell::default(),
@@ -114,9 +116,21 @@ impl Speech {
         self.early.take().into_iter().map(|(_, owner, granted)| (owner, granted)).collect()
     }
 
-    fn set_frames(&self, frames: Vec<u8>) {
-        self.frame_bytes.set(frames.len());
+    /// Keeps frames, of which those from `at` on are not dispatched.
+    fn set_frames(&self, mut frames: Vec<u8>, mut at: usize) {
+        // A million keys of a DEL are a million frames, of which some are taken in at a time: they are moved when half
+        // of them are done.
+        if at > frames.len() / 2 {
+            frames.drain(..std::mem::take(&mut at));
+        }
+        self.frame_bytes.set(frames.len() - at);
+        self.frames_at.set(at);
         self.frames.replace(frames);
+    }
+
+    /// Bytes that the session keeps for later commands.
+    pub fn held_bytes(&self) -> usize {
+        self.of(Session::held_bytes).unwrap_or(0)
     }
 }
 
@@ -155,7 +169,7 @@ impl<E: Env> Connection<E> {
             };
             let is_idle = frames.is_empty() && *used == before;
             let is_without = frames.is_empty();
-            self.speech.set_frames(frames);
+            self.speech.set_frames(frames, 0);
             self.push_ready();
             match taken {
                 Taken::NeedMore { .. } if is_without => return Ok(true),
@@ -168,26 +182,27 @@ impl<E: Env> Connection<E> {
 
     /// Dispatches what the session has made. Whether that is all of it.
     fn dispatch_frames(self: &Rc<Self>) -> Result<bool, End> {
-        let mut frames = self.speech.frames.take();
-        while !frames.is_empty() {
-            let used = match self.shard.dispatch_all(self.token.get(), self.as_ref(), &mut frames) {
+        let (mut frames, mut at) = (self.speech.frames.take(), self.speech.frames_at.take());
+        while at < frames.len() {
+            let dispatched = match at {
+                0 => self.shard.dispatch_all(self.token.get(), self.as_ref(), &mut frames),
+                _ => self.shard.dispatch(self.token.get(), self.as_ref(), &frames[at..]),
+            };
+            match dispatched {
                 Dispatched::NeedMore { used } => {
-                    assert!(used == frames.len(), "a session makes whole frames");
-                    used
+                    at += used;
+                    assert!(at == frames.len(), "a session makes whole frames");
                 }
-                Dispatched::Pause { used } => used,
+                Dispatched::Pause { used: 0 } => break,
+                Dispatched::Pause { used } => at += used,
                 Dispatched::OutOfStep | Dispatched::MoveTo { .. } => {
                     tracing::error!(token = self.token.get(), "a command became a frame that none can be");
                     return Err(End::OutOfStep);
                 }
-            };
-            frames.drain(..used);
-            if used == 0 {
-                break;
             }
         }
-        let is_all = frames.is_empty();
-        self.speech.set_frames(frames);
+        let is_all = at == frames.len();
+        self.speech.set_frames(frames, at);
         Ok(is_all)
     }
 
@@ -206,15 +221,22 @@ impl<E: Env> Connection<E> {
             }
         };
         let mut early = self.speech.early.borrow_mut();
-        if !replies.granted.is_none() {
-            early.push((last, owner, replies.granted));
+        match last {
+            _ if replies.granted.is_none() => {}
+            // Nothing of it is kept.
+            None => self.shard.left(owner, replies.granted),
+            Some(last) => early.push((last, owner, replies.granted)),
         }
         let mut out = self.out.borrow_mut();
         out.push(owner, Granted::default(), ready);
+        let is_sent = out.unsent().is_empty();
         // Those of replies that have left, whatever else waits: an owner grants in the order of its commands, so the
         // next of them may wait for just that.
         for (_, owner, granted) in early.extract_if(.., |(number, ..)| *number < first) {
-            out.push(owner, granted, Vec::new());
+            match is_sent {
+                true => self.shard.left(owner, granted),
+                false => out.push(owner, granted, Vec::new()),
+            }
         }
         let since = self.speech.early_since.get().unwrap_or_else(|| self.shard.env.now());
         self.speech.early_since.set((!early.is_empty()).then_some(since));
@@ -237,7 +259,7 @@ impl<E: Env> Connection<E> {
             return;
         }
         self.speech.frames.borrow_mut().extend_from_slice(&more);
-        self.speech.frame_bytes.set(self.speech.frames.borrow().len());
+        self.speech.frame_bytes.set(self.speech.frames.borrow().len() - self.speech.frames_at.get());
         if self.speech.is_following.replace(true) {
             return;
         }
@@ -246,8 +268,14 @@ impl<E: Env> Connection<E> {
         env.spawn(Queue::Foreground, async move {
             loop {
                 let (moved, relieved) = (me.moved.notified(), me.shard.relieved.notified());
-                if me.is_broken.get() || matches!(me.dispatch_frames(), Ok(true) | Err(_)) {
-                    break;
+                let dispatched = if me.is_broken.get() { Ok(true) } else { me.dispatch_frames() };
+                match dispatched {
+                    Ok(false) => {}
+                    Ok(true) => break,
+                    Err(_) => {
+                        me.abandon();
+                        break;
+                    }
                 }
                 me.shard.end_turn();
                 futures_lite::future::or(moved, relieved).await;
