@@ -82,6 +82,7 @@ impl Nodes for Owners {
         self.slots.shards
     }
 
+    // Shards share a port, so no connection is to one of them, and nobody is sent elsewhere.
     fn address(&self, _: usize) -> String {
         self.address.to_string()
     }

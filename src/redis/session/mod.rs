@@ -227,11 +227,6 @@ impl Session {
         self.pending.first_slot().map(|slot| self.context.nodes.owner(slot))
     }
 
-    /// Whether replies wait for others before them.
-    pub fn is_out_of_order(&self) -> bool {
-        self.pending.bytes() > 0
-    }
-
     /// The number of the first command whose reply has not left.
     pub fn first(&self) -> u64 {
         self.pending.first()

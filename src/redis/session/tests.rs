@@ -214,7 +214,7 @@ fn replies_leave_in_the_order_of_the_commands() {
     assert_eq!(client.send(input), (input.len(), Taken::NeedMore { wanted: 1 }));
     assert_eq!(client.asked.len(), 5, "one for each key");
     assert_eq!(client.answer(1), b"");
-    assert!(client.session.is_out_of_order());
+    assert!(client.session.backlog() > 0, "one that came early");
     for _ in 0..3 {
         assert_eq!(client.answer(1), b"");
     }

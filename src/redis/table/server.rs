@@ -30,7 +30,7 @@ pub(super) static COMMANDS: &[Spec] = &[
         .also(Categories::DANGEROUS)
         .tips(&[VARIES, ALL_SHARDS, SPECIAL])
         .doc("1.0.0", "O(1)", "[section...]", "Tells how the server is.")
-        .differs("the sections and fields that tools read; more with `atlaskv-cli stats`"),
+        .differs("the sections and fields that tools read, of keys that expire none; more with `atlaskv-cli stats`"),
     container("config").doc("2.0.0", SUBCOMMANDS, "", "Tells and changes settings.").subcommands(CONFIG),
     container("memory").doc("4.0.0", SUBCOMMANDS, "", "Tells what memory is used for.").subcommands(MEMORY),
     container("slowlog")
@@ -158,7 +158,7 @@ static LATENCY: &[Spec] = &[
             "[command...]",
             "Tells how the durations of commands are distributed.",
         )
-        .differs("always empty; `atlaskv-cli stats` has latencies"),
+        .differs("always empty"),
     server("latency|reset", -2, ADMIN)
         .tips(&[ALL_NODES, ALL_SUCCEED])
         .doc("2.8.13", "O(1)", "[event...]", "Forgets the samples of events.")
