@@ -7,6 +7,7 @@
 //! The number of shards is the one thing that can't be known here: it depends on the CPUs this process
 //! may use, which [`crate::server`] finds out. What depends on it comes from [`Config::shard_memory`].
 
+mod cluster;
 mod memory;
 mod size;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+pub use cluster::{ClusterConfig, Misrouted};
 pub use memory::{COMMON_BYTES, MemoryBound, MemoryLimit, SHARD_BYTES_MIN, ShardMemory, memory_limit};
 pub use size::{parse_millis, parse_size, rough_size, show_size};
 
@@ -53,6 +55,20 @@ pub struct Flags {
     /// Address to serve clients on; port 0 takes a free one [default: 127.0.0.1:7379]
     #[arg(long, value_name = "ADDR:PORT", env = "ATLASKV_LISTEN")]
     pub listen: Option<String>,
+    /// Show each shard as a node of a Redis Cluster, with a port of its own: off or emulated [default: off]
+    #[arg(long, value_name = "MODE", env = "ATLASKV_CLUSTER_MODE")]
+    pub cluster_mode: Option<String>,
+    /// Port of the first node; each other one has the next [default: the port behind that of --listen]
+    #[arg(long, value_name = "PORT", env = "ATLASKV_CLUSTER_PORT")]
+    pub cluster_port: Option<String>,
+    /// Host that clients of the cluster are told, where it is not the address that they came to: behind NAT, or
+    /// in a container
+    #[arg(long, value_name = "HOST", env = "ATLASKV_CLUSTER_HOST")]
+    pub cluster_host: Option<String>,
+    /// What a node does with a request for the keys of another one: moved (tells where they are) or served (has
+    /// that one execute it) [default: moved]
+    #[arg(long, value_name = "WHAT", env = "ATLASKV_CLUSTER_MISROUTED")]
+    pub cluster_misrouted: Option<String>,
     /// When a write is acknowledged: always (once on disk), interval=N (at once; on disk within N
     /// milliseconds), none (at once; the server writes when it has enough) [default: always]
     #[arg(long, value_name = "MODE", env = "ATLASKV_SYNC")]
@@ -132,6 +148,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Shards as nodes of a Redis Cluster, if they are to be.
+    pub cluster: Option<ClusterConfig>,
     /// When a write counts as done, unless the request asks for more.
     pub sync: SyncMode,
     /// Bytes for the whole process.
@@ -203,6 +221,12 @@ pub enum ConfigError {
         /// Why it is no address.
         reason: String,
     },
+    /// A flag about a cluster that there is not.
+    #[error("--{flag} means nothing without --cluster-mode emulated; pass that as well, or leave this out")]
+    ClusterIsOff {
+        /// The flag, without dashes.
+        flag: &'static str,
+    },
     /// More memory than there is.
     #[error("--memory {given} is more than the {limit} this process may use ({source_of_limit}); lower it")]
     MemoryAboveLimit {
@@ -269,6 +293,12 @@ impl Config {
                 .unwrap_or_else(|| "./atlaskv-data".into())
                 .into(),
             listen: read_address(given(&flags.listen).as_deref().unwrap_or("127.0.0.1:7379"))?,
+            cluster: ClusterConfig::read(
+                given(&flags.cluster_mode).as_deref(),
+                given(&flags.cluster_port).as_deref(),
+                given(&flags.cluster_host).as_deref(),
+                given(&flags.cluster_misrouted).as_deref(),
+            )?,
             sync: given(&flags.sync).map_or(Ok(SyncMode::Always), |text| read_sync(&text))?,
             memory: read_memory(memory.as_deref(), limit)?,
             memory_given: memory.is_some(),

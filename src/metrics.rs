@@ -96,6 +96,24 @@ counters! {
     ttls,
     /// Requests refused.
     refusals,
+    /// Errors that clients of Redis were told, by what they begin with.
+    errors_err,
+    /// See `errors_err`.
+    errors_crossslot,
+    /// See `errors_err`.
+    errors_execabort,
+    /// See `errors_err`.
+    errors_misconf,
+    /// See `errors_err`: requests for the keys of another node of the cluster.
+    errors_moved,
+    /// See `errors_err`.
+    errors_noproto,
+    /// See `errors_err`.
+    errors_oom,
+    /// See `errors_err`.
+    errors_tryagain,
+    /// See `errors_err`.
+    errors_wrongpass,
     /// Requests that this shard received for others.
     forwarded,
     /// Messages sent to other shards.

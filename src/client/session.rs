@@ -281,7 +281,7 @@ impl Client {
     /// As [`Client::delete_range`], with a say in when that is answered.
     pub fn delete_range_with(&mut self, range: &KeyRange, durability: Durability) -> Result<(), Error> {
         let (start, end) = range.bounds();
-        let range = DeleteRange { start, end, epoch: 0, durability };
+        let range = DeleteRange { start, end, is_local: false, epoch: 0, durability };
         if range.is_everything() {
             let message = "this range is everything; flush_all removes that";
             return Err(Refusal::new(Code::Malformed, message).into());

@@ -51,6 +51,8 @@ pub struct SlotTable {
     epoch: Cell<u64>,
     /// Number of shards.
     pub shards: usize,
+    /// Slots whose requests wait at this shard, since their tablet moves.
+    held: Cell<Option<SlotRange>>,
     /// By slot: owner, and the tablet's local number there.
     places: Box<[Cell<(u16, u16)>]>,
 }
@@ -78,7 +80,7 @@ impl SlotTable {
         assert!(places.iter().all(|place| place.get().0 != u16::MAX), "every slot is in a tablet");
         // Both terms only grow, the one with every start, the other with every move and split.
         let epoch = state.generation + state.tablets.values().map(|tablet| tablet.epoch).sum::<u64>();
-        SlotTable { epoch: epoch.into(), shards: state.shards as usize, places }
+        SlotTable { epoch: epoch.into(), shards: state.shards as usize, held: Cell::new(None), places }
     }
 
     /// Grows with every change.
@@ -93,6 +95,17 @@ impl SlotTable {
         let place = (shard as u16, u16::try_from(local).expect("there are no more tablets than slots"));
         self.fill(slots, place);
         self.epoch.set(epoch);
+    }
+
+    /// From now on requests for these slots wait at this shard, and for no others.
+    pub fn hold(&self, slots: Option<SlotRange>) {
+        self.held.set(slots);
+    }
+
+    /// The slots whose requests wait at this shard.
+    #[inline]
+    pub fn held(&self) -> Option<SlotRange> {
+        self.held.get()
     }
 
     /// From now on nobody serves these slots, and their owner says so.

@@ -211,6 +211,8 @@ pub struct DeleteRange<'a> {
     pub start: &'a [u8],
     /// The first key that stays; empty: up to the largest one.
     pub end: &'a [u8],
+    /// Only keys of the shard that serves the connection.
+    pub is_local: bool,
     /// Between shards: the epoch of the slot table by which every shard got its part. Clients send 0.
     pub epoch: u64,
     /// When to answer.

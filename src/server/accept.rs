@@ -15,8 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::encode_refusal;
-use crate::shard::Message;
 use crate::shard::mesh::Port;
+use crate::shard::{Arrival, Message};
 
 /// After an error that will not go away at once (no descriptors left), and while some shard's queue is
 /// full.
@@ -77,16 +77,23 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Starts to accept on `listener`. `port` is the mesh's last; those before it are the shards'.
+    /// Starts to accept on `listener` for all shards, one after the other, and on those of `nodes` for the shard with
+    /// that index. `port` is the mesh's last; those before it are the shards'.
     pub fn start(
         listener: TcpListener,
+        nodes: Vec<TcpListener>,
         port: Port<Message>,
         connections: Arc<Connections>,
     ) -> io::Result<Acceptor> {
-        listener.set_nonblocking(true)?;
+        assert!(nodes.is_empty() || nodes.len() == port.peers() - 1, "each shard is a node, or none is");
+        let mut doors = vec![Door { listener, shard: None }];
+        doors.extend(
+            nodes.into_iter().zip(0..).map(|(listener, shard)| Door { listener, shard: Some(shard) }),
+        );
+        doors.iter().try_for_each(|door| door.listener.set_nonblocking(true))?;
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
-            accept_until(&listener, &stopped, &port, &connections);
+            accept_until(&doors, &stopped, &port, &connections);
             port
         })?;
         Ok(Acceptor { stop, thread })
@@ -99,17 +106,20 @@ impl Acceptor {
     }
 }
 
-fn accept_until(
-    listener: &TcpListener,
-    mut stopped: &UnixStream,
-    port: &Port<Message>,
-    connections: &Connections,
-) {
-    let shards = port.peers() - 1;
-    let (mut next, mut refusals, mut failures) = (0, Rarely::default(), Rarely::default());
+/// Where connections come in.
+struct Door {
+    listener: TcpListener,
+    /// The shard that they are for, if clients chose it.
+    shard: Option<usize>,
+}
+
+fn accept_until(doors: &[Door], mut stopped: &UnixStream, port: &Port<Message>, connections: &Connections) {
+    let mut turns = Turns { shards: port.peers() - 1, ..Turns::default() };
+    let first = [PollFd::new(stopped, PollFlags::IN)];
+    let others = doors.iter().map(|door| PollFd::new(&door.listener, PollFlags::IN));
+    let mut fds: Vec<PollFd<'_>> = first.into_iter().chain(others).collect();
     loop {
         port.flush();
-        let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
         let is_congested = port.congested();
         let watched = if is_congested { &mut fds[..1] } else { &mut fds[..] };
         let _ = poll(watched, if is_congested { Some(&PAUSE) } else { None }); // an interruption is a wake-up
@@ -117,31 +127,60 @@ fn accept_until(
             let _ = stopped.read(&mut [0]);
             return;
         }
-        loop {
-            match listener.accept() {
-                Ok((stream, _)) if connections.enter() => {
-                    port.send(next, Message::Connection(stream, Vec::new()));
-                    next = (next + 1) % shards;
-                }
-                Ok((stream, peer)) => {
-                    if let Some(refused) = refusals.happens(Instant::now()) {
-                        let max = connections.max;
-                        tracing::warn!(%peer, max, refused, "refused connections: there are too many");
-                    }
-                    refuse(&stream, connections.max);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    if let Some(times) = failures.happens(Instant::now()) {
-                        tracing::error!(times, "a connection can't be accepted: {error}");
-                    }
-                    let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&PAUSE));
-                    break;
-                }
+        for door in doors {
+            accept_some(door, stopped, port, connections, &mut turns);
+        }
+    }
+}
+
+/// What [`accept_until`] remembers.
+#[derive(Default)]
+struct Turns {
+    shards: usize,
+    /// The shard that the next connection is for that chose none.
+    next: usize,
+    refusals: Rarely,
+    failures: Rarely,
+}
+
+impl Turns {
+    fn next(&mut self) -> usize {
+        let next = self.next;
+        self.next = (next + 1) % self.shards;
+        next
+    }
+}
+
+/// Accepts what waits at one door, unless the mesh is full.
+fn accept_some(
+    door: &Door,
+    stopped: &UnixStream,
+    port: &Port<Message>,
+    connections: &Connections,
+    turns: &mut Turns,
+) {
+    while !port.congested() {
+        match door.listener.accept() {
+            Ok((stream, _)) if connections.enter() => {
+                let shard = door.shard.unwrap_or_else(|| turns.next());
+                let is_node = door.shard.is_some();
+                port.send(shard, Message::Connection(Arrival { stream, read: Vec::new(), is_node }));
             }
-            if port.congested() {
-                break;
+            Ok((stream, peer)) => {
+                if let Some(refused) = turns.refusals.happens(Instant::now()) {
+                    let max = connections.max;
+                    tracing::warn!(%peer, max, refused, "refused connections: there are too many");
+                }
+                refuse(&stream, connections.max);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if let Some(times) = turns.failures.happens(Instant::now()) {
+                    tracing::error!(times, "a connection can't be accepted: {error}");
+                }
+                let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&PAUSE));
+                return;
             }
         }
     }

@@ -16,7 +16,7 @@ mod commands;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -27,10 +27,10 @@ use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::socket::Socket;
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
-use crate::redis::session;
+use crate::redis::session::{self, Client};
 use crate::shard::budget::Share;
 use crate::shard::{
-    BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Replies, Shard, Stall,
+    Arrival, BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Replies, Shard, Stall,
 };
 
 /// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
@@ -143,16 +143,16 @@ impl<E: Env> Outlet for Connection<E> {
 }
 
 impl<E: Env> Connection<E> {
-    /// Serves `stream`, of which `read` was read already, until it ends.
+    /// Serves a connection until it ends.
     /// Returns whether another shard serves it from here on.
     pub async fn serve(
         shard: Rc<Shard<E>>,
-        stream: TcpStream,
-        read: Vec<u8>,
+        arrival: Arrival,
         context: Rc<session::Context>,
         open: &OpenConnections<E>,
     ) -> bool {
-        let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
+        let Arrival { stream, read, is_node } = arrival;
+        let client = Client::of(&stream, is_node);
         let socket = match Socket::adopt(stream) {
             Ok(socket) => socket,
             Err(error) => {
@@ -168,7 +168,7 @@ impl<E: Env> Connection<E> {
             shard: shard.clone(),
             socket,
             token: Cell::new(0),
-            speech: Speech::new(context, peer),
+            speech: Speech::new(context, client),
             out: RefCell::default(),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
@@ -317,7 +317,8 @@ impl<E: Env> Connection<E> {
         self.finish().await;
         match self.socket.duplicate() {
             Ok(stream) => {
-                self.shard.hand_over(shard, stream, rest);
+                let is_node = self.speech.is_node();
+                self.shard.hand_over(shard, Arrival { stream, read: rest, is_node });
                 Err(End::Moved)
             }
             Err(error) => {

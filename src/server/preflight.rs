@@ -55,6 +55,8 @@ pub struct Preflight {
     pub listener: TcpListener,
     /// Where `listener` listens: the configured address, with the port that was picked for port 0.
     pub address: SocketAddr,
+    /// The sockets of the shards as nodes of a cluster, listening, in shard order; none without a cluster.
+    pub nodes: Vec<(TcpListener, SocketAddr)>,
     /// Keeps other processes out of the data directory while it lives.
     pub lock: DataDirLock,
 }
@@ -168,33 +170,51 @@ pub enum PreflightError {
     },
     /// Somebody listens there already.
     #[error(
-        "--listen {address}: the address is in use; stop the process that has it, or pass another --listen"
+        "--{flag} {address}: the address is in use; stop the process that has it, or pass another --{flag}"
     )]
     AddressInUse {
+        /// What said so.
+        flag: &'static str,
         /// Where we wanted to listen.
         address: SocketAddr,
     },
     /// No interface of this machine has the address.
     #[error(
-        "--listen {address}: no interface of this machine has this address; pass one that does, or 0.0.0.0 for all"
+        "--{flag} {address}: no interface of this machine has this address; pass one that does, or 0.0.0.0 for all"
     )]
     AddressNotAvailable {
+        /// What said so.
+        flag: &'static str,
         /// Where we wanted to listen.
         address: SocketAddr,
     },
     /// A port that ordinary users can't have.
-    #[error("--listen {address}: this user may not listen on port {}; pass a port from 1024 up, or grant CAP_NET_BIND_SERVICE", .address.port())]
+    #[error("--{flag} {address}: this user may not listen on port {}; pass a port from 1024 up, or grant CAP_NET_BIND_SERVICE", .address.port())]
     AddressForbidden {
+        /// What said so.
+        flag: &'static str,
         /// Where we wanted to listen.
         address: SocketAddr,
     },
     /// Any other failure to listen.
-    #[error("--listen {address}: {}; pass another --listen", reason(.error))]
+    #[error("--{flag} {address}: {}; pass another --{flag}", reason(.error))]
     Listen {
+        /// What said so.
+        flag: &'static str,
         /// Where we wanted to listen.
         address: SocketAddr,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// Ports end before the shards do.
+    #[error(
+        "--cluster-port {first}: {shards} nodes need a port each, and the last one is 65535; pass a lower one"
+    )]
+    TooFewPorts {
+        /// That of the first node.
+        first: u16,
+        /// Shards.
+        shards: usize,
     },
 }
 
@@ -253,10 +273,13 @@ pub fn check(config: &Config) -> Result<Preflight, PreflightError> {
         derive_connections(config.connections_max, cpus.len(), raise_limit(Resource::Nofile))?;
     let lock = open_data_dir(&config.data_dir)?;
     check_direct_io(&config.data_dir)?;
-    let listener = listen(config.listen)?;
-    let address = listener.local_addr().unwrap_or(config.listen);
+    let (listener, address) = listen(config.listen, "listen")?;
+    let nodes = match &config.cluster {
+        Some(cluster) => listen_as_nodes(config.listen, cluster.port, cpus.len())?,
+        None => Vec::new(),
+    };
     tracing::info!(?cpus, ?memory, ?locked, connections_max, "everything that start-up needs is there");
-    Ok(Preflight { cpus, memory, locked, connections_max, listener, address, lock })
+    Ok(Preflight { cpus, memory, locked, connections_max, listener, address, nodes, lock })
 }
 
 /// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as any other write may, and not end the process
@@ -456,20 +479,41 @@ fn explain_direct_io(dir: &Path, error: io::Error) -> PreflightError {
 /// Listens with a long backlog. The standard library's own bind sets SO_REUSEADDR, so that a restart
 /// need not wait for old connections to time out, and not SO_REUSEPORT, with which a second server would
 /// share our clients instead of being refused.
-fn listen(address: SocketAddr) -> Result<TcpListener, PreflightError> {
-    let listener = TcpListener::bind(address).map_err(|error| explain_listen(address, error))?;
+fn listen(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), PreflightError> {
+    let listener = TcpListener::bind(address).map_err(|error| explain_listen(flag, address, error))?;
     // Listening once more only changes the backlog.
-    rustix::net::listen(&listener, BACKLOG)
-        .map_err(|errno| PreflightError::Listen { address, error: errno.into() })?;
-    Ok(listener)
+    rustix::net::listen(&listener, BACKLOG).map_err(|errno| PreflightError::Listen {
+        flag,
+        address,
+        error: errno.into(),
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    Ok((listener, address))
 }
 
-fn explain_listen(address: SocketAddr, error: io::Error) -> PreflightError {
+/// Listens for each shard as a node, on the interface of `common`.
+fn listen_as_nodes(
+    common: SocketAddr,
+    first: Option<u16>,
+    shards: usize,
+) -> Result<Vec<(TcpListener, SocketAddr)>, PreflightError> {
+    // Behind a free port there need not be others.
+    let first = first.unwrap_or(if common.port() == 0 { 0 } else { common.port().saturating_add(1) });
+    let flag = "cluster-port";
+    let port_of = |shard| match first {
+        0 => Ok(0),
+        _ => u16::try_from(usize::from(first) + shard)
+            .map_err(|_| PreflightError::TooFewPorts { first, shards }),
+    };
+    (0..shards).map(|shard| listen(SocketAddr::new(common.ip(), port_of(shard)?), flag)).collect()
+}
+
+fn explain_listen(flag: &'static str, address: SocketAddr, error: io::Error) -> PreflightError {
     match error.kind() {
-        io::ErrorKind::AddrInUse => PreflightError::AddressInUse { address },
-        io::ErrorKind::AddrNotAvailable => PreflightError::AddressNotAvailable { address },
-        io::ErrorKind::PermissionDenied => PreflightError::AddressForbidden { address },
-        _ => PreflightError::Listen { address, error },
+        io::ErrorKind::AddrInUse => PreflightError::AddressInUse { flag, address },
+        io::ErrorKind::AddrNotAvailable => PreflightError::AddressNotAvailable { flag, address },
+        io::ErrorKind::PermissionDenied => PreflightError::AddressForbidden { flag, address },
+        _ => PreflightError::Listen { flag, address, error },
     }
 }
 

@@ -1,20 +1,26 @@
 //! What clients of Redis are told of this server.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
 use super::preflight::Preflight;
-use crate::config::{Config, SyncMode};
+use crate::config::{ClusterConfig, Config, Misrouted, SyncMode};
 use crate::env::Env;
 use crate::placement::SlotTable;
-use crate::redis::session::{Context, ContextParts, Nodes};
+use crate::redis::session::{Cluster, Context, ContextParts, Nodes};
 use crate::shard::Shard;
 use crate::slot::Slot;
 
 /// The same for all shards.
 pub struct Setup {
     config: Vec<(&'static str, String)>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
+    cluster: Option<Arc<Cluster>>,
     run_id: String,
     started_at_ms: u64,
     clients_max: usize,
@@ -29,11 +35,32 @@ impl Setup {
         Setup {
             config: settings(config, preflight),
             address: preflight.address,
+            cluster: config.cluster.as_ref().map(|cluster| Arc::new(nodes(config, cluster, preflight))),
             run_id,
             started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             clients_max: preflight.connections_max,
         }
     }
+}
+
+/// How the shards are nodes.
+fn nodes(config: &Config, cluster: &ClusterConfig, preflight: &Preflight) -> Cluster {
+    let ports: Vec<u16> = preflight.nodes.iter().map(|(_, address)| address.port()).collect();
+    Cluster {
+        ids: (0..ports.len()).map(|shard| node_id(&config.data_dir, shard)).collect(),
+        ports,
+        host: cluster.host.clone(),
+        serves_all: cluster.misrouted == Misrouted::Served,
+    }
+}
+
+/// The id of a node: the same after a restart, another one for another store. Clients tell nodes apart by it.
+fn node_id(data_dir: &Path, shard: usize) -> String {
+    let place = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_path_buf());
+    let machine = rustix::system::uname().nodename().to_bytes().to_vec();
+    let name = [&machine, &b"\0"[..], place.as_os_str().as_encoded_bytes()].concat();
+    let seed = shard as u64;
+    format!("{:032x}{:08x}", xxh3_128_with_seed(&name, seed), xxh3_64_with_seed(&name, seed) >> 32)
 }
 
 /// Settings by the names that they have in Redis: those that tools ask for and that mean something here.
@@ -48,6 +75,7 @@ fn settings(config: &Config, preflight: &Preflight) -> Vec<(&'static str, String
     vec![
         ("appendfsync", text(sync)),
         ("appendonly", text("yes")),
+        ("cluster-enabled", text(if config.cluster.is_some() { "yes" } else { "no" })),
         ("bind", preflight.address.ip().to_string()),
         ("databases", text("1")),
         ("dir", config.data_dir.display().to_string()),
@@ -66,7 +94,6 @@ fn settings(config: &Config, preflight: &Preflight) -> Vec<(&'static str, String
 struct Owners {
     slots: Rc<SlotTable>,
     local: usize,
-    address: std::net::SocketAddr,
 }
 
 impl Nodes for Owners {
@@ -78,13 +105,24 @@ impl Nodes for Owners {
         self.slots.shard(slot)
     }
 
+    fn is_moving(&self, slot: Slot) -> bool {
+        self.slots.held().is_some_and(|slots| slots.contains(slot))
+    }
+
     fn count(&self) -> usize {
         self.slots.shards
     }
 
-    // Shards share a port, so no connection is to one of them, and nobody is sent elsewhere.
-    fn address(&self, _: usize) -> String {
-        self.address.to_string()
+    fn ranges(&self) -> Vec<(u16, u16, usize)> {
+        self.slots
+            .ranges()
+            .into_iter()
+            .map(|(first, last, shard)| (first, last, usize::from(shard)))
+            .collect()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.slots.epoch()
     }
 }
 
@@ -92,7 +130,9 @@ impl Nodes for Owners {
 pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
     Context::new(ContextParts {
         limits: shard.limits,
-        nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id, address: setup.address }),
+        nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id }),
+        cluster: setup.cluster.clone(),
+        metrics: shard.metrics.clone(),
         config: setup.config.clone(),
         port: setup.address.port(),
         run_id: setup.run_id.clone(),
@@ -100,4 +140,19 @@ pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
         clients_max: setup.clients_max,
         seed: shard.env.random(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_ids_of_their_own_that_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<String> = (0..3).map(|shard| node_id(dir.path(), shard)).collect();
+        assert!(ids.iter().all(|id| id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit())));
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+        assert_eq!(node_id(&dir.path().join("."), 1), ids[1]);
+        assert_ne!(node_id(&dir.path().join("other"), 1), ids[1]);
+    }
 }

@@ -117,7 +117,12 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
         return opened;
     }
     let port = ports.next().unwrap_or_else(|| unreachable!("the mesh has one port more than shards"));
-    let acceptor = Acceptor::start(preflight.listener, port, connections).map_err(ServerError::Executor)?;
+    let (listeners, addresses): (Vec<_>, Vec<_>) = preflight.nodes.into_iter().unzip();
+    let acceptor = Acceptor::start(preflight.listener, listeners, port, connections);
+    let acceptor = acceptor.map_err(ServerError::Executor)?;
+    if let (Some(first), Some(last)) = (addresses.first(), addresses.last()) {
+        tracing::info!(%first, %last, "each shard is a node of a cluster");
+    }
     announce(preflight.address, shards, &root);
     wait_for_signal(&told);
     notify::notify(Word::Stopping);

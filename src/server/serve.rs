@@ -171,12 +171,12 @@ pub async fn serve(seed: ShardSeed) {
         .serve_mesh(|message| match message {
             // One that changed shards while the server was told to stop: it is closed, as all others are.
             Message::Connection(..) if is_draining => seed.connections.leave(),
-            Message::Connection(stream, read) => {
+            Message::Connection(arrival) => {
                 let (shard, open, connections) = (shard.clone(), open.clone(), seed.connections.clone());
                 let context = context.clone();
                 let guard = open.enter();
                 env.spawn(Queue::Foreground, async move {
-                    let has_moved = Connection::serve(shard, stream, read, context, &open).await;
+                    let has_moved = Connection::serve(shard, arrival, context, &open).await;
                     if !has_moved {
                         connections.leave();
                     }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::mem;
+use std::ops::Range;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
@@ -44,7 +45,35 @@ enum Kind {
     /// Lines about tablets, or clients.
     Lines(String),
     /// Nothing. What is to be done, whether some shard has done it, and how often all were asked anew.
-    DeleteRange { start: Vec<u8>, end: Vec<u8>, durability: Durability, is_begun: bool, retries: u32 },
+    DeleteRange { range: OwnedRange, is_begun: bool, retries: u32 },
+}
+
+/// A range that every shard removes its keys of, or this one alone.
+struct OwnedRange {
+    start: Vec<u8>,
+    end: Vec<u8>,
+    is_local: bool,
+    durability: Durability,
+}
+
+impl OwnedRange {
+    /// Who is asked.
+    fn shards<E: Env>(&self, shard: &Shard<E>) -> Range<usize> {
+        if self.is_local { shard.id..shard.id + 1 } else { 0..shard.slots.shards }
+    }
+
+    /// What they are asked, by the slot table as it is now.
+    fn parts<E: Env>(&self, shard: &Shard<E>) -> Vec<(usize, Vec<u8>)> {
+        let OwnedRange { start, end, durability, .. } = self;
+        let (epoch, is_local, durability) = (shard.slots.epoch(), false, *durability);
+        let part = Request::DeleteRange(DeleteRange { start, end, is_local, epoch, durability });
+        let frame = |owner| {
+            let mut frame = Vec::new();
+            encode_request(&mut frame, owner as u64 + 1, &part);
+            (owner, frame)
+        };
+        self.shards(shard).map(frame).collect()
+    }
 }
 
 /// A request on its way to several shards. Its parts carry the shard's number as their request id.
@@ -91,7 +120,7 @@ impl<E: Env> Gather<E> {
         true
     }
 
-    /// Asks every shard for its counters. Nobody needs leave for the answer: it is small, or with many tablets
+    /// Asks every shard for its counters, or this one alone. Nobody needs leave for the answer: it is small, or with many tablets
     /// or clients a hundred bytes for each of them.
     pub fn stats(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, section: &str) {
         let shards = vec![MetricsSnapshot::default(); shard.slots.shards];
@@ -99,7 +128,8 @@ impl<E: Env> Gather<E> {
             "tablets" | "clients" => (Kind::Lines(String::new()), section),
             _ => (Kind::Stats { section: section.to_owned(), shards }, ""),
         };
-        let parts = (0..shard.slots.shards).map(|owner| {
+        let asked = if section == "local" { shard.id..shard.id + 1 } else { 0..shard.slots.shards };
+        let parts = asked.map(|owner| {
             let mut frame = Vec::new();
             encode_request(&mut frame, owner as u64 + 1, &Request::Stats { section: part });
             (owner, frame)
@@ -111,38 +141,17 @@ impl<E: Env> Gather<E> {
     /// [gathered](GATHERED_BYTES_MAX) until all of them are answered, however often they are sent: so there is
     /// nothing to ask leave for.
     pub fn delete_range(shard: &Rc<Shard<E>>, origin: Origin, meta: Meta, range: &DeleteRange<'_>) {
-        let DeleteRange { start, end, durability, .. } = *range;
-        let kind = Kind::DeleteRange {
-            start: start.to_vec(),
-            end: end.to_vec(),
-            durability,
-            is_begun: false,
-            retries: 0,
-        };
-        Self::ask(shard, origin, meta, kind, 0, Self::range_parts(shard, start, end, durability));
-    }
-
-    fn range_parts(
-        shard: &Shard<E>,
-        start: &[u8],
-        end: &[u8],
-        durability: Durability,
-    ) -> Vec<(usize, Vec<u8>)> {
-        let epoch = shard.slots.epoch();
-        let part = Request::DeleteRange(DeleteRange { start, end, epoch, durability });
-        let frame = |owner| {
-            let mut frame = Vec::new();
-            encode_request(&mut frame, owner as u64 + 1, &part);
-            (owner, frame)
-        };
-        (0..shard.slots.shards).map(frame).collect()
+        let DeleteRange { start, end, is_local, durability, .. } = *range;
+        let range = OwnedRange { start: start.to_vec(), end: end.to_vec(), is_local, durability };
+        let parts = range.parts(shard);
+        Self::ask(shard, origin, meta, Kind::DeleteRange { range, is_begun: false, retries: 0 }, 0, parts);
     }
 
     /// Asks for a range delete once more, by newer routes, if a tablet has moved between its parts. Whether it does.
     fn retry(&self, shard: &Rc<Shard<E>>) -> bool {
         let has_moved =
             self.refusal.borrow().as_ref().is_some_and(|refusal| refusal.code == Code::SlotMoving);
-        let Kind::DeleteRange { retries, .. } = &mut *self.kind.borrow_mut() else { return false };
+        let Kind::DeleteRange { range, retries, .. } = &mut *self.kind.borrow_mut() else { return false };
         if !has_moved || *retries == RETRIES_MAX {
             return false;
         }
@@ -150,15 +159,13 @@ impl<E: Env> Gather<E> {
         *retries += 1;
         self.refusal.take();
         // From now on: it may be flushed before they are sent.
-        self.outstanding.set(shard.slots.shards as u32);
+        self.outstanding.set(range.shards(shard).len() as u32);
         let (shard, guard) = (shard.clone(), shard.pending.enter());
         let env = shard.env.clone();
         env.spawn(Queue::Foreground, async move {
             shard.released().await;
             let parts = match &*gather.kind.borrow() {
-                Kind::DeleteRange { start, end, durability, .. } => {
-                    Self::range_parts(&shard, start, end, *durability)
-                }
+                Kind::DeleteRange { range, .. } => range.parts(&shard),
                 _ => unreachable!("only range deletes are asked for again"),
             };
             gather.send(&shard, parts);
@@ -368,7 +375,7 @@ fn stats_text(section: &str, shards: &[MetricsSnapshot]) -> String {
             let _ = writeln!(text, "{name}={value}"); // writing to a string does not fail
         }
     }
-    if section != "total" {
+    if !matches!(section, "total" | "local") {
         for (number, shard) in shards.iter().enumerate() {
             for (name, value) in shard.iter().chain(shard.ratios()) {
                 let _ = writeln!(text, "shard{number}.{name}={value}");

@@ -120,6 +120,16 @@ pub trait Outlet {
     }
 }
 
+/// A connection that a shard is to serve.
+pub struct Arrival {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// What was read from it already.
+    pub read: Vec<u8>,
+    /// Whether its client chose this shard, as a node of a cluster.
+    pub is_node: bool,
+}
+
 /// What crosses the mesh.
 pub enum Message {
     /// Frames of one connection's read for one owner.
@@ -152,8 +162,8 @@ pub enum Message {
         /// Which.
         token: u64,
     },
-    /// A connection to take over, with bytes that were read from it already.
-    Connection(TcpStream, Vec<u8>),
+    /// A connection to take over.
+    Connection(Arrival),
     /// The receiver is to do something for a change of the topology.
     Ask {
         /// The sender's number for it.
@@ -470,8 +480,8 @@ impl<E: Env> Shard<E> {
     }
 
     /// Sends a connection to the shard that it asked for.
-    pub fn hand_over(&self, target: usize, stream: TcpStream, read: Vec<u8>) {
-        self.port.send(target, Message::Connection(stream, read));
+    pub fn hand_over(&self, target: usize, arrival: Arrival) {
+        self.port.send(target, Message::Connection(arrival));
     }
 
     /// Serves the mesh until told to close. `control` takes what is not a request or a reply.

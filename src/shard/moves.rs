@@ -164,8 +164,6 @@ impl From<TransferError> for Trouble {
 /// What a shard knows of changes under way.
 #[derive(Default)]
 pub(super) struct Moves {
-    /// Slots whose requests wait here.
-    holding: Cell<Option<SlotRange>>,
     /// Slots of a tablet that is being handed over: what would be done to it now would not go along. Frames that
     /// waited for their client to take replies may come that late.
     packed: Cell<Option<SlotRange>>,
@@ -216,7 +214,7 @@ impl<E: Env> Shard<E> {
     /// Whether a request is about slots that are held.
     #[inline]
     pub(super) fn holds(&self, request: &Request<'_>) -> bool {
-        let Some(slots) = self.moves.holding.get() else { return false };
+        let Some(slots) = self.slots.held() else { return false };
         request.route() == Route::Everywhere || slots_of(request).iter().any(|slot| slots.contains(*slot))
     }
 
@@ -251,7 +249,7 @@ impl<E: Env> Shard<E> {
 
     /// Waits until no requests are held back here: then this shard routes as all others do, or will soon.
     pub(super) async fn released(&self) {
-        self.engine.changed().until(|| self.moves.holding.get().is_none()).await;
+        self.engine.changed().until(|| self.slots.held().is_none()).await;
     }
 
     /// Why nobody serves a slot, if that is known.
@@ -294,13 +292,13 @@ impl<E: Env> Shard<E> {
     pub(super) fn at_once(self: &Rc<Self>, ask: Ask) -> Result<(), Ask> {
         match ask {
             Ask::Hold { slots, owner, change } => {
-                self.moves.holding.set(Some(slots));
+                self.slots.hold(Some(slots));
                 if owner != self.id {
                     self.port.send(owner, Message::Quiet { change });
                 }
             }
             Ask::Release(assigned) => {
-                self.moves.holding.set(None);
+                self.slots.hold(None);
                 self.moves.packed.set(None);
                 if let Some(Assigned { slots, shard, local, epoch }) = assigned
                     && self.slots.epoch() < epoch

@@ -280,9 +280,9 @@ impl<E: Env> Shard<E> {
     }
 
     fn gather_stats(self: &Rc<Self>, origin: Origin, meta: Meta, section: &str, out: &mut Outputs) {
-        if !matches!(section, "" | "total" | "shards" | "tablets" | "clients") {
+        if !matches!(section, "" | "total" | "local" | "shards" | "tablets" | "clients") {
             let message =
-                format!("STATS has no section {section:?}; it has: total, shards, tablets, clients");
+                format!("STATS has no section {section:?}; it has: total, local, shards, tablets, clients");
             let refusal = Refusal::new(Code::UnknownSection, message);
             self.refuse(out, meta.opcode as u8, meta.request_id, meta.frame_bytes, &refusal);
             return;

@@ -176,7 +176,8 @@ impl Decoder for Requests {
                 })
             }
             OpCode::DeleteRange => {
-                let range = DeleteRange { start: &start, end: &end, epoch: rng.u64(..5), durability };
+                let (is_local, epoch) = (rng.bool(), rng.u64(..5));
+                let range = DeleteRange { start: &start, end: &end, is_local, epoch, durability };
                 Request::DeleteRange(range)
             }
             OpCode::Flush => Request::DeleteRange(DeleteRange { durability, ..DeleteRange::default() }),

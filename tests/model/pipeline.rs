@@ -86,7 +86,7 @@ fn encode(out: &mut Vec<u8>, id: usize, op: &Op) {
             encode(&Request::Batch { ops: list.ops(), durability })
         }
         Op::DeleteRange { start, end } => {
-            encode(&Request::DeleteRange(DeleteRange { start, end, epoch: 0, durability }))
+            encode(&Request::DeleteRange(DeleteRange { start, end, is_local: false, epoch: 0, durability }))
         }
         Op::Page(ask) => encode(&Request::Scan(ask.request())),
     }

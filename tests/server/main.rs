@@ -5,6 +5,7 @@ mod batch;
 mod broken;
 mod budget;
 mod checkpoint;
+mod cluster;
 mod commands;
 mod copied;
 mod crowd;

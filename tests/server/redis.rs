@@ -15,7 +15,7 @@ use crate::raw::Raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection of a client of Redis.
-struct Redis {
+pub struct Redis {
     stream: TcpStream,
     received: Vec<u8>,
 }
@@ -38,7 +38,7 @@ fn line(text: &str) -> Vec<u8> {
 }
 
 impl Redis {
-    fn connect(address: SocketAddr) -> Redis {
+    pub fn connect(address: SocketAddr) -> Redis {
         let stream = TcpStream::connect(address).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
         stream.set_write_timeout(Some(PATIENCE)).expect("it is a socket");
@@ -64,7 +64,7 @@ impl Redis {
     }
 
     /// Sends a command of words; its reply as text.
-    fn ask(&mut self, text: &str) -> String {
+    pub fn ask(&mut self, text: &str) -> String {
         self.send(&line(text));
         String::from_utf8_lossy(&self.reply()).into_owned()
     }

@@ -59,8 +59,9 @@
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
 //! ```
-//! STATS without a key is about everything; its sections are `total`, `shards`, and two that are not part of
-//! everything, `tablets` and `clients`, those of Redis' protocol. INCR works on decimal text, as Redis does, an absent key
+//! STATS without a key is about everything; its sections are `total`, `shards`, and three that are not part of
+//! everything: `local`, which is as `total` but of the shard that serves the connection, `tablets`, and `clients`, those
+//! of Redis' protocol. INCR works on decimal text, as Redis does, an absent key
 //! counting as 0.
 //!
 //! # Checkpoint
@@ -222,7 +223,7 @@
 //!
 //! ```text
 //! range
-//!  0  2  start length        4  4  reserved
+//!  0  2  start length        4  4  flags: 1 only keys of the shard that serves the connection; others reserved
 //!  2  2  end length          8  8  epoch: 0 (used between shards)
 //! 16  .. start (included), end (not included; empty: none)
 //! ```

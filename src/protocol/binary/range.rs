@@ -6,12 +6,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::error::{Code, Refusal};
 use crate::protocol::{DeleteRange, Durability, Limits, OpCode};
 
+/// Only keys of the shard that serves the connection.
+const LOCAL: u32 = 1;
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct WireRange {
     start_len: U16,
     end_len: U16,
-    reserved: U32,
+    flags: U32,
     epoch: U64,
 }
 
@@ -28,7 +31,7 @@ pub(super) fn encode_request(out: &mut Vec<u8>, range: &DeleteRange<'_>) {
     let wire = WireRange {
         start_len: len(range.start),
         end_len: len(range.end),
-        reserved: U32::ZERO,
+        flags: U32::new(if range.is_local { LOCAL } else { 0 }),
         epoch: U64::new(range.epoch),
     };
     out.extend_from_slice(wire.as_bytes());
@@ -48,7 +51,7 @@ pub(super) fn decode_request<'a>(
         return refused(Code::Malformed, "the range is cut short");
     };
     let (start_len, end_len) = (usize::from(wire.start_len.get()), usize::from(wire.end_len.get()));
-    if wire.reserved.get() != 0 || keys.len() != start_len + end_len {
+    if wire.flags.get() & !LOCAL != 0 || keys.len() != start_len + end_len {
         return refused(Code::Malformed, "the range is broken");
     }
     let (start, end) = keys.split_at(start_len);
@@ -63,7 +66,8 @@ pub(super) fn decode_request<'a>(
     if !end.is_empty() && start >= end {
         return refused(Code::Malformed, "the range ends where it starts, or before");
     }
-    let range = DeleteRange { start, end, epoch: wire.epoch.get(), durability };
+    let is_local = wire.flags.get() & LOCAL != 0;
+    let range = DeleteRange { start, end, is_local, epoch: wire.epoch.get(), durability };
     match (opcode, range.is_everything()) {
         (OpCode::Flush, false) => refused(Code::Malformed, "it removes everything, and takes no bounds"),
         (OpCode::DeleteRange, true) => {

@@ -83,7 +83,7 @@ enum Owned {
     Persist(Vec<u8>, Condition, Durability),
     Ttl(Vec<u8>),
     Scan(OwnedScan),
-    DeleteRange(Vec<u8>, Vec<u8>, u64, Durability),
+    DeleteRange(Vec<u8>, Vec<u8>, bool, u64, Durability),
 }
 
 /// Bounds, flags, sizes, and what a cursor says.
@@ -116,9 +116,9 @@ impl Owned {
                 Request::Incr { key, amount: *amount, durability: *durability }
             }
             Owned::Stats(section) => Request::Stats { section },
-            Owned::DeleteRange(start, end, epoch, durability) => {
-                let (epoch, durability) = (*epoch, *durability);
-                Request::DeleteRange(DeleteRange { start, end, epoch, durability })
+            Owned::DeleteRange(start, end, is_local, epoch, durability) => {
+                let (is_local, epoch, durability) = (*is_local, *epoch, *durability);
+                Request::DeleteRange(DeleteRange { start, end, is_local, epoch, durability })
             }
             Owned::Scan((start, end, flags, sizes, cursor)) => Request::Scan(ScanRequest {
                 start,
@@ -187,10 +187,12 @@ fn request() -> impl Strategy<Value = Owned> {
         batch,
         (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
         "[a-z]{0,20}".prop_map(Owned::Stats),
-        (bytes(3), bytes(40), any::<u64>(), durability()).prop_map(|(start, end, epoch, durability)| {
-            let end = if end <= start { Vec::new() } else { end };
-            Owned::DeleteRange(start, end, epoch, durability)
-        }),
+        (bytes(3), bytes(40), any::<(bool, u64)>(), durability()).prop_map(
+            |(start, end, part, durability)| {
+                let end = if end <= start { Vec::new() } else { end };
+                Owned::DeleteRange(start, end, part.0, part.1, durability)
+            }
+        ),
         (
             bytes(40),
             bytes(40),

@@ -1,6 +1,7 @@
 //! What the shards answer, as Redis would say it.
 
 use super::Session;
+use super::cluster::OfSlot;
 use super::refusal::text_of;
 use super::scan::{Count, Keys, Page, Pick};
 use crate::base::Lsn;
@@ -45,6 +46,8 @@ pub(super) enum What {
     Keys(Keys),
     /// DBSIZE.
     Count(Count),
+    /// CLUSTER COUNTKEYSINSLOT, GETKEYSINSLOT.
+    OfSlot(OfSlot),
     /// RANDOMKEY.
     Pick(Pick),
     /// CLIENT LIST: those of these numbers, or all.
@@ -77,7 +80,7 @@ impl Session {
             }
         }
         assert!(replies.is_empty(), "shards answer in whole frames");
-        self.pending.release(&mut self.out);
+        self.pending.release(&mut self.out, &self.context.metrics);
         if self.pending.is_empty() {
             self.is_exclusive = false;
         }
@@ -183,6 +186,7 @@ impl Session {
                 scan.reply(&page, &mut self.context.cursors.borrow_mut(), &mut out);
             }
             (What::Keys(keys), Reply::Page(page)) => return keys.take(number, &page),
+            (What::OfSlot(keys), Reply::Page(page)) => return keys.take(number, &page),
             (What::Count(count), Reply::Page(page)) => return count.take(number, &page),
             (What::Count(count), Reply::Stats(text)) => return count.estimate(number, text),
             (What::Pick(pick), Reply::Page(page)) => return pick.take(number, &page, proto),

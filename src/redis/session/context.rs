@@ -1,8 +1,12 @@
 //! What the sessions of one shard share.
 
 use std::cell::{Cell, RefCell};
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use super::cursors::Cursors;
+use crate::metrics::Metrics;
 use crate::protocol::{Limits, resp};
 use crate::slot::Slot;
 
@@ -14,14 +18,58 @@ pub trait Nodes {
     /// The shard that these sessions are of.
     fn local(&self) -> usize;
 
-    /// The owner of a slot, if it has one now.
+    /// The owner of a slot, as far as this shard knows.
     fn owner(&self, slot: Slot) -> usize;
+
+    /// Whether a slot's owner changes just now: requests wait for that.
+    fn is_moving(&self, slot: Slot) -> bool;
 
     /// How many shards there are.
     fn count(&self) -> usize;
 
-    /// The address at which clients reach a shard, as MOVED names it.
-    fn address(&self, shard: usize) -> String;
+    /// Runs of slots with one owner: first, last, shard.
+    fn ranges(&self) -> Vec<(u16, u16, usize)>;
+
+    /// Grows with every change of owners.
+    fn epoch(&self) -> u64;
+}
+
+/// Shards as nodes of a Redis Cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The port of each shard.
+    pub ports: Vec<u16>,
+    /// The id of each: 40 hexadecimal digits.
+    pub ids: Vec<String>,
+    /// The host that clients are told; `None`: the one that they came to.
+    pub host: Option<String>,
+    /// Whether a node has others execute what it can't itself, instead of telling where it is.
+    pub serves_all: bool,
+}
+
+/// Who is at the other end of a connection, and where it came in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The client's address and port.
+    pub peer: String,
+    /// The address and port of ours that it came to.
+    pub local: String,
+    /// The address alone.
+    pub local_ip: String,
+    /// Whether it chose this shard, as a node of a cluster.
+    pub is_node: bool,
+}
+
+impl Client {
+    /// That of a new connection.
+    pub fn of(stream: &TcpStream, is_node: bool) -> Client {
+        let (peer, local) = (stream.peer_addr().ok(), stream.local_addr().ok());
+        let text =
+            |address: Option<std::net::SocketAddr>| address.map_or_else(String::new, |a| a.to_string());
+        // One of IPv4 that came to a socket of IPv6 is told as what it is.
+        let local_ip = local.map_or_else(String::new, |address| address.ip().to_canonical().to_string());
+        Client { peer: text(peer), local: text(local), local_ip, is_node }
+    }
 }
 
 /// What all sessions of a shard share.
@@ -32,6 +80,10 @@ pub struct Context {
     pub command_limits: resp::Limits,
     /// Whose slots are whose.
     pub nodes: Box<dyn Nodes>,
+    /// How shards are nodes; `None`: they are not.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Where errors are counted.
+    pub metrics: Rc<Metrics>,
     /// Names and values that CONFIG GET tells.
     pub config: Vec<(&'static str, String)>,
     /// The port that clients connect to.
@@ -54,6 +106,10 @@ pub struct ContextParts {
     pub limits: Limits,
     /// See [`Context::nodes`].
     pub nodes: Box<dyn Nodes>,
+    /// See [`Context::cluster`].
+    pub cluster: Option<Arc<Cluster>>,
+    /// See [`Context::metrics`].
+    pub metrics: Rc<Metrics>,
     /// See [`Context::config`].
     pub config: Vec<(&'static str, String)>,
     /// See [`Context::port`].
@@ -74,7 +130,8 @@ const FRAME_OVERHEAD: usize = 256;
 impl Context {
     /// Of a shard that serves no session yet.
     pub fn new(parts: ContextParts) -> Context {
-        let ContextParts { limits, nodes, config, port, run_id, started_at_ms, clients_max, seed } = parts;
+        let ContextParts { limits, nodes, cluster, metrics, config, port, run_id, .. } = parts;
+        let ContextParts { started_at_ms, clients_max, seed, .. } = parts;
         let command_limits = resp::Limits {
             // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
             bulk_bytes_max: (limits.value_bytes_max as usize).max(limits.key_bytes_max as usize),
@@ -85,6 +142,8 @@ impl Context {
             limits,
             command_limits,
             nodes,
+            cluster,
+            metrics,
             config,
             port,
             run_id,

@@ -3,11 +3,21 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use super::{REDIS_VERSION, Session};
+use super::{REDIS_VERSION, Session, errors};
 
 /// Sections, in order.
-const SECTIONS: [&str; 9] =
-    ["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "cluster", "keyspace"];
+const SECTIONS: [&str; 10] = [
+    "server",
+    "clients",
+    "memory",
+    "persistence",
+    "stats",
+    "replication",
+    "cpu",
+    "errorstats",
+    "cluster",
+    "keyspace",
+];
 
 impl Session {
     /// The text of these sections, of all if none is named, from what STATS told.
@@ -38,8 +48,10 @@ impl Session {
 
     fn fields(&self, section: &str, counters: &HashMap<&str, u64>) -> Vec<(&'static str, String)> {
         let context = &self.context;
-        let count = |name: &str| counters.get(name).copied().unwrap_or(0).to_string();
-        let mode = if self.is_node() { "cluster" } else { "standalone" };
+        let counter = |name: &str| counters.get(name).copied().unwrap_or(0);
+        let count = |name: &str| counter(name).to_string();
+        let is_cluster = context.cluster.is_some();
+        let mode = if is_cluster { "cluster" } else { "standalone" };
         let uptime = (self.now.wall_micros / 1000).saturating_sub(context.started_at_ms) / 1000;
         let text = str::to_owned;
         match section {
@@ -51,7 +63,7 @@ impl Session {
                 ("arch_bits", usize::BITS.to_string()),
                 ("process_id", std::process::id().to_string()),
                 ("run_id", context.run_id.clone()),
-                ("tcp_port", context.port.to_string()),
+                ("tcp_port", self.port().to_string()),
                 ("server_time_usec", self.now.wall_micros.to_string()),
                 ("uptime_in_seconds", uptime.to_string()),
                 ("uptime_in_days", (uptime / 86_400).to_string()),
@@ -85,7 +97,10 @@ impl Session {
                 ("total_commands_processed", count("requests")),
                 ("total_net_input_bytes", count("bytes_in")),
                 ("total_net_output_bytes", count("bytes_out")),
-                ("total_error_replies", count("refusals")),
+                (
+                    "total_error_replies",
+                    errors::told(counter).map(|(_, count)| count).sum::<u64>().to_string(),
+                ),
                 ("evicted_keys", text("0")),
                 ("keyspace_hits", count("get_hits")),
                 ("keyspace_misses", {
@@ -104,7 +119,10 @@ impl Session {
                 let (user, system) = cpu_seconds();
                 vec![("used_cpu_sys", format!("{system:.6}")), ("used_cpu_user", format!("{user:.6}"))]
             }
-            "cluster" => vec![("cluster_enabled", text(if self.is_node() { "1" } else { "0" }))],
+            "errorstats" => {
+                errors::told(counter).map(|(field, count)| (field, format!("count={count}"))).collect()
+            }
+            "cluster" => vec![("cluster_enabled", text(if is_cluster { "1" } else { "0" }))],
             // A database without keys is not listed. How many expire is not counted, but tools want all three.
             "keyspace" if count("keys_estimate") != "0" => {
                 vec![("db0", format!("keys={},expires=0,avg_ttl=0", count("keys_estimate")))]

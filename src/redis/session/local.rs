@@ -80,6 +80,8 @@ impl Session {
             "flushall" | "flushdb" => return self.flush(args, frames),
             "info" => return self.ask_for_info(args, frames),
             "client|list" => return self.ask_for_clients(args, frames),
+            "readonly" | "readwrite" | "asking" => return self.cluster(name, args, frames),
+            _ if name.starts_with("cluster|") => return self.cluster(name, args, frames),
             "hello" => self.hello(args),
             "client|reply" => self.client_reply(args),
             _ => self.at_once(name, args),
@@ -88,7 +90,7 @@ impl Session {
     }
 
     /// A reply now, or within MULTI when the others are given.
-    fn say_or_queue(&mut self, encode: impl FnOnce(&mut Vec<u8>, Proto)) {
+    pub(super) fn say_or_queue(&mut self, encode: impl FnOnce(&mut Vec<u8>, Proto)) {
         match self.queue.is_some() {
             true => self.enqueue_reply(encode),
             false => self.say(encode),
@@ -172,8 +174,6 @@ impl Session {
                 resp::simple(out, "Background append only file rewriting started");
             }),
             "latency|doctor" => self.say_or_queue(|out, _| resp::bulk(out, b"No events are recorded.")),
-            "readonly" | "readwrite" | "asking" => self.refuse_cluster(),
-            _ if name.starts_with("cluster|") => self.refuse_cluster(),
             _ => self.say_unknown(args),
         }
     }
@@ -189,6 +189,9 @@ impl Session {
     fn select(&mut self, args: &[&[u8]]) {
         match parse_i64(args[1]) {
             Some(0) => self.say_or_queue(|out, _| resp::simple(out, "OK")),
+            Some(_) if self.context.cluster.is_some() => {
+                self.say_or_queue(|out, _| resp::error(out, "ERR SELECT is not allowed in cluster mode"));
+            }
             Some(number) if i32::try_from(number).is_err() => {
                 self.say_or_queue(|out, _| Fault::NotInteger32.write(args, out));
             }
@@ -252,7 +255,7 @@ impl Session {
             }
         }
         self.proto = proto;
-        let (id, is_node) = (self.id as i64, self.is_node());
+        let (id, is_cluster) = (self.id as i64, self.context.cluster.is_some());
         self.say(|out, proto| {
             resp::map(out, 7, proto);
             let mut pair = |name: &str, value: &str| {
@@ -269,7 +272,7 @@ impl Session {
                 resp::bulk(out, name.as_bytes());
                 resp::bulk(out, value.as_bytes());
             };
-            pair("mode", if is_node { "cluster" } else { "standalone" });
+            pair("mode", if is_cluster { "cluster" } else { "standalone" });
             pair("role", "master");
             resp::bulk(out, b"modules");
             resp::array(out, 0);
@@ -360,9 +363,10 @@ impl Session {
     pub fn describe(&self) -> String {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         format!(
-            "id={} addr={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
+            "id={} addr={} laddr={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
             self.id,
-            self.peer,
+            self.client.peer,
+            self.client.local,
             text(&self.name),
             self.queue.as_ref().map_or(-1, |queue| queue.len() as i64),
             if self.proto == Proto::Resp3 { 3 } else { 2 },
@@ -416,10 +420,6 @@ impl Session {
         });
     }
 
-    fn refuse_cluster(&mut self) {
-        self.say_or_queue(|out, _| resp::error(out, "ERR This instance has cluster support disabled"));
-    }
-
     /// WAITAOF: what was answered before is on disk, if the server waits for that at all.
     fn wait_for_log(&mut self, args: &[&[u8]]) {
         let numbers = (parse_i64(args[1]), parse_i64(args[2]), parse_i64(args[3]));
@@ -443,7 +443,8 @@ impl Session {
         }
         let text = |arg: &&[u8]| String::from_utf8_lossy(arg).to_ascii_lowercase();
         let sections = args[1..].iter().map(text).collect();
-        encode_request(frames, self.pending.next(), &Request::Stats { section: "total" });
+        let section = if self.is_node() { "local" } else { "total" };
+        encode_request(frames, self.pending.next(), &Request::Stats { section });
         self.expect(What::Info { sections }, None);
         self.is_exclusive = true;
         Step::Taken
@@ -454,7 +455,16 @@ impl Session {
 fn is_known_at_once(name: &str) -> bool {
     let is_other = matches!(
         name,
-        "scan" | "keys" | "dbsize" | "randomkey" | "flushall" | "flushdb" | "info" | "client|list"
+        "scan"
+            | "keys"
+            | "dbsize"
+            | "randomkey"
+            | "flushall"
+            | "flushdb"
+            | "info"
+            | "client|list"
+            | "cluster|countkeysinslot"
+            | "cluster|getkeysinslot"
     );
     let changes_connection =
         matches!(name, "quit" | "reset" | "hello" | "client|reply" | "client|setname" | "client|setinfo");

@@ -18,8 +18,10 @@
 //!   client sees in it what it has written before.
 
 mod answer;
+mod cluster;
 mod context;
 mod cursors;
+mod errors;
 mod info;
 mod local;
 mod multi;
@@ -42,7 +44,7 @@ use super::table;
 use crate::protocol::resp::{self, Args, Parsed, Parser, Proto};
 use crate::slot::Slot;
 
-pub use context::{Context, ContextParts, Nodes, REDIS_VERSION};
+pub use context::{Client, Cluster, Context, ContextParts, Nodes, REDIS_VERSION};
 
 /// Commands of a connection that may be without a reply.
 pub const PENDING_MAX: usize = 16_384;
@@ -90,9 +92,7 @@ pub struct Session {
     parser: Parser,
     proto: Proto,
     id: u64,
-    /// The client's address.
-    peer: String,
-    is_node: bool,
+    client: Client,
     random: u64,
     /// By CLIENT SETNAME.
     name: Vec<u8>,
@@ -125,15 +125,13 @@ enum Step {
 }
 
 impl Session {
-    /// A new connection's, of a client at the address `peer`. If it `is_node`, it is to one shard, and knows of others only where they are. `random` is
-    /// any number.
-    pub fn new(context: Rc<Context>, peer: String, is_node: bool, random: u64) -> Session {
+    /// A new connection's. `random` is any number.
+    pub fn new(context: Rc<Context>, client: Client, random: u64) -> Session {
         let mut parser = Parser::new(context.command_limits);
         parser.set_authenticated(true);
         Session {
             id: context.next_id(),
-            peer,
-            is_node,
+            client,
             random,
             parser,
             context,
@@ -301,9 +299,9 @@ impl Session {
         Some(format!("ERR a key has 1 to {most} bytes, and this one {}", bad.len()))
     }
 
-    /// On a connection to one shard, why a command can't be executed there.
+    /// On a connection to a node, why a command can't be executed there.
     fn misrouted(&self, command: &Command<'_>) -> Option<String> {
-        if !self.is_node {
+        if !self.is_strict() {
             return None;
         }
         let keys = command.keys();
@@ -314,16 +312,24 @@ impl Session {
         self.elsewhere(slot)
     }
 
-    /// On a connection to one shard, that another one has the slot.
+    /// On a connection to a node, that another one has the slot.
     fn elsewhere(&self, slot: Slot) -> Option<String> {
-        let owner = self.context.nodes.owner(slot);
-        let is_elsewhere = self.is_node && owner != self.context.nodes.local();
-        is_elsewhere.then(|| format!("MOVED {} {}", slot.number(), self.context.nodes.address(owner)))
+        let nodes = &self.context.nodes;
+        let owner = nodes.owner(slot);
+        // While a tablet moves, shards do not learn at one moment who has it: a client would be sent to and fro. Its
+        // request waits with all others.
+        let is_elsewhere = self.is_strict() && owner != nodes.local() && !nodes.is_moving(slot);
+        is_elsewhere.then(|| self.moved_to(slot, owner))
     }
 
-    /// Whether it is a connection to one shard.
+    /// Whether it is a connection to one shard, as a node of a cluster: then all keys are those of this shard.
     fn is_node(&self) -> bool {
-        self.is_node
+        self.client.is_node
+    }
+
+    /// Whether only keys of this shard may be named.
+    fn is_strict(&self) -> bool {
+        self.client.is_node && self.context.cluster.as_ref().is_some_and(|cluster| !cluster.serves_all)
     }
 
     /// Another number each time.
@@ -348,7 +354,9 @@ impl Session {
             return;
         }
         if self.pending.is_empty() {
+            let before = self.out.len();
             encode(&mut self.out, self.proto);
+            errors::count(&self.context.metrics, &self.out[before..]);
             return;
         }
         let mut reply = Vec::new();

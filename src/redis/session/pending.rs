@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use super::answer::What;
+use super::errors;
+use crate::metrics::Metrics;
 use crate::protocol::resp::Proto;
 use crate::slot::Slot;
 
@@ -64,8 +66,8 @@ impl Pending {
         self.list[index].reply.as_ref().map_or(0, Vec::len)
     }
 
-    /// Moves the replies that nothing is before to `out`.
-    pub fn release(&mut self, out: &mut Vec<u8>) {
+    /// Moves the replies that nothing is before to `out`. Errors among them are counted.
+    pub fn release(&mut self, out: &mut Vec<u8>, metrics: &Metrics) {
         while let Some(reply) = self.list.front_mut().and_then(|expected| expected.reply.take()) {
             self.bytes -= reply.len();
             self.first += 1;
@@ -73,6 +75,7 @@ impl Pending {
             if is_silent {
                 continue;
             }
+            errors::count(metrics, &reply);
             if out.is_empty() { *out = reply } else { out.extend_from_slice(&reply) }
         }
     }

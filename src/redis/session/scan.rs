@@ -11,7 +11,7 @@ use crate::redis::glob;
 use crate::redis::number::parse_i64;
 
 /// Keys in a page of KEYS and DBSIZE.
-const PAGE_KEYS: u32 = 4_096;
+pub(super) const PAGE_KEYS: u32 = 4_096;
 /// Keys in a page of SCAN, whatever COUNT says: what is longer is no page any more.
 const COUNT_MAX: u32 = 10_000;
 /// DBSIZE counts as many keys as this, and estimates more. Counting takes about a third of a microsecond each.
@@ -30,7 +30,7 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
 }
 
 /// The frame that asks for a page of the keys that begin with `prefix`.
-fn ask_for_page(
+pub(super) fn ask_for_page(
     number: u64,
     prefix: &[u8],
     cursor: Option<Cursor<'_>>,
@@ -243,7 +243,7 @@ fn between(first: &[u8], last: &[u8], random: u64) -> Vec<u8> {
 
 impl Session {
     /// Begins a command about all keys, once nothing is under way before it.
-    fn begin(&mut self, what: What, frame: &[u8], frames: &mut Vec<u8>) -> Step {
+    pub(super) fn begin(&mut self, what: What, frame: &[u8], frames: &mut Vec<u8>) -> Step {
         frames.extend_from_slice(frame);
         self.expect(what, None);
         self.is_exclusive = true;
@@ -311,7 +311,8 @@ impl Session {
             return Step::Wait;
         }
         let mut frame = Vec::new();
-        encode_request(&mut frame, self.pending.next(), &Request::Stats { section: "total" });
+        let section = if self.is_node() { "local" } else { "total" };
+        encode_request(&mut frame, self.pending.next(), &Request::Stats { section });
         let count = Count { sum: 0, is_local: self.is_node() };
         self.begin(What::Count(count), &frame, frames)
     }
@@ -332,7 +333,8 @@ impl Session {
         if args.len() > 2 || args.get(1).is_some_and(|arg| !is_mode(arg)) {
             return self.fail(Fault::Syntax, args);
         }
-        let range = DeleteRange { durability: Durability::Default, ..DeleteRange::default() };
+        let is_local = self.is_node();
+        let range = DeleteRange { is_local, durability: Durability::Default, ..DeleteRange::default() };
         encode_request(frames, self.pending.next(), &Request::DeleteRange(range));
         self.expect(What::Done, None);
         Step::Taken

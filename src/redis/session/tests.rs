@@ -1,6 +1,7 @@
 //! Sessions whose shards are played by a map.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::*;
 use crate::base::Lsn;
@@ -9,6 +10,7 @@ use crate::protocol::binary::{
 };
 use crate::protocol::{Action, Condition, Limits, OpCode, Reply, Request, ScanEntry};
 use crate::redis::{Command, Keyspace, MemoryKeyspace, evaluate};
+use crate::slot::SLOT_COUNT;
 
 struct Two;
 
@@ -21,19 +23,32 @@ impl Nodes for Two {
         usize::from(slot.number() % 2)
     }
 
+    fn is_moving(&self, slot: Slot) -> bool {
+        slot == Slot::of_key(b"moving")
+    }
+
     fn count(&self) -> usize {
         2
     }
 
-    fn address(&self, shard: usize) -> String {
-        format!("127.0.0.1:{}", 7000 + shard)
+    fn ranges(&self) -> Vec<(u16, u16, usize)> {
+        (0..SLOT_COUNT).map(|slot| (slot, slot, usize::from(slot % 2))).collect()
+    }
+
+    fn epoch(&self) -> u64 {
+        7
     }
 }
 
-fn context() -> Rc<Context> {
+fn context(is_cluster: bool) -> Rc<Context> {
     Rc::new(Context::new(ContextParts {
         limits: Limits::for_values(1 << 20),
         nodes: Box::new(Two),
+        cluster: is_cluster.then(|| {
+            let ids = vec!["0".repeat(40), "1".repeat(40)];
+            Arc::new(Cluster { ports: vec![7000, 7001], ids, host: None, serves_all: false })
+        }),
+        metrics: Rc::default(),
         config: vec![("save", String::new()), ("maxmemory", "7".to_owned())],
         port: 7379,
         run_id: "r".repeat(40),
@@ -55,7 +70,13 @@ struct Client {
 
 impl Client {
     fn new(is_node: bool) -> Client {
-        let session = Session::new(context(), "10.0.0.1:99".to_owned(), is_node, 1);
+        let client = super::Client {
+            peer: "10.0.0.1:99".to_owned(),
+            local: "127.0.0.1:7001".to_owned(),
+            local_ip: "127.0.0.1".to_owned(),
+            is_node,
+        };
+        let session = Session::new(context(is_node), client, 1);
         Client { session, store: MemoryKeyspace::new(5_000), keys: BTreeMap::new(), asked: Vec::new() }
     }
 
@@ -69,7 +90,8 @@ impl Client {
 
     fn keep(&mut self, mut frames: &[u8]) {
         while !frames.is_empty() {
-            let header = decode_header(frames, &context().limits).expect("it is right").expect("it is whole");
+            let header =
+                decode_header(frames, &context(false).limits).expect("it is right").expect("it is whole");
             let (frame, rest) = frames.split_at(header.frame_bytes());
             self.asked.push(frame.to_vec());
             frames = rest;
@@ -99,7 +121,7 @@ impl Client {
     }
 
     fn execute(&mut self, frame: &[u8]) -> Vec<u8> {
-        let limits = context().limits;
+        let limits = context(false).limits;
         let header = decode_header(frame, &limits).unwrap().unwrap();
         let request = decode_request(&header, &frame[HEADER_BYTES..], &limits).unwrap();
         let (mut out, version) = (Vec::new(), Lsn(9));
@@ -333,15 +355,86 @@ fn a_scan_gives_every_key_and_begins_again_when_its_cursor_is_unknown() {
     assert!(client.ask("randomkey").starts_with("$2\r\nk"));
 }
 
+/// Keys of which the first is the node's and the second is not.
+fn two_keys() -> [&'static str; 2] {
+    let is_local = |key: &&str| Slot::of_key(key.as_bytes()).number() % 2 == 1;
+    let (local, other): (Vec<_>, Vec<_>) = ["a", "b", "c", "d"].into_iter().partition(is_local);
+    [local[0], other[0]]
+}
+
 #[test]
 fn a_node_names_the_node_that_has_a_slot() {
     let mut client = Client::new(true);
-    let slot_of = |key: &str| Slot::of_key(key.as_bytes()).number();
-    let (local, other) = ["a", "b", "c"].into_iter().partition::<Vec<_>, _>(|key| slot_of(key) % 2 == 1);
-    assert_eq!(client.ask(&format!("set {} v", local[0])), "+OK\r\n");
-    let moved = format!("-MOVED {} 127.0.0.1:7000\r\n", slot_of(other[0]));
-    assert_eq!(client.ask(&format!("set {} v", other[0])), moved);
+    let [local, other] = two_keys();
+    assert_eq!(client.ask(&format!("set {local} v")), "+OK\r\n");
+    let slot = Slot::of_key(other.as_bytes()).number();
+    let moved = format!("-MOVED {slot} 127.0.0.1:7000\r\n");
+    assert_eq!(client.ask(&format!("set {other} v")), moved);
+    assert_eq!(client.ask(&format!("exists {other} {other}")), moved);
     assert_eq!(client.ask("mget a b"), "-CROSSSLOT Keys in request don't hash to the same slot\r\n");
+    // Within MULTI as well, and then EXEC does nothing.
+    assert_eq!(client.ask("multi"), "+OK\r\n");
+    assert_eq!(client.ask(&format!("set {other} v")), moved);
+    assert_eq!(client.ask("exec"), "-EXECABORT Transaction discarded because of previous errors.\r\n");
+    let counted = client.session.context.metrics.snapshot();
+    assert_eq!((counted.errors_moved, counted.errors_crossslot, counted.errors_execabort), (3, 1, 1));
+    // Of one that just moves it is not known yet who has it: the request waits in the mesh.
+    let is_elsewhere = Slot::of_key(b"moving").number().is_multiple_of(2);
+    assert!(is_elsewhere, "the test's own key");
+    assert_eq!(client.ask("set moving v"), "+OK\r\n");
+}
+
+#[test]
+fn a_node_tells_of_all_nodes() {
+    let mut client = Client::new(true);
+    let zeros = "0".repeat(40);
+    assert_eq!(client.ask("cluster myid"), format!("$40\r\n{}\r\n", "1".repeat(40)));
+    assert_eq!(client.ask("cluster keyslot foo"), ":12182\r\n");
+    assert!(client.ask("cluster info").contains("cluster_state:ok\r\n"));
+    let nodes = client.ask("cluster nodes");
+    assert!(
+        nodes.contains(&format!("{zeros} 127.0.0.1:7000@0 master - 0 0 7 connected 0 2 4 ")),
+        "{nodes:.200}"
+    );
+    assert!(nodes.contains("127.0.0.1:7001@0 myself,master - 0 0 7 connected 1 3 5 "), "{nodes:.200}");
+    let slots = client.ask("cluster slots");
+    let first = format!(
+        "*16384\r\n*3\r\n:0\r\n:0\r\n*4\r\n$9\r\n127.0.0.1\r\n:7000\r\n$40\r\n{zeros}\r\n*0\r\n*3\r\n"
+    );
+    assert!(slots.starts_with(&first), "{slots:.200}");
+    assert!(
+        client.ask("cluster shards").starts_with("*2\r\n*4\r\n$5\r\nslots\r\n*16384\r\n:0\r\n:0\r\n:2\r\n")
+    );
+    assert_eq!(client.ask(&format!("cluster replicas {zeros}")), "*0\r\n");
+    assert_eq!(client.ask("cluster replicas x"), "-ERR Unknown node x\r\n");
+    assert_eq!(client.ask("readonly"), "+OK\r\n");
+    assert_eq!(client.ask("select 1"), "-ERR SELECT is not allowed in cluster mode\r\n");
+    assert!(client.ask("info server").contains("redis_mode:cluster\r\n"));
+    assert!(client.ask("info server").contains("tcp_port:7001\r\n"));
+    let mut client = Client::new(false);
+    for command in ["cluster slots", "cluster info", "readonly", "asking"] {
+        assert_eq!(client.ask(command), "-ERR This instance has cluster support disabled\r\n");
+    }
+}
+
+#[test]
+fn keys_of_a_slot_are_found_among_all() {
+    let mut client = Client::new(true);
+    let [local, _] = two_keys();
+    let slot = Slot::of_key(local.as_bytes()).number();
+    for key in ["1", "2", "3"] {
+        assert_eq!(client.ask(&format!("set {{{local}}}{key} v")), "+OK\r\n");
+    }
+    assert_eq!(client.ask(&format!("set {local} v")), "+OK\r\n");
+    assert_eq!(client.ask(&format!("cluster countkeysinslot {slot}")), ":4\r\n");
+    assert_eq!(client.ask(&format!("cluster countkeysinslot {}", slot + 1)), ":0\r\n");
+    let found = client.ask(&format!("cluster getkeysinslot {slot} 2"));
+    assert!(found.starts_with("*2\r\n"), "{found}");
+    assert!(client.ask(&format!("cluster getkeysinslot {slot} 100")).starts_with("*4\r\n"));
+    assert_eq!(client.ask(&format!("cluster getkeysinslot {slot} 0")), "*0\r\n");
+    assert_eq!(client.ask("cluster countkeysinslot 16384"), "-ERR Invalid slot\r\n");
+    assert_eq!(client.ask("cluster getkeysinslot 0 -1"), "-ERR Invalid slot or number of keys\r\n");
+    assert_eq!(client.ask("cluster getkeysinslot x 1"), "-ERR value is not an integer or out of range\r\n");
 }
 
 #[test]

@@ -8,7 +8,7 @@ const fn connection(name: &'static str, flags: Flags) -> Spec {
 }
 
 const fn cluster(name: &'static str, arity: i32) -> Spec {
-    super::row(name, Group::Cluster, arity, Flags::STALE, Categories::NONE).differs(NO_CLUSTER)
+    super::row(name, Group::Cluster, arity, Flags::STALE, Categories::NONE).differs(EMULATED)
 }
 
 /// About nodes as such, which clients leave to people.
@@ -18,21 +18,25 @@ const fn admin(name: &'static str, arity: i32) -> Spec {
 
 const NO_REPLICAS: &str = "there are no replicas: always none";
 
-/// Of all that follows.
-const NO_CLUSTER: &str = "refused as by a Redis that is no cluster; cores as its nodes: not yet";
+/// Of what tells of slots and nodes.
+const EMULATED: &str = "with `--cluster-mode emulated`, where each core is a node; else refused as by a Redis that is no \
+                        cluster";
+/// Of what looks for the keys of a slot.
+const LOOKS_AT_ALL: &str = "with `--cluster-mode emulated`; looks at all keys of the node, since they are in the order \
+                            of their bytes";
 
 pub(super) static COMMANDS: &[Spec] = &[
     super::row("cluster", Group::Cluster, -2, Flags::NONE, Categories::NONE)
         .doc("3.0.0", "As its subcommands", "", "Tells which node has which slots.")
-        .differs(NO_CLUSTER)
+        .differs(EMULATED)
         .subcommands(CLUSTER),
     connection("readonly", ALWAYS_FAST)
         .doc("3.0.0", "O(1)", "", "Allows reads of replicas.")
-        .differs(NO_CLUSTER),
+        .differs(EMULATED),
     connection("readwrite", ALWAYS_FAST)
         .doc("3.0.0", "O(1)", "", "Forbids reads of replicas.")
-        .differs(NO_CLUSTER),
-    connection("asking", Flags::FAST).doc("3.0.0", "O(1)", "", "Follows an ASK.").differs(NO_CLUSTER),
+        .differs(EMULATED),
+    connection("asking", Flags::FAST).doc("3.0.0", "O(1)", "", "Follows an ASK.").differs(EMULATED),
 ];
 
 static CLUSTER: &[Spec] = &[
@@ -67,18 +71,13 @@ static CLUSTER: &[Spec] = &[
         "key:string",
         "Tells a key's slot.",
     ),
-    cluster("cluster|countkeysinslot", 3).doc(
-        "3.0.0",
-        "O(N) in the number of keys",
-        "slot",
-        "Counts this node's keys of a slot.",
-    ),
-    cluster("cluster|getkeysinslot", 4).tips(&[VARIES]).doc(
-        "3.0.0",
-        "O(N) in the number of keys",
-        "slot count",
-        "Lists some of this node's keys of a slot.",
-    ),
+    cluster("cluster|countkeysinslot", 3)
+        .doc("3.0.0", "O(N) in the number of keys", "slot", "Counts this node's keys of a slot.")
+        .differs(LOOKS_AT_ALL),
+    cluster("cluster|getkeysinslot", 4)
+        .tips(&[VARIES])
+        .doc("3.0.0", "O(N) in the number of keys", "slot count", "Lists some of this node's keys of a slot.")
+        .differs(LOOKS_AT_ALL),
     admin("cluster|count-failure-reports", 3)
         .tips(&[VARIES])
         .doc("3.0.0", "O(1)", "node-id", "Counts reports that a node has failed.")

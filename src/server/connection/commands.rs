@@ -12,14 +12,14 @@ use std::time::Duration;
 use super::{BACKLOG_MAX, BYTES_KEPT, Connection, End};
 use crate::env::{Env, Queue};
 use crate::protocol::binary::MAGIC_BYTE;
-use crate::redis::session::{Context, Now, Session, Taken};
+use crate::redis::session::{Client, Context, Now, Session, Taken};
 use crate::shard::budget::Granted;
 use crate::shard::{Dispatched, Outlet, Replies};
 
 /// Which protocol a connection speaks, and its state in that of Redis.
 pub(super) struct Speech {
     context: Rc<Context>,
-    peer: String,
+    client: Client,
     is_known: Cell<bool>,
     session: RefCell<Option<Session>>,
     /// Frames that the session made, of which so many bytes are dispatched.
@@ -36,10 +36,10 @@ pub(super) struct Speech {
 
 impl Speech {
     /// Not known before the first byte.
-    pub fn new(context: Rc<Context>, peer: String) -> Speech {
+    pub fn new(context: Rc<Context>, client: Client) -> Speech {
         Speech {
             context,
-            peer,
+            client,
             is_known: Cell::new(false),
             session: RefCell::new(None),
             frames: RefCell::default(),
@@ -58,15 +58,16 @@ impl Speech {
         {
             self.is_known.set(true);
             if *first != MAGIC_BYTE {
-                self.session.replace(Some(Session::new(
-                    self.context.clone(),
-                    self.peer.clone(),
-                    false,
-                    random(),
-                )));
+                let session = Session::new(self.context.clone(), self.client.clone(), random());
+                self.session.replace(Some(session));
             }
         }
         self.session.borrow().is_some()
+    }
+
+    /// Whether the client chose this shard, as a node of a cluster.
+    pub fn is_node(&self) -> bool {
+        self.client.is_node
     }
 
     /// A line about the client.

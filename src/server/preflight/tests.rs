@@ -132,9 +132,8 @@ fn the_probe_leaves_nothing_behind() {
 
 #[test]
 fn a_port_that_is_taken_is_refused() {
-    let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = first.local_addr().unwrap();
-    let error = listen(address).unwrap_err();
+    let (first, address) = listen("127.0.0.1:0".parse().unwrap(), "listen").unwrap();
+    let error = listen(address, "listen").unwrap_err();
     assert_eq!(
         line(&error),
         format!(
@@ -142,14 +141,14 @@ fn a_port_that_is_taken_is_refused() {
         )
     );
     drop(first);
-    listen(address).unwrap();
+    listen(address, "listen").unwrap();
 }
 
 #[test]
 fn an_address_of_another_machine_is_refused() {
     // 192.0.2.0/24 is reserved for documentation: no interface has it.
-    let error = listen("192.0.2.1:0".parse().unwrap()).unwrap_err();
+    let error = listen("192.0.2.1:0".parse().unwrap(), "listen").unwrap_err();
     assert!(line(&error).contains("no interface of this machine has this address"), "{error}");
-    let privileged = explain_listen("0.0.0.0:80".parse().unwrap(), os_error(libc::EACCES));
+    let privileged = explain_listen("listen", "0.0.0.0:80".parse().unwrap(), os_error(libc::EACCES));
     assert!(line(&privileged).contains("this user may not listen on port 80"));
 }

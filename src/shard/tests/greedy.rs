@@ -147,7 +147,13 @@ impl Greedy {
                 // Of nothing that the others ask for, and everything of its own waits for it.
                 4 => {
                     let (start, end) = (&b"greedy~"[..], &b"greedy~~"[..]);
-                    let range = DeleteRange { start, end, epoch: 0, durability: Durability::Default };
+                    let range = DeleteRange {
+                        start,
+                        end,
+                        is_local: false,
+                        epoch: 0,
+                        durability: Durability::Default,
+                    };
                     encode_request(&mut frame, id << 8, &Request::DeleteRange(range));
                 }
                 _ => encode_request(&mut frame, id << 8 | at as u64, &Request::Get { key: &key(at) }),

@@ -14,7 +14,13 @@ use crate::shard::topology::COORDINATOR;
 use crate::slot::Slot;
 
 fn range<'a>(start: &'a [u8], end: &'a [u8]) -> Request<'a> {
-    Request::DeleteRange(DeleteRange { start, end, epoch: 0, durability: Durability::Default })
+    Request::DeleteRange(DeleteRange {
+        start,
+        end,
+        is_local: false,
+        epoch: 0,
+        durability: Durability::Default,
+    })
 }
 
 /// A key of each shard.
@@ -36,7 +42,13 @@ fn a_part_is_done_by_one_slot_table_or_not_at_all() {
         let epoch = store.shards[1].slots.epoch();
         let part = |epoch| {
             let (start, end) = (&b"k"[..], &b"l"[..]);
-            Request::DeleteRange(DeleteRange { start, end, epoch, durability: Durability::Default })
+            Request::DeleteRange(DeleteRange {
+                start,
+                end,
+                is_local: false,
+                epoch,
+                durability: Durability::Default,
+            })
         };
         store.set(&key, b"value", Expiry::Never).await.version();
         let coordinator = &store.shards[COORDINATOR];
