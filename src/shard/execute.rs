@@ -428,7 +428,9 @@ impl<E: Env> Shard<E> {
     }
 
     pub(super) fn room(&self, is_put: bool, bytes: usize) -> Result<Room, Refusal> {
-        self.engine.room(is_put, bytes).map_err(refusal)
+        let room = self.engine.room(is_put, bytes).map_err(refusal)?;
+        self.is_short.set(self.is_short.get() || room == Room::Wait);
+        Ok(room)
     }
 
     /// Whether a request that asked for `durability` is answered only with what is on disk.

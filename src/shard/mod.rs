@@ -249,6 +249,8 @@ pub struct Shard<E: Env> {
     waiting: RefCell<BTreeMap<Origin, stall::Waiting>>,
     /// Those of them that wait for memory, longest first.
     room_line: RefCell<VecDeque<Origin>>,
+    /// A write has found no memory since those in line were last looked at: others wait behind them.
+    is_short: Cell<bool>,
     scans: scan::Scans<E>,
     turns: stall::Turns,
     moves: moves::Moves,
@@ -299,6 +301,7 @@ impl<E: Env> Shard<E> {
             gather_line: RefCell::default(),
             waiting: RefCell::default(),
             room_line: RefCell::default(),
+            is_short: Cell::new(false),
             scans: scan::Scans::default(),
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),

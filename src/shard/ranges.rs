@@ -34,6 +34,7 @@ impl<E: Env> Shard<E> {
             return Err(Refusal::new(Code::ShardFailed, why));
         }
         if self.engine.room_everywhere(range.start, range.end).map_err(refusal)? == Room::Wait {
+            self.is_short.set(true);
             return Ok(Attempt::Wait);
         }
         match self.engine.delete_everywhere(range.start, range.end).map_err(refusal)? {

@@ -120,6 +120,15 @@ impl Turns {
     }
 }
 
+/// How many of the frames at hand were dealt with.
+enum Ran {
+    All,
+    /// The rest waits.
+    Some,
+    /// The first of them waits.
+    None,
+}
+
 /// Whether a frame was dealt with.
 pub(super) enum Step {
     /// It was answered, or a task will.
@@ -141,8 +150,9 @@ impl<E: Env> Shard<E> {
     }
 
     /// Runs frames until their end or until they stall.
-    fn run(self: &Rc<Self>, line: Origin, frames: Frames) -> bool {
+    fn run(self: &Rc<Self>, line: Origin, frames: Frames) -> Ran {
         let Frames { origin, bytes: frames, mut at } = frames;
+        let begin = at;
         // One time for all of them.
         self.engine.tick();
         let mut out = outputs(line, origin);
@@ -163,10 +173,10 @@ impl<E: Env> Shard<E> {
         }
         self.settle(origin, out);
         match stall {
-            None => true,
+            None => Ran::All,
             Some(why) => {
                 self.stall_at(line, why, Frames { origin, bytes: frames, at });
-                false
+                if at > begin { Ran::Some } else { Ran::None }
             }
         }
     }
@@ -244,13 +254,18 @@ impl<E: Env> Shard<E> {
         if loading > LOADING_BYTES_MAX {
             return Step::Stalled(Stall::Disk);
         }
-        if self.held.borrow().bytes() + out.held_bytes() > HELD_BYTES_MAX {
+        if self.holds_too_much(out.held_bytes()) {
             // The release of those that are held makes room, as a flush does.
             return Step::Stalled(Stall::Room);
         }
         let begun = self.waiting.borrow_mut().get_mut(&line).and_then(|waiting| waiting.sliced.take());
         if let Some(sliced) = begun {
             return self.go_on(*sliced, line, frame, meta, request, out);
+        }
+        if self.is_short.get() && request.is_write() {
+            // What comes to be free is for those who wait already: else whoever sends most has it all.
+            Metrics::add(&self.metrics.memory_waits, 1);
+            return Step::Stalled(Stall::Room);
         }
         Metrics::add(&self.metrics.requests, 1);
         if let Request::Scan(scan) = request {
@@ -475,26 +490,43 @@ impl<E: Env> Shard<E> {
         self.replies_left.notify();
     }
 
-    /// There may be memory again for those that wait for it. Who has waited longest goes first, and one that must
-    /// wait again ends it: there is none for those behind it either, and it is at the end of the line now. But one
-    /// that waits until others are staged no more waits for something else, perhaps for one behind it.
+    /// There may be memory again for those that wait for it. Who has waited longest goes first, and one that finds
+    /// none ends it: there is none for those behind it either. It stays in front, unless some of its requests were
+    /// executed: then others have their turn. But one that waits until others are staged no more, or for a move, waits
+    /// for something else, perhaps for one behind it.
     pub(super) fn resume_after_room(self: &Rc<Self>) {
         let waiting = self.room_line.borrow().len();
         for _ in 0..waiting {
             let next = self.room_line.borrow_mut().pop_front();
-            let Some(origin) = next else { return };
+            let Some(origin) = next else { break };
             if let Some(waiting) = self.waiting.borrow_mut().get_mut(&origin) {
                 waiting.for_room = false;
             }
-            self.try_resume(origin);
+            self.is_short.set(false);
+            let has_progressed = self.try_resume(origin);
             let lacks_memory = |waiting: &Waiting| {
                 let is_unstaged = waiting.sliced.as_ref().is_some_and(|sliced| sliced.is_unstaged());
                 waiting.for_room && !is_unstaged
             };
-            if self.waiting.borrow().get(&origin).is_some_and(lacks_memory) {
+            let is_in_vain = self.is_short.get() || self.writes_held.get() || self.holds_too_much(0);
+            if is_in_vain && self.waiting.borrow().get(&origin).is_some_and(lacks_memory) {
+                if !has_progressed {
+                    let mut line = self.room_line.borrow_mut();
+                    // As a rule it is the last.
+                    if let Some(place) = line.iter().rposition(|other| *other == origin) {
+                        line.remove(place);
+                        line.push_front(origin);
+                    }
+                }
                 return;
             }
         }
+        self.is_short.set(false);
+    }
+
+    /// Whether replies that wait for the log, with so many bytes more, are so much that others wait for their release.
+    fn holds_too_much(&self, more: usize) -> bool {
+        self.held.borrow().bytes() + more > HELD_BYTES_MAX
     }
 
     /// No slots are held any more: whoever waits for that goes on.
@@ -524,11 +556,13 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn try_resume(self: &Rc<Self>, origin: Origin) {
+    /// Whether something was executed.
+    fn try_resume(self: &Rc<Self>, origin: Origin) -> bool {
+        let mut has_progressed = false;
         loop {
             let frames = {
                 let mut all = self.waiting.borrow_mut();
-                let Some(waiting) = all.get_mut(&origin) else { return };
+                let Some(waiting) = all.get_mut(&origin) else { return has_progressed };
                 let must_wait = waiting.for_output
                     || waiting.for_room
                     || waiting.for_replies
@@ -539,17 +573,19 @@ impl<E: Env> Shard<E> {
                     if waiting.loading_bytes == 0 {
                         all.remove(&origin);
                     }
-                    return;
+                    return has_progressed;
                 }
                 if must_wait {
-                    return;
+                    return has_progressed;
                 }
                 waiting.frames.pop_front()
             };
-            let Some(frames) = frames else { return };
+            let Some(frames) = frames else { return has_progressed };
             // While it runs its frames nothing else of this origin can come in between: all is one turn.
-            if !self.run(origin, frames) {
-                return;
+            match self.run(origin, frames) {
+                Ran::All => has_progressed = true,
+                Ran::Some => return true,
+                Ran::None => return has_progressed,
             }
             let is_over = self.waiting.borrow().get(&origin).is_none_or(|w| w.frames.is_empty());
             if is_over {

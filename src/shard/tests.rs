@@ -6,6 +6,7 @@ mod expiry_model;
 mod greedy;
 mod moves;
 mod ranges;
+mod room;
 mod scans;
 mod sliced;
 mod store;
