@@ -10,7 +10,7 @@
 //! - Large replies are granted by their owner, and what was granted is given back once they are sent. A large
 //!   answer that is gathered here (of KEYS) counts as part of its share until then.
 //! - A client that takes no byte of its replies for the stall timeout is disconnected, and so is one that
-//!   sends none of a frame that was granted memory while others wait for it.
+//!   sends none of a frame, or of a transaction, that was granted memory while others wait for it.
 
 mod commands;
 
@@ -361,9 +361,11 @@ impl<E: Env> Connection<E> {
         reserved + more
     }
 
-    /// Whether it was granted memory for a frame of which nothing comes.
+    /// Whether it was granted memory for a frame of which nothing comes, or for a transaction that does not end.
     fn is_silent(&self) -> bool {
-        self.reserved.get() > self.rest_bytes.get() && self.is_ready()
+        let keeps = self.reserved.get() > self.rest_bytes.get()
+            || self.share.was_granted() && self.speech.held_bytes() > 0 && self.in_flight.get() == 0;
+        keeps && self.is_ready()
     }
 
     /// Whether it may take in more requests.

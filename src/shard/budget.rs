@@ -248,6 +248,11 @@ impl Share {
         self.held.get()
     }
 
+    /// Whether it holds more than it was free to.
+    pub fn was_granted(&self) -> bool {
+        self.granted.get() > 0
+    }
+
     /// Bytes that it may add without asking.
     pub fn free(&self) -> usize {
         self.free.saturating_sub(self.held.get())
