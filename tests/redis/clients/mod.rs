@@ -1,10 +1,10 @@
 //! Clients that others wrote, unmodified: tours of what they offer for strings and keys.
 //!
-//! Those of other languages are in `tours/`, one program each, installed by `tours/install` into the build's
-//! directory; [`redis_rs`] is Rust's. [`handshakes`] replays what more clients send as they connect.
+//! Those of other languages are in `tours/`, one program each, installed by `tours/install`, which `tests/run`
+//! calls, into the build's directory; [`redis_rs`] is Rust's. [`handshakes`] replays what more clients send as they connect.
 //! [`soak`] lets them all work at once for a while.
 //!
-//! Each tour is of a plain server or of a cluster. With `ATLASKV_REDIS_SUBJECT=redis-server` that is Redis
+//! Each tour is of a plain server, of a cluster, or of a cluster whose slots move. With `ATLASKV_REDIS_SUBJECT=redis-server` that is Redis
 //! itself, alone and as a cluster of three, which shows that a tour asks for nothing that Redis does not do.
 
 mod handshakes;
@@ -26,7 +26,7 @@ const HOPS_ONE_IN: u64 = 1000;
 struct Tool {
     /// The program below `tours/`.
     program: &'static str,
-    /// What runs it, below the directory of what is installed unless it is found in `PATH`.
+    /// What runs it, below the directory of what is installed.
     runner: Option<&'static str>,
 }
 
@@ -40,6 +40,15 @@ fn installed() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("redis-tours")
 }
 
+/// Whether the clients there are those that the tours are written for.
+fn is_installed(directory: &Path) -> bool {
+    let is_same = |file: &str, wanted: &str| {
+        std::fs::read_to_string(directory.join(file)).is_ok_and(|installed| installed == wanted)
+    };
+    is_same("requirements.txt", include_str!("../tours/requirements.txt"))
+        && is_same("node_modules/.installed", include_str!("../tours/package-lock.json"))
+}
+
 impl Tool {
     /// The tour of that name, as a command.
     fn tour(self, tour: &str, address: SocketAddr) -> Command {
@@ -50,13 +59,12 @@ impl Tool {
             Some(runner) => {
                 let installed = installed();
                 assert!(
-                    installed.join("node_modules/.installed").exists() && installed.join("venv").exists(),
-                    "the clients are not installed; run: {} {}",
+                    is_installed(&installed),
+                    "the clients are not installed, or older ones; tests/run installs them, or: {} {}",
                     tours.join("install").display(),
                     installed.display()
                 );
-                let below = installed.join(runner);
-                let mut command = Command::new(if below.exists() { below } else { PathBuf::from(runner) });
+                let mut command = Command::new(installed.join(runner));
                 command.arg(&program).env("ATLASKV_TOURS", &installed).env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
@@ -139,7 +147,6 @@ fn figure(info: &str, name: &str) -> u64 {
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn redis_py_makes_its_tour() {
     single(|address| REDIS_PY.run("single", address));
 }
@@ -151,7 +158,6 @@ fn redis_py_makes_its_tour_of_a_cluster() {
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn ioredis_makes_its_tour() {
     single(|address| IOREDIS.run("single", address));
 }
@@ -163,7 +169,6 @@ fn ioredis_makes_its_tour_of_a_cluster() {
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn node_redis_makes_its_tour() {
     single(|address| NODE_REDIS.run("single", address));
 }
