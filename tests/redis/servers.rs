@@ -228,6 +228,11 @@ impl SubjectCluster {
         SubjectCluster::Atlas { server: Server::start(dir.path(), &arguments), _dir: dir }
     }
 
+    /// Whether it is AtlasKV, as [`Subject::is_atlas`].
+    pub fn is_atlas(&self) -> bool {
+        !matches!(self, SubjectCluster::Redis(_))
+    }
+
     /// Where its nodes serve, as the first of them says.
     pub fn nodes(&self) -> Vec<SocketAddr> {
         let first = match self {
