@@ -11,9 +11,14 @@ mod handshakes;
 mod redis_rs;
 mod soak;
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use crate::servers::{Subject, SubjectCluster};
 use crate::wire::Wire;
@@ -113,6 +118,44 @@ fn cluster(tour: impl FnOnce(SocketAddr)) {
     assert!(hops * HOPS_ONE_IN <= calls, "{hops} of {calls} requests went to the wrong node first");
 }
 
+/// A client works while slots move: whatever it asks is answered, as somebody sends it to where the slot has gone.
+/// `begin` begins and returns what ends it.
+fn moving<End: FnOnce()>(begin: impl FnOnce(SocketAddr) -> End) {
+    let cluster = SubjectCluster::start();
+    let nodes = cluster.nodes();
+    let end = begin(nodes[0]);
+    let before = Counted::of(&nodes);
+    cluster.move_slots();
+    end();
+    let after = Counted::of(&nodes);
+    let (hops, calls) = (after.hops - before.hops, after.calls - before.calls);
+    println!("{hops} of {calls} requests went to where the slot had been");
+    assert!(calls > 1000, "too few to tell");
+    assert!(hops > 0, "nobody has noticed that slots moved");
+}
+
+/// The same for a client of another language.
+fn moving_tour(tool: Tool) {
+    moving(|address| {
+        let mut command = tool.tour("moving", address);
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("it was found before");
+        let mut said = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let first = said.next().and_then(Result::ok);
+        if first.as_deref() != Some("ready") {
+            let output = child.wait_with_output().expect("our own child");
+            let error = String::from_utf8_lossy(&output.stderr);
+            panic!("{}: {first:?}, not ready: {}\n{error}", tool.program, output.status);
+        }
+        move || {
+            drop(child.stdin.take());
+            said.map_while(Result::ok).for_each(|line| println!("{line}"));
+            let output = child.wait_with_output().expect("our own child");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} moving: {}\n{error}", tool.program, output.status);
+        }
+    });
+}
+
 /// What the nodes of a cluster counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
@@ -199,4 +242,48 @@ fn redis_rs_makes_its_tour() {
 #[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_rs_makes_its_tour_of_a_cluster() {
     cluster(redis_rs::cluster);
+}
+
+#[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
+fn redis_py_follows_the_slots_of_a_cluster() {
+    moving_tour(REDIS_PY);
+}
+
+#[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
+fn ioredis_follows_the_slots_of_a_cluster() {
+    moving_tour(IOREDIS);
+}
+
+#[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
+fn node_redis_follows_the_slots_of_a_cluster() {
+    moving_tour(NODE_REDIS);
+}
+
+#[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
+fn redis_cli_follows_the_slots_of_a_cluster() {
+    moving_tour(REDIS_CLI);
+}
+
+#[test]
+#[ignore = "cores as nodes of a cluster are not there yet"]
+fn redis_rs_follows_the_slots_of_a_cluster() {
+    moving(|address| {
+        let (sender, begun) = mpsc::channel();
+        let end = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let end = end.clone();
+            move || redis_rs::moving(address, &sender, &end)
+        });
+        let _ = begun.recv(); // an error means that it has failed, which its end tells
+        move || {
+            end.store(true, Ordering::Relaxed);
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
 }
