@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::config::Config;
 use super::error::Error;
 use super::response::unexpected;
+use crate::error::{Code, Refusal};
 use crate::protocol::binary::{
     HEADER_BYTES, ReplyError, ReplyHeader, VERSION, decode_reply, decode_reply_header, encode_request,
 };
@@ -139,8 +140,8 @@ impl Connection {
         self.sent_bytes
     }
 
-    /// Waits for a reply to any of the requests. A refusal of the connection itself, which has id 0, is
-    /// an error.
+    /// Waits for a reply to any of the requests. A refusal of the connection itself, which has id 0 or is a
+    /// line of text, is an error.
     pub fn receive(&mut self) -> Result<(ReplyHeader, Reply<'_>), Error> {
         let asked_at = Instant::now();
         let header = loop {
@@ -294,8 +295,13 @@ impl Connection {
         Error::Timeout { address: self.address.clone(), after }
     }
 
-    fn not_understood(&self, source: ReplyError) -> Error {
-        Error::Protocol { address: self.address.clone(), source }
+    fn not_understood(&self, error: ReplyError) -> Error {
+        match error {
+            ReplyError::TooManyConnections => {
+                Error::Refused(Refusal::new(Code::TooManyConnections, error.to_string()))
+            }
+            source => Error::Protocol { address: self.address.clone(), source },
+        }
     }
 }
 

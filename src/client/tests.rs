@@ -1,6 +1,7 @@
 mod fake;
 mod overload;
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use self::fake::{Fake, Fault};
 use super::*;
 use crate::base::Lsn;
 use crate::error::Code;
+use crate::protocol::binary::TOO_MANY_CONNECTIONS;
 
 fn code(error: Error) -> Code {
     error.refusal().unwrap_or_else(|| panic!("not a refusal: {error}")).code
@@ -191,6 +193,26 @@ fn a_server_that_refuses_the_connection_says_why() {
     let error = client.set(b"k", b"v").unwrap_err();
     assert!(matches!(&error, Error::UnknownOutcome { cause } if cause.refusal().is_some()), "{error}");
     client.set(b"k", b"v").unwrap();
+}
+
+#[test]
+fn a_server_with_too_many_connections_says_so_in_text() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (line, rest) = TOO_MANY_CONNECTIONS.split_at(5);
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            stream.write_all(line).unwrap();
+            stream.write_all(rest).unwrap();
+        }
+    });
+    let refused = Client::connect(Config::new(&address)).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("as many connections as it takes"), "{refused}");
+    assert_eq!(code(refused), Code::TooManyConnections);
+    let refused = Connection::open(&Config::new(&address), Some(1)).map(drop).unwrap_err();
+    assert!(!refused.may_be_applied());
+    assert_eq!(code(refused), Code::TooManyConnections);
 }
 
 #[test]

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::error::{Code, Refusal};
-use crate::protocol::binary::encode_refusal;
+use crate::protocol::binary::TOO_MANY_CONNECTIONS;
 use crate::shard::mesh::Port;
 use crate::shard::{Arrival, Message};
 
@@ -171,7 +170,7 @@ fn accept_some(
                     let max = connections.max;
                     tracing::warn!(%peer, max, refused, "refused connections: there are too many");
                 }
-                refuse(&stream, connections.max);
+                refuse(&stream);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -186,18 +185,29 @@ fn accept_some(
     }
 }
 
-fn refuse(mut stream: &TcpStream, max: usize) {
-    let message = format!("the server has {max} connections, as many as it takes (--max-connections)");
-    let mut bytes = Vec::new();
-    encode_refusal(&mut bytes, 0, 0, 0, &Refusal::new(Code::TooManyConnections, message));
+/// Turns a connection away, whose protocol is not known yet, with a line that clients of either understand.
+fn refuse(mut stream: &TcpStream) {
     // Fits the empty socket buffer of a new connection; a client that is gone needs no answer.
     let _ = stream.set_nonblocking(true);
-    let _ = stream.write(&bytes);
+    let _ = stream.write(TOO_MANY_CONNECTIONS);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_turned_away_reads_why_also_if_it_has_sent_something() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        client.write_all(b"PING\r\n").expect("it is connected");
+        let (server, _) = listener.accept().expect("one is there");
+        refuse(&server);
+        drop(server);
+        let mut line = vec![0; TOO_MANY_CONNECTIONS.len()];
+        client.read_exact(&mut line).expect("the line comes before the end");
+        assert_eq!(line, TOO_MANY_CONNECTIONS);
+    }
 
     #[test]
     fn what_happens_often_is_told_once_a_second_with_its_number() {

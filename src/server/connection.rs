@@ -7,9 +7,10 @@
 //! - It takes in no request while more than [`BACKLOG_MAX`] of replies wait to be sent, while
 //!   [`IN_FLIGHT_MAX`] requests or [`IN_FLIGHT_BYTES_MAX`] of them are unanswered, while some owner has
 //!   stalled its frames, or while the mesh is congested. It still reads what it is free to hold.
-//! - Large replies are granted by their owner, and what was granted is given back once they are sent.
+//! - Large replies are granted by their owner, and what was granted is given back once they are sent. A large
+//!   answer that is gathered here (of KEYS) counts as part of its share until then.
 //! - A client that takes no byte of its replies for the stall timeout is disconnected, and so is one that
-//!   sends none of a frame that was granted memory while others wait for it.
+//!   sends none of a frame, or of a transaction, that was granted memory while others wait for it.
 
 mod commands;
 
@@ -64,6 +65,8 @@ pub struct Connection<E: Env> {
     rest_bytes: Cell<usize>,
     /// So many of these it may come to hold.
     reserved: Cell<usize>,
+    /// What was granted for an answer that the session gathers, until it has left.
+    gathered: Cell<usize>,
     /// All of the above.
     share: Share,
     /// Owners where frames of this connection wait, and why.
@@ -174,6 +177,7 @@ impl<E: Env> Connection<E> {
             in_flight_bytes: Cell::new(0),
             rest_bytes: Cell::new(0),
             reserved: Cell::new(0),
+            gathered: Cell::new(0),
             stalls: RefCell::new(Vec::new()),
             is_fenced: Cell::new(false),
             is_writing: Cell::new(false),
@@ -332,7 +336,7 @@ impl<E: Env> Connection<E> {
     fn count(&self) {
         let unread = self.rest_bytes.get().max(self.reserved.get());
         let of_session = self.speech.frame_bytes() + self.speech.held_bytes();
-        self.share.set(self.in_flight_bytes.get() + of_session + unread);
+        self.share.set(self.in_flight_bytes.get() + of_session + unread + self.gathered.get());
     }
 
     /// Bytes that may be read now, behind `rest`. If none, the connection waits for its turn and is told.
@@ -358,9 +362,11 @@ impl<E: Env> Connection<E> {
         reserved + more
     }
 
-    /// Whether it was granted memory for a frame of which nothing comes.
+    /// Whether it was granted memory for a frame of which nothing comes, or for a transaction that does not end.
     fn is_silent(&self) -> bool {
-        self.reserved.get() > self.rest_bytes.get() && self.is_ready()
+        let keeps = self.reserved.get() > self.rest_bytes.get()
+            || self.share.was_granted() && self.speech.held_bytes() > 0 && self.in_flight.get() == 0;
+        keeps && self.is_ready()
     }
 
     /// Whether it may take in more requests.
@@ -482,9 +488,10 @@ impl<E: Env> Connection<E> {
     fn give_back_sent(&self) {
         loop {
             let sent = self.out.borrow_mut().next_sent();
-            let Some((owner, granted)) = sent else { return };
+            let Some((owner, granted)) = sent else { break };
             self.shard.left(owner, granted);
         }
+        self.give_back_gathered();
     }
 
     /// Drops all replies, and what was granted for them.
@@ -492,6 +499,7 @@ impl<E: Env> Connection<E> {
         let mut granted: Vec<_> = self.out.borrow_mut().give_up().collect();
         granted.extend(self.speech.give_up());
         granted.into_iter().for_each(|(owner, granted)| self.shard.left(owner, granted));
+        self.give_back_gathered();
     }
 
     async fn write_rest(self: Rc<Self>) {

@@ -7,7 +7,8 @@
 //! - *Requests*: bytes read from connections, until their requests are answered. The shard that read them
 //!   counts them, wherever they wait. Each connection holds a [`Share`], of which `free` bytes (the pipeline
 //!   that HELLO promises) need nobody's leave; what is beyond is asked for before it is read, for a large
-//!   frame all at once.
+//!   frame all at once. It also counts what a connection of Redis' protocol keeps for EXEC, and the answer to
+//!   KEYS until it has left: one larger than a small reply counts as the largest while it is gathered.
 //! - *Replies* larger than [`LARGE_REPLY_BYTES`], and blocks being read for them, until they have left. The
 //!   shard that makes them counts them. Smaller ones are bounded for each connection.
 //! - *Gathers*: large answers that are put together from the parts of several shards, from the question on,
@@ -245,6 +246,11 @@ impl Share {
     /// Bytes that it holds.
     pub fn held(&self) -> usize {
         self.held.get()
+    }
+
+    /// Whether it holds more than it was free to.
+    pub fn was_granted(&self) -> bool {
+        self.granted.get() > 0
     }
 
     /// Bytes that it may add without asking.

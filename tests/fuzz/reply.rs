@@ -195,6 +195,7 @@ fn refused(stage: u64, opcode: u8, error: ReplyError) -> Outcome {
         ReplyError::NotThisProtocol => 1,
         ReplyError::UnsupportedVersion(_) => 2,
         ReplyError::TooLarge { .. } => 3,
+        ReplyError::TooManyConnections => 4,
         ReplyError::Malformed(what) => letters(what),
     };
     Outcome { kind: kind ^ stage << 32 ^ u64::from(opcode) << 16, ..Outcome::default() }

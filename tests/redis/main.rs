@@ -12,7 +12,7 @@
 //! ATLASKV_REDIS_FINDINGS=100 …                                  that many different differences, not ten
 //! ATLASKV_REDIS_SUBJECT=redis-server …                          Redis for AtlasKV: there is no difference
 //! ATLASKV_REDIS_SUBJECT=127.0.0.1:7379 ATLASKV_REDIS_CLUSTER=127.0.0.1:7380 …     servers that run already
-//! ATLASKV_REDIS_SOAK_SECONDS=3600 cargo test --release --test redis mixed_crowd -- --ignored --nocapture
+//! ATLASKV_REDIS_SOAK_SECONDS=3600 cargo test --release --test redis mixed_crowd -- --nocapture
 //! ```
 //!
 //! What the tests need beside a Rust toolchain is installed by `tests/run`.

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use atlaskv::client::{Client, Config};
 use tempfile::TempDir;
 
 use crate::harness::{self, Server};
@@ -134,6 +135,26 @@ impl RedisCluster {
     }
 }
 
+impl RedisCluster {
+    /// Moves slots from each node to the next, a thousand in all.
+    fn move_slots(&self) {
+        let id = |node: &Redis| {
+            let mut wire = Wire::connect(node.address).expect("the node serves");
+            wire.say("CLUSTER MYID").expect("it is answered").as_text()
+        };
+        let ids: Vec<String> = self.nodes.iter().map(id).collect();
+        let first = self.nodes[0].address.to_string();
+        for (from, to) in ids.iter().zip(ids.iter().cycle().skip(1)) {
+            let mut reshard = Command::new("redis-cli");
+            reshard.args(["--cluster", "reshard", &first, "--cluster-from", from, "--cluster-to", to]);
+            reshard.args(["--cluster-slots", "333", "--cluster-yes"]);
+            let output = reshard.output().expect("redis-cli was found before");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "redis-cli --cluster reshard: {}:\n{said}", output.status);
+        }
+    }
+}
+
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
@@ -228,6 +249,11 @@ impl SubjectCluster {
         SubjectCluster::Atlas { server: Server::start(dir.path(), &arguments), _dir: dir }
     }
 
+    /// Whether it is AtlasKV, as [`Subject::is_atlas`].
+    pub fn is_atlas(&self) -> bool {
+        !matches!(self, SubjectCluster::Redis(_))
+    }
+
     /// Where its nodes serve, as the first of them says.
     pub fn nodes(&self) -> Vec<SocketAddr> {
         let first = match self {
@@ -244,6 +270,30 @@ impl SubjectCluster {
         };
         let nodes: Option<Vec<SocketAddr>> = nodes.lines().map(address).collect();
         nodes.filter(|nodes| !nodes.is_empty()).expect("CLUSTER NODES has addresses")
+    }
+
+    /// Moves slots from node to node, some there and back again.
+    pub fn move_slots(&self) {
+        let first = match self {
+            SubjectCluster::Atlas { server, .. } => server.address,
+            SubjectCluster::Redis(cluster) => return cluster.move_slots(),
+            SubjectCluster::Elsewhere(address) => *address,
+        };
+        let mut client = Client::connect(Config::new(&first.to_string())).expect("the server serves");
+        let text = client.stats("tablets").expect("there is such a section");
+        let shard_of = |line: &str| {
+            let (tablet, shard) = line.strip_prefix("tablet")?.split_once(".shard=")?;
+            Some((tablet.parse::<u32>().ok()?, shard.parse::<u32>().ok()?))
+        };
+        let tablets: Vec<(u32, u32)> = text.lines().filter_map(shard_of).collect();
+        let shards = tablets.iter().map(|(_, shard)| shard + 1).max().expect("there are tablets");
+        for (index, (tablet, shard)) in tablets.iter().enumerate() {
+            let mut go = |to| client.tablets(&format!("move {tablet} {to}")).expect("tablets move");
+            go((shard + 1) % shards);
+            if index % 2 == 0 {
+                go(*shard);
+            }
+        }
     }
 }
 

@@ -146,6 +146,28 @@ fn half_requests_do_not_keep_others_from_theirs() {
     drop(begun);
 }
 
+/// The same of transactions that are begun and never executed. They were kept for ever, and nobody else was ever
+/// granted anything.
+#[test]
+fn transactions_that_do_not_end_do_not_keep_others_from_theirs() {
+    let dir = disk_dir();
+    let arguments = ["--cores", "1", "--oversubscribe", "--memory", "64MiB", "--max-value-size", "1MiB"];
+    let server = Server::start(dir.path(), &[&arguments[..], &["--stall-timeout", "1s"]].concat());
+    let large = vec![b'h'; 900_000];
+    let begun: Vec<Raw> = (0..5)
+        .map(|_| {
+            let mut raw = Raw::connect(server.address);
+            raw.stream.write_all(b"MULTI\r\n*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$900000\r\n").unwrap();
+            raw.stream.write_all(&large).unwrap();
+            raw.stream.write_all(b"\r\n").unwrap();
+            raw
+        })
+        .collect();
+    let mut raw = Raw::connect(server.address);
+    assert_eq!(raw.set(1, b"whole", &large).unwrap().status, 0);
+    drop(begun);
+}
+
 /// A client may send what HELLO says before it reads anything, whatever the replies, and whatever others hold.
 #[test]
 fn the_pipeline_that_was_promised_is_read_before_a_reply_is() {

@@ -309,14 +309,61 @@ fn commands_of_many_pages_end_with_little_memory() {
     assert!(redis.ask("RANDOMKEY").starts_with("$23\r\na-key"));
 }
 
+/// What is resident at most from now on, in MiB, once it was asked for.
+fn watch_memory(server: &Server) -> impl Fn() -> u64 {
+    let proc = format!("/proc/{}", server.pid());
+    std::fs::write(format!("{proc}/clear_refs"), "5").expect("our own child");
+    move || {
+        let status = std::fs::read_to_string(format!("{proc}/status")).expect("it runs");
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of this name");
+        most.trim().strip_suffix(" kB").expect("KiB").parse::<u64>().expect("a number") >> 10
+    }
+}
+
+/// Each answer took its memory whenever its keys came: forty of them were 160 MB that nothing bounded.
+#[test]
+fn answers_to_keys_wait_for_memory_until_others_have_left() {
+    const CLIENTS: usize = 40;
+    const KEYS: usize = 4_000;
+    const KEY_BYTES: usize = 1_000;
+    let (server, _dir) = server(&["--memory", "96MiB", "--max-value-size", "4MiB"]);
+    let mut redis = Redis::connect(server.address);
+    for first in (0..KEYS).step_by(100) {
+        let bytes: Vec<u8> =
+            (first..first + 100).flat_map(|n| line(&format!("SET {n:0>KEY_BYTES$} v"))).collect();
+        redis.send(&bytes);
+        (0..100).for_each(|_| assert_eq!(redis.reply(), b"+OK\r\n"));
+    }
+    let whole = redis.ask("KEYS *").len();
+    assert!(whole > KEYS * KEY_BYTES);
+    let (before, most) = (watch_memory(&server)(), watch_memory(&server));
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut redis = Redis::connect(server.address);
+                redis.send(&[line("KEYS *"), line("PING")].concat());
+                // Longer than all answers take to be gathered, and less than makes it disconnect who reads nothing.
+                thread::sleep(Duration::from_millis(500));
+                let mut answer = vec![0; whole];
+                redis.stream.read_exact(&mut answer).expect("an answer within the time");
+                assert!(answer.starts_with(format!("*{KEYS}\r\n").as_bytes()) && answer.ends_with(b"\r\n"));
+                assert_eq!(redis.reply(), b"+PONG\r\n");
+            });
+        }
+    });
+    println!("{before} MiB before, {} MiB at most", most());
+    assert!(most() < before + 80, "{before} MiB before, {} MiB at most", most());
+    assert_eq!(redis.ask("DBSIZE"), format!(":{KEYS}\r\n"));
+    // One that goes away leaves nothing behind.
+    redis.send(&line("KEYS *"));
+    drop(redis);
+    assert_eq!(Redis::connect(server.address).ask("KEYS *").len(), whole);
+}
+
 #[test]
 fn few_bytes_do_not_make_many() {
     let (server, _dir) = server(&["--memory", "96MiB", "--max-value-size", "1MiB"]);
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of this name");
-        most.trim().strip_suffix(" kB").expect("KiB").parse::<u64>().expect("a number") >> 10
-    };
+    let resident = watch_memory(&server);
     // A transaction of which each command writes a million bytes with twenty.
     let mut redis = Redis::connect(server.address);
     let mut bytes = line("MULTI");

@@ -415,6 +415,9 @@ pub enum ReplyError {
     /// Not the start of a reply.
     #[error("the server's answer is not the AtlasKV protocol (a reply starts with A7 52); check the address")]
     NotThisProtocol,
+    /// No reply, but the line that a server with too many connections says to one more.
+    #[error("the server has as many connections as it takes (--max-connections)")]
+    TooManyConnections,
     /// Another version than the one agreed on.
     #[error("the server's answer has protocol version {0}; this client speaks {VERSION}")]
     UnsupportedVersion(u8),
@@ -437,7 +440,7 @@ pub enum ReplyError {
 pub fn decode_reply_header(bytes: &[u8], frame_bytes_max: u32) -> Result<Option<ReplyHeader>, ReplyError> {
     let magic_len = bytes.len().min(REPLY_MAGIC.len());
     if bytes[..magic_len] != REPLY_MAGIC[..magic_len] {
-        return Err(ReplyError::NotThisProtocol);
+        return not_a_frame(bytes).map(|()| None);
     }
     if let Some(&version) = bytes.get(2).filter(|&&version| version != VERSION) {
         return Err(ReplyError::UnsupportedVersion(version));
@@ -459,6 +462,15 @@ pub fn decode_reply_header(bytes: &[u8], frame_bytes_max: u32) -> Result<Option<
         epoch: wire.expiry_or_epoch.get() as u32,
         value_len: wire.value_len.get(),
     }))
+}
+
+/// What begins like no frame: that it is the start of the line in text, or else why it is an error.
+#[cold]
+fn not_a_frame(bytes: &[u8]) -> Result<(), ReplyError> {
+    if bytes.starts_with(TOO_MANY_CONNECTIONS) {
+        return Err(ReplyError::TooManyConnections);
+    }
+    if TOO_MANY_CONNECTIONS.starts_with(bytes) { Ok(()) } else { Err(ReplyError::NotThisProtocol) }
 }
 
 /// Reads the reply whose value is `body`, [`ReplyHeader::body_bytes`] long.

@@ -15,6 +15,8 @@ pub const MAGIC_BYTE: u8 = 0xA7;
 pub const REQUEST_MAGIC: [u8; 2] = [MAGIC_BYTE, b'Q'];
 /// First two bytes of a reply.
 pub const REPLY_MAGIC: [u8; 2] = [MAGIC_BYTE, b'R'];
+/// What a server with as many connections as it takes says to one more before it closes it; drawn in the module above.
+pub const TOO_MANY_CONNECTIONS: &[u8] = b"-ERR max number of clients reached\r\n";
 /// The version that this code speaks, and the only one there is.
 pub const VERSION: u8 = 1;
 

@@ -33,6 +33,15 @@
 //! tell protocols apart by it. A *version* is 64 bits, grows with every write of a key, and is never 0.
 //! There is no checksum: TCP has one, and what is stored has its own from the server on.
 //!
+//! # When there are too many connections
+//! A server that has as many connections as it takes closes one more before it knows which protocol that is to be
+//! of. So what it says is no frame but a line that clients of either can read, and it says it before it was asked:
+//!
+//! ```text
+//! -ERR max number of clients reached\r\n
+//! ```
+//! In place of the first reply it means code 67. Nothing that the client had sent was read.
+//!
 //! # Operations
 //! Durability is taken by the writes (SET, DELETE, BATCH, INCR, EXPIRE, PERSIST, DELRANGE, FLUSH, TRANSACT), 2 by SET
 //! and TRANSACT only: a crash may lose what was answered so. A condition is taken by SET, and by DELETE, EXPIRE and
@@ -272,7 +281,8 @@ mod transaction;
 pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
 pub use encode::{KeyList, ValueListEncoder, begin_value, encode_refusal, encode_reply, encode_request};
 pub use header::{
-    FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status, VERSION,
+    FrameHeader, HEADER_BYTES, MAGIC_BYTE, REPLY_MAGIC, REQUEST_MAGIC, ReplyHeader, Status,
+    TOO_MANY_CONNECTIONS, VERSION,
 };
 pub use items::{Keys, Ops, Steps, Value, Values, Watches};
 pub use ops::OpList;

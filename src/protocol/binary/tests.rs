@@ -422,6 +422,22 @@ fn a_wrong_start_is_told_at_its_first_wrong_byte_and_ends_the_connection() {
 }
 
 #[test]
+fn the_line_of_too_many_connections_is_understood_however_it_comes_and_no_other_text_is() {
+    let line = TOO_MANY_CONNECTIONS;
+    assert_eq!(line, b"-ERR max number of clients reached\r\n");
+    for len in 0..line.len() {
+        assert_eq!(decode_reply_header(&line[..len], 1 << 20), Ok(None), "{len} bytes of it");
+    }
+    let with_more = [line, b"-ERR"].concat();
+    for whole in [line, &with_more] {
+        assert_eq!(decode_reply_header(whole, 1 << 20), Err(ReplyError::TooManyConnections));
+    }
+    for text in [&b"-ERR max number of clients reached."[..], b"-D", b"+OK\r\n", b"HTTP/1.1 400\r\n"] {
+        assert_eq!(decode_reply_header(text, 1 << 20), Err(ReplyError::NotThisProtocol));
+    }
+}
+
+#[test]
 fn only_a_set_or_a_transaction_may_be_answered_before_it_is_on_disk() {
     for (request, is_taken) in [
         (

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::answer::{Outcome, What};
 use super::context::Cluster;
-use super::scan::{PAGE_KEYS, ask_for_page};
+use super::scan::{GATHERED_FREE, PAGE, ask_for_page};
 use super::{Session, Step};
 use crate::protocol::ScanPage;
 use crate::protocol::binary::Cursor;
@@ -23,7 +23,6 @@ pub(super) struct OfSlot {
     /// Encoded.
     found: Vec<u8>,
     count: usize,
-    bytes_max: usize,
 }
 
 impl OfSlot {
@@ -38,14 +37,14 @@ impl OfSlot {
         }
         let is_enough = self.most.is_some_and(|most| self.count >= most);
         let mut out = Vec::new();
-        if self.found.len() > self.bytes_max {
-            let text = format!("ERR these keys are more than {} bytes; ask for fewer", self.bytes_max);
+        if self.found.len() > GATHERED_FREE {
+            let text = format!("ERR these keys are more than {GATHERED_FREE} bytes; ask for fewer");
             resp::error(&mut out, &text);
             return Outcome::Reply(out);
         }
         match page.cursor.and_then(Cursor::decode) {
             Some(cursor) if !is_enough => {
-                return Outcome::Ask(ask_for_page(number, b"", Some(cursor), PAGE_KEYS, self.is_local));
+                return Outcome::Ask(ask_for_page(number, b"", Some(cursor), PAGE, self.is_local));
             }
             _ if self.most.is_none() => resp::integer(&mut out, self.count as i64),
             _ => {
@@ -231,9 +230,8 @@ impl Session {
             }
         };
         let is_local = self.is_node();
-        let frame = ask_for_page(self.pending.next(), b"", None, PAGE_KEYS, is_local);
-        let bytes_max = self.context.limits.frame_bytes_max as usize;
-        let of_slot = OfSlot { slot, is_local, most, found: Vec::new(), count: 0, bytes_max };
+        let frame = ask_for_page(self.pending.next(), b"", None, PAGE, is_local);
+        let of_slot = OfSlot { slot, is_local, most, found: Vec::new(), count: 0 };
         self.begin(What::OfSlot(of_slot), &frame, frames)
     }
 }

@@ -245,6 +245,17 @@ impl Session {
         std::mem::take(&mut self.out)
     }
 
+    /// Whether replies have led to frames. While [`Session::needs_room`] they are not to be dispatched.
+    pub fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
+    }
+
+    /// Whether it gathers an answer (of KEYS) that needs room for what it may come to, a frame at most.
+    pub fn needs_room(&self) -> bool {
+        self.is_exclusive
+            && self.pending.front().is_some_and(|what| matches!(what, What::Keys(keys) if keys.needs_room()))
+    }
+
     /// Frames to be dispatched that replies have led to.
     pub fn take_frames(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.frames)

@@ -80,6 +80,11 @@ impl Pending {
         }
     }
 
+    /// What becomes of what the shards answer to the first.
+    pub fn front(&self) -> Option<&What> {
+        self.list.front().map(|expected| &expected.what)
+    }
+
     /// The slot of the first, if its reply is not known.
     pub fn first_slot(&self) -> Option<Slot> {
         self.list.front().and_then(|expected| expected.slot)

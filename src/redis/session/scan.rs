@@ -10,8 +10,18 @@ use crate::redis::fault::Fault;
 use crate::redis::glob;
 use crate::redis::number::parse_i64;
 
-/// Keys in a page of KEYS and DBSIZE.
-pub(super) const PAGE_KEYS: u32 = 4_096;
+/// How much a page may have.
+#[derive(Clone, Copy)]
+pub(super) struct Most {
+    entries: u32,
+    /// 0: as the server likes.
+    bytes: u32,
+}
+
+/// A page of KEYS and DBSIZE. KEYS asks for room for what it gathers between two of them, so they are small.
+pub(super) const PAGE: Most = Most { entries: 4_096, bytes: 64 << 10 };
+/// What KEYS may have gathered and needs no room for. With one more page it is what a connection may have unsent.
+pub(super) const GATHERED_FREE: usize = 64 << 10;
 /// Keys in a page of SCAN, whatever COUNT says: what is longer is no page any more.
 const COUNT_MAX: u32 = 10_000;
 /// DBSIZE counts as many keys as this, and estimates more. Counting takes about a third of a microsecond each.
@@ -34,7 +44,7 @@ pub(super) fn ask_for_page(
     number: u64,
     prefix: &[u8],
     cursor: Option<Cursor<'_>>,
-    entries_max: u32,
+    most: Most,
     is_local: bool,
 ) -> Vec<u8> {
     let end = end_of(prefix);
@@ -43,7 +53,8 @@ pub(super) fn ask_for_page(
         end: &end,
         is_keys_only: true,
         is_local,
-        entries_max,
+        entries_max: most.entries,
+        bytes_max: most.bytes,
         cursor,
         ..ScanRequest::default()
     };
@@ -105,22 +116,27 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// Whether it needs room for all that it may come to.
+    pub fn needs_room(&self) -> bool {
+        self.found.len() > GATHERED_FREE
+    }
+
     pub fn take(&mut self, number: u64, page: &ScanPage<'_>) -> Outcome {
+        let mut out = Vec::new();
         for entry in page.entries {
             if glob::matches(&self.pattern, entry.key) {
                 resp::bulk(&mut self.found, entry.key);
                 self.count += 1;
             }
-        }
-        let mut out = Vec::new();
-        if self.found.len() > self.bytes_max {
-            let text = format!("ERR KEYS: these keys are more than {} bytes; use SCAN", self.bytes_max);
-            resp::error(&mut out, &text);
-            return Outcome::Reply(out);
+            if self.found.len() > self.bytes_max {
+                let text = format!("ERR KEYS: these keys are more than {} bytes; use SCAN", self.bytes_max);
+                resp::error(&mut out, &text);
+                return Outcome::Reply(out);
+            }
         }
         match page.cursor.and_then(Cursor::decode) {
             Some(cursor) => {
-                Outcome::Ask(ask_for_page(number, &self.prefix, Some(cursor), PAGE_KEYS, self.is_local))
+                Outcome::Ask(ask_for_page(number, &self.prefix, Some(cursor), PAGE, self.is_local))
             }
             None => {
                 out.reserve(self.found.len() + 16);
@@ -148,13 +164,13 @@ impl Count {
             resp::integer(&mut out, i64::try_from(keys).unwrap_or(i64::MAX));
             return Outcome::Reply(out);
         }
-        Outcome::Ask(ask_for_page(number, b"", None, PAGE_KEYS, self.is_local))
+        Outcome::Ask(ask_for_page(number, b"", None, PAGE, self.is_local))
     }
 
     pub fn take(&mut self, number: u64, page: &ScanPage<'_>) -> Outcome {
         self.sum += page.entries.len() as u64;
         match page.cursor.and_then(Cursor::decode) {
-            Some(cursor) => Outcome::Ask(ask_for_page(number, b"", Some(cursor), PAGE_KEYS, self.is_local)),
+            Some(cursor) => Outcome::Ask(ask_for_page(number, b"", Some(cursor), PAGE, self.is_local)),
             None => {
                 let mut out = Vec::new();
                 resp::integer(&mut out, i64::try_from(self.sum).unwrap_or(i64::MAX));
@@ -284,7 +300,8 @@ impl Session {
             // One of another pattern, or not known any more: from the start, which gives no key too few.
             let known = cursors.find(place).filter(|place| place.prefix == prefix);
             let cursor = known.and_then(|place| Cursor::decode(&place.cursor));
-            ask_for_page(number, &prefix, cursor, count.min(COUNT_MAX), is_local)
+            let most = Most { entries: count.min(COUNT_MAX), bytes: 0 };
+            ask_for_page(number, &prefix, cursor, most, is_local)
         };
         self.begin(What::Scan(Page { prefix, pattern, is_of_other_type }), &frame, frames)
     }
@@ -300,7 +317,7 @@ impl Session {
             return Step::Taken;
         }
         let is_local = self.is_node();
-        let frame = ask_for_page(self.pending.next(), &prefix, None, PAGE_KEYS, is_local);
+        let frame = ask_for_page(self.pending.next(), &prefix, None, PAGE, is_local);
         let bytes_max = self.context.limits.frame_bytes_max as usize;
         let keys = Keys { prefix, pattern, is_local, found: Vec::new(), count: 0, bytes_max };
         self.begin(What::Keys(keys), &frame, frames)
@@ -322,7 +339,7 @@ impl Session {
             return Step::Wait;
         }
         let is_local = self.is_node();
-        let frame = ask_for_page(self.pending.next(), b"", None, 1, is_local);
+        let frame = ask_for_page(self.pending.next(), b"", None, Most { entries: 1, bytes: 0 }, is_local);
         let random = self.random();
         self.begin(What::Pick(Pick { random, is_local, at: At::First }), &frame, frames)
     }

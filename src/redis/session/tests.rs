@@ -446,3 +446,22 @@ fn what_is_no_command_is_told_and_ends_the_connection() {
     assert_eq!(client.send(b"QUIT\r\nPING\r\n").1, Taken::Close);
     assert_eq!(client.session.take_out(), b"+OK\r\n");
 }
+
+#[test]
+fn a_long_answer_to_keys_needs_room_before_its_next_page() {
+    let mut client = Client::new(false);
+    let key = |n: usize| format!("{n:0>1000}");
+    (0..200).for_each(|n| assert_eq!(client.ask(&format!("SET {} v", key(n))), "+OK\r\n"));
+    let (used, _) = client.send(b"KEYS *\r\n");
+    assert_eq!(used, 8);
+    let (mut pages, in_reply) = (0, "$1000\r\n\r\n".len() + 1_000);
+    while !client.asked.is_empty() {
+        // The map gives two keys a page.
+        assert_eq!(client.session.needs_room(), 2 * pages * in_reply > 64 << 10, "after {pages} pages");
+        assert_eq!(client.session.first(), 200, "it is not answered");
+        let out = client.answer(0);
+        pages += 1;
+        assert_eq!(out.is_empty(), !client.asked.is_empty());
+    }
+    assert!(pages == 100 && !client.session.needs_room() && !client.session.has_frames());
+}

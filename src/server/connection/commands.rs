@@ -133,6 +133,11 @@ impl Speech {
     pub fn held_bytes(&self) -> usize {
         self.of(Session::held_bytes).unwrap_or(0)
     }
+
+    /// Whether it gathers an answer that needs room.
+    fn needs_room(&self) -> bool {
+        self.of(Session::needs_room).unwrap_or(false)
+    }
 }
 
 impl<E: Env> Connection<E> {
@@ -241,7 +246,40 @@ impl<E: Env> Connection<E> {
         }
         let since = self.speech.early_since.get().unwrap_or_else(|| self.shard.env.now());
         self.speech.early_since.set((!early.is_empty()).then_some(since));
+        drop((early, out));
+        self.give_back_gathered();
         true
+    }
+
+    /// Whether there is room for what the session gathers; if not, the connection is told when it is worth asking
+    /// again. Room for all that it may come to is asked for at once: two that had a part each would wait for each
+    /// other.
+    fn has_room_to_gather(&self) -> bool {
+        if self.gathered.get() > 0 || !self.speech.needs_room() {
+            return true;
+        }
+        let most = self.shard.limits.frame_bytes_max as usize;
+        let kept = self.rest_bytes.get().max(self.reserved.get());
+        let has_room = self.share.grow(kept, most);
+        if has_room {
+            self.gathered.set(most);
+            self.count();
+        }
+        has_room
+    }
+
+    /// Gives back what was granted for something gathered, as it leaves; but for what any connection may have unsent.
+    pub(super) fn give_back_gathered(&self) {
+        let granted = self.gathered.get();
+        if granted == 0 || self.speech.needs_room() {
+            return;
+        }
+        let unsent = self.unsent();
+        let left = if unsent > BACKLOG_MAX { granted.min(unsent) } else { 0 };
+        if left < granted {
+            self.gathered.set(left);
+            self.count();
+        }
     }
 
     /// Passes on what the session has to say.
@@ -252,16 +290,11 @@ impl<E: Env> Connection<E> {
         }
     }
 
-    /// Dispatches what replies have led to. A task of its own, since those who deliver replies must not be called
-    /// back, and nobody may come by otherwise.
+    /// Dispatches what replies have led to, once there is room for what comes of it. A task of its own, since those who
+    /// deliver replies must not be called back, and nobody may come by otherwise.
     pub(super) fn follow_up(&self) {
-        let more = self.speech.session.borrow_mut().as_mut().map(Session::take_frames).unwrap_or_default();
-        if more.is_empty() {
-            return;
-        }
-        self.speech.frames.borrow_mut().extend_from_slice(&more);
-        self.speech.frame_bytes.set(self.speech.frames.borrow().len() - self.speech.frames_at.get());
-        if self.speech.is_following.replace(true) {
+        let has_more = self.speech.of(Session::has_frames).unwrap_or(false);
+        if !has_more || self.speech.is_following.replace(true) {
             return;
         }
         let Some(me) = self.me.borrow().upgrade() else { return };
@@ -269,7 +302,14 @@ impl<E: Env> Connection<E> {
         env.spawn(Queue::Foreground, async move {
             loop {
                 let (moved, relieved) = (me.moved.notified(), me.shard.relieved.notified());
-                let dispatched = if me.is_broken.get() { Ok(true) } else { me.dispatch_frames() };
+                let dispatched = if me.is_broken.get() {
+                    Ok(true)
+                } else if me.has_room_to_gather() {
+                    me.take_in_frames();
+                    me.dispatch_frames()
+                } else {
+                    Ok(false)
+                };
                 match dispatched {
                     Ok(false) => {}
                     Ok(true) => break,
@@ -286,6 +326,13 @@ impl<E: Env> Connection<E> {
             me.moved.notify();
             drop(guard);
         });
+    }
+
+    /// Adds the frames that replies have led to, to those that are to be dispatched.
+    fn take_in_frames(&self) {
+        let more = self.speech.session.borrow_mut().as_mut().map(Session::take_frames).unwrap_or_default();
+        self.speech.frames.borrow_mut().extend_from_slice(&more);
+        self.speech.frame_bytes.set(self.speech.frames.borrow().len() - self.speech.frames_at.get());
     }
 }
 

@@ -1,19 +1,24 @@
 //! Clients that others wrote, unmodified: tours of what they offer for strings and keys.
 //!
-//! Those of other languages are in `tours/`, one program each, installed by `tours/install` into the build's
-//! directory; [`redis_rs`] is Rust's. [`handshakes`] replays what more clients send as they connect.
+//! Those of other languages are in `tours/`, one program each, installed by `tours/install`, which `tests/run`
+//! calls, into the build's directory; [`redis_rs`] is Rust's. [`handshakes`] replays what more clients send as they connect.
 //! [`soak`] lets them all work at once for a while.
 //!
-//! Each tour is of a plain server or of a cluster. With `ATLASKV_REDIS_SUBJECT=redis-server` that is Redis
+//! Each tour is of a plain server, of a cluster, or of a cluster whose slots move. With `ATLASKV_REDIS_SUBJECT=redis-server` that is Redis
 //! itself, alone and as a cluster of three, which shows that a tour asks for nothing that Redis does not do.
 
 mod handshakes;
 mod redis_rs;
 mod soak;
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use crate::servers::{Subject, SubjectCluster};
 use crate::wire::Wire;
@@ -26,7 +31,7 @@ const HOPS_ONE_IN: u64 = 1000;
 struct Tool {
     /// The program below `tours/`.
     program: &'static str,
-    /// What runs it, below the directory of what is installed unless it is found in `PATH`.
+    /// What runs it, below the directory of what is installed.
     runner: Option<&'static str>,
 }
 
@@ -40,6 +45,15 @@ fn installed() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("redis-tours")
 }
 
+/// Whether the clients there are those that the tours are written for.
+fn is_installed(directory: &Path) -> bool {
+    let is_same = |file: &str, wanted: &str| {
+        std::fs::read_to_string(directory.join(file)).is_ok_and(|installed| installed == wanted)
+    };
+    is_same("requirements.txt", include_str!("../tours/requirements.txt"))
+        && is_same("node_modules/.installed", include_str!("../tours/package-lock.json"))
+}
+
 impl Tool {
     /// The tour of that name, as a command.
     fn tour(self, tour: &str, address: SocketAddr) -> Command {
@@ -50,13 +64,12 @@ impl Tool {
             Some(runner) => {
                 let installed = installed();
                 assert!(
-                    installed.join("node_modules/.installed").exists() && installed.join("venv").exists(),
-                    "the clients are not installed; run: {} {}",
+                    is_installed(&installed),
+                    "the clients are not installed, or older ones; tests/run installs them, or: {} {}",
                     tours.join("install").display(),
                     installed.display()
                 );
-                let below = installed.join(runner);
-                let mut command = Command::new(if below.exists() { below } else { PathBuf::from(runner) });
+                let mut command = Command::new(installed.join(runner));
                 command.arg(&program).env("ATLASKV_TOURS", &installed).env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
@@ -105,6 +118,44 @@ fn cluster(tour: impl FnOnce(SocketAddr)) {
     assert!(hops * HOPS_ONE_IN <= calls, "{hops} of {calls} requests went to the wrong node first");
 }
 
+/// A client works while slots move: whatever it asks is answered, as somebody sends it to where the slot has gone.
+/// `begin` begins and returns what ends it.
+fn moving<End: FnOnce()>(begin: impl FnOnce(SocketAddr) -> End) {
+    let cluster = SubjectCluster::start();
+    let nodes = cluster.nodes();
+    let end = begin(nodes[0]);
+    let before = Counted::of(&nodes);
+    cluster.move_slots();
+    end();
+    let after = Counted::of(&nodes);
+    let (hops, calls) = (after.hops - before.hops, after.calls - before.calls);
+    println!("{hops} of {calls} requests went to where the slot had been");
+    assert!(calls > 1000, "too few to tell");
+    assert!(hops > 0, "nobody has noticed that slots moved");
+}
+
+/// The same for a client of another language.
+fn moving_tour(tool: Tool) {
+    moving(|address| {
+        let mut command = tool.tour("moving", address);
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("it was found before");
+        let mut said = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let first = said.next().and_then(Result::ok);
+        if first.as_deref() != Some("ready") {
+            let output = child.wait_with_output().expect("our own child");
+            let error = String::from_utf8_lossy(&output.stderr);
+            panic!("{}: {first:?}, not ready: {}\n{error}", tool.program, output.status);
+        }
+        move || {
+            drop(child.stdin.take());
+            said.map_while(Result::ok).for_each(|line| println!("{line}"));
+            let output = child.wait_with_output().expect("our own child");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} moving: {}\n{error}", tool.program, output.status);
+        }
+    });
+}
+
 /// What the nodes of a cluster counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
@@ -139,37 +190,31 @@ fn figure(info: &str, name: &str) -> u64 {
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn redis_py_makes_its_tour() {
     single(|address| REDIS_PY.run("single", address));
 }
 
 #[test]
-#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_py_makes_its_tour_of_a_cluster() {
     cluster(|address| REDIS_PY.run("cluster", address));
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn ioredis_makes_its_tour() {
     single(|address| IOREDIS.run("single", address));
 }
 
 #[test]
-#[ignore = "cores as nodes of a cluster are not there yet"]
 fn ioredis_makes_its_tour_of_a_cluster() {
     cluster(|address| IOREDIS.run("cluster", address));
 }
 
 #[test]
-#[ignore = "wants what tests/redis/tours/install brings, which takes a while"]
 fn node_redis_makes_its_tour() {
     single(|address| NODE_REDIS.run("single", address));
 }
 
 #[test]
-#[ignore = "cores as nodes of a cluster are not there yet"]
 fn node_redis_makes_its_tour_of_a_cluster() {
     cluster(|address| NODE_REDIS.run("cluster", address));
 }
@@ -180,7 +225,6 @@ fn redis_cli_and_redis_benchmark_make_their_tour() {
 }
 
 #[test]
-#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_cli_and_redis_benchmark_make_their_tour_of_a_cluster() {
     cluster(|address| REDIS_CLI.run("cluster", address));
 }
@@ -191,7 +235,45 @@ fn redis_rs_makes_its_tour() {
 }
 
 #[test]
-#[ignore = "cores as nodes of a cluster are not there yet"]
 fn redis_rs_makes_its_tour_of_a_cluster() {
     cluster(redis_rs::cluster);
+}
+
+#[test]
+fn redis_py_follows_the_slots_of_a_cluster() {
+    moving_tour(REDIS_PY);
+}
+
+#[test]
+fn ioredis_follows_the_slots_of_a_cluster() {
+    moving_tour(IOREDIS);
+}
+
+#[test]
+fn node_redis_follows_the_slots_of_a_cluster() {
+    moving_tour(NODE_REDIS);
+}
+
+#[test]
+fn redis_cli_follows_the_slots_of_a_cluster() {
+    moving_tour(REDIS_CLI);
+}
+
+#[test]
+fn redis_rs_follows_the_slots_of_a_cluster() {
+    moving(|address| {
+        let (sender, begun) = mpsc::channel();
+        let end = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let end = end.clone();
+            move || redis_rs::moving(address, &sender, &end)
+        });
+        let _ = begun.recv(); // an error means that it has failed, which its end tells
+        move || {
+            end.store(true, Ordering::Relaxed);
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
 }

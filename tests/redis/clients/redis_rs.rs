@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use redis::cluster::{ClusterClientBuilder, ClusterConnection, cluster_pipe};
 use redis::{
@@ -213,8 +215,37 @@ fn over_slots(r: &mut ClusterConnection) {
     expect!("a pipeline over nodes", long.query(r), numbers.collect::<Vec<i64>>());
     let names = ["key:1", "key:2", "key:3"];
     expect!("MGET over slots", r.mget(&names), vec![1, 2, 3]);
-    let mut transaction = pipe();
-    transaction.atomic().set("{m}a", 1).ignore().incr("{m}a", 1);
+    for number in 0..300 {
+        let [one, other, none] = ["one", "other", "none"].map(|name| format!("{{tag{number}}}{name}"));
+        expect!("MSET of a tag", r.mset(&[(&one, number), (&other, -number)]), "OK".to_string());
+        expect!("MGET of a tag", r.mget(&[&one, &none, &other]), vec![Some(number), None, Some(-number)]);
+        let mut pipeline = cluster_pipe();
+        pipeline.incr(&one, 1).del(&[&one, &other]);
+        expect!("a pipeline of a tag", pipeline.query(r), (number + 1, 2));
+    }
+    let error = cmd("MSETNX").arg(&["{a}1", "1", "{b}1", "2"]).exec(r).expect_err("keys of several slots");
+    assert!(error.to_string().contains("slot"), "redis-rs: keys of several slots: {error}");
     let slot = cmd("CLUSTER").arg("KEYSLOT").arg("foo").query(r);
     expect!("CLUSTER KEYSLOT", slot, 12182);
+}
+
+/// Counts on a thousand keys while slots move, until there is an `end`. Says when it has begun.
+pub fn moving(address: SocketAddr, begun: &Sender<()>, end: &AtomicBool) {
+    let client = ClusterClientBuilder::new([format!("redis://{address}")]).build();
+    let mut r = client.and_then(|client| client.get_connection()).expect("a connection to a cluster");
+    let mut counts = vec![0i64; 1000];
+    let key = |number: usize| format!("move:{number}");
+    for number in 0..counts.len() {
+        expect!("SET", r.set(key(number), 0), "OK".to_string());
+    }
+    begun.send(()).expect("somebody waits for it");
+    while !end.load(Ordering::Relaxed) {
+        let (number, other) = (fastrand::usize(..counts.len()), fastrand::usize(..counts.len()));
+        counts[number] += 1;
+        expect!("INCR", r.incr(key(number), 1), counts[number]);
+        expect!("GET", r.get(key(other)), counts[other]);
+    }
+    for (number, count) in counts.into_iter().enumerate() {
+        expect!("GET at the end", r.get(key(number)), count);
+    }
 }

@@ -53,6 +53,26 @@ export async function run(client, tours) {
   process.exit(0);
 }
 
+// Counts on a thousand keys while slots move from node to node, until standard input ends.
+export async function moving(r) {
+  const counts = Array(1000).fill(0);
+  await Promise.all(counts.map((_, index) => r.set(`move:${index}`, '0')));
+  let ended = false;
+  process.stdin.on('end', () => { ended = true; }).resume();
+  console.log('ready');
+  const any = () => Math.floor(Math.random() * counts.length);
+  while (!ended) {
+    const index = any();
+    counts[index] += 1;
+    expect('INCR', await r.incr(`move:${index}`), counts[index]);
+    const some = Array.from({ length: 20 }, any);
+    const got = await Promise.all(some.map((other) => r.get(`move:${other}`)));
+    expect('GET of some', got, some.map((other) => String(counts[other])));
+  }
+  const got = await Promise.all(counts.map((_, index) => r.get(`move:${index}`)));
+  expect('GET at the end', got, counts.map(String));
+}
+
 // A mix of commands on keys of its own for some seconds. `ask` takes a command's words and returns its reply.
 export async function soak(ask, seconds) {
   const end = Date.now() + Number(seconds) * 1000;

@@ -2,11 +2,12 @@
 //
 //   ioredis.mjs single HOST PORT     the plain client, pipelines, transactions
 //   ioredis.mjs cluster HOST PORT    the cluster client, from one node of a cluster
+//   ioredis.mjs moving HOST PORT     the same while slots move, until standard input ends
 //   ioredis.mjs soak HOST PORT S     a mix of commands for S seconds
 //
 // The store is emptied. Ends with 0 if all is as it should be, and says what is not.
 
-import { expect, expectError, expectThat, installed, run, soak } from './check.mjs';
+import { expect, expectError, expectThat, installed, moving, run, soak } from './check.mjs';
 
 const { Redis, Cluster } = installed('ioredis');
 
@@ -166,10 +167,15 @@ async function single(host, port) {
   pipelining.disconnect();
 }
 
-async function cluster(host, port) {
+async function connectedCluster(host, port) {
   const r = new Cluster([{ host, port }], { clusterRetryStrategy: null, redisOptions: once });
   r.on('error', (error) => { throw error; });
   await new Promise((resolve) => r.once('ready', resolve));
+  return r;
+}
+
+async function cluster(host, port) {
+  const r = await connectedCluster(host, port);
   expectThat('it has several nodes', r.nodes('master').length > 1);
   for (const node of r.nodes('master')) await node.flushall();
   await strings(r);
@@ -179,6 +185,14 @@ async function cluster(host, port) {
   expect('every key', await Promise.all(many.map((index) => r.get(`key:${index}`))), many.map(String));
   const sizes = await Promise.all(r.nodes('master').map((node) => node.dbsize()));
   expectThat('each node has some', sizes.every((size) => size > 100));
+  for (let i = 0; i < 300; i += 1) {
+    const [one, other] = [`{tag${i}}one`, `{tag${i}}other`];
+    expect('MSET of a tag', await r.mset(one, i, other, -i), 'OK');
+    expect('MGET of a tag', await r.mget(one, `{tag${i}}none`, other), [`${i}`, null, `${-i}`]);
+    expect('a pipeline of a tag', await r.pipeline().incr(one).get(other).del(one, other).exec(), [
+      [null, i + 1], [null, `${-i}`], [null, 2],
+    ]);
+  }
   expect('MULTI', await r.multi().set('{m}a', 1).incr('{m}a').exec(), [[null, 'OK'], [null, 2]]);
   await expectError('keys of several slots', 'CROSSSLOT', () => r.msetnx('{a}1', '1', '{b}1', '2'));
   expect('CLUSTER KEYSLOT', await r.cluster('KEYSLOT', 'foo'), 12182);
@@ -189,6 +203,9 @@ async function cluster(host, port) {
 await run('ioredis', {
   single,
   cluster,
+  async moving(host, port) {
+    await moving(await connectedCluster(host, port));
+  },
   async soak(host, port, seconds) {
     const r = await connected({ host, port });
     await soak((...words) => r.call(...words), seconds);

@@ -2,11 +2,12 @@
 //
 //   node_redis.mjs single HOST PORT     the plain client with RESP2 and RESP3, pipelines, transactions
 //   node_redis.mjs cluster HOST PORT    the cluster client, from one node of a cluster
+//   node_redis.mjs moving HOST PORT     the same while slots move, until standard input ends
 //   node_redis.mjs soak HOST PORT S     a mix of commands for S seconds
 //
 // The store is emptied. Ends with 0 if all is as it should be, and says what is not.
 
-import { expect, expectError, expectThat, installed, run, soak } from './check.mjs';
+import { expect, expectError, expectThat, installed, moving, run, soak } from './check.mjs';
 
 const { RESP_TYPES, WatchError, createClient, createCluster } = installed('redis');
 
@@ -154,11 +155,16 @@ async function single(host, port) {
   }
 }
 
+async function connectedCluster(host, port, options) {
+  const r = createCluster({ rootNodes: [{ socket: { host, port } }], ...options });
+  r.on('error', (error) => { throw error; });
+  await r.connect();
+  return r;
+}
+
 async function cluster(host, port) {
   for (const RESP of [2, 3]) {
-    const r = createCluster({ RESP, rootNodes: [{ socket: { host, port } }] });
-    r.on('error', (error) => { throw error; });
-    await r.connect();
+    const r = await connectedCluster(host, port, { RESP });
     expectThat('it has several nodes', r.masters.length > 1);
     const nodes = await Promise.all(r.masters.map((node) => r.nodeClient(node)));
     for (const node of nodes) await node.flushAll();
@@ -169,6 +175,13 @@ async function cluster(host, port) {
     expect('every key', await Promise.all(many.map((index) => r.get(`key:${index}`))), many);
     const sizes = await Promise.all(nodes.map((node) => node.dbSize()));
     expectThat('each node has some', sizes.every((size) => size > 100));
+    for (let i = 0; i < 300; i += 1) {
+      const [one, other] = [`{tag${i}}one`, `{tag${i}}other`];
+      expect('MSET of a tag', await r.mSet([one, `${i}`, other, `${-i}`]), 'OK');
+      expect('MGET of a tag', await r.mGet([one, `{tag${i}}none`, other]), [`${i}`, null, `${-i}`]);
+      const pipeline = r.multi().incr(one).get(other).del([one, other]);
+      expect('a pipeline of a tag', await pipeline.execAsPipeline(), [i + 1, `${-i}`, 2]);
+    }
     expect('MULTI', await r.multi().set('{m}a', '1').incr('{m}a').exec(), ['OK', 2]);
     await expectError('keys of several slots', 'CROSSSLOT', () => r.mSetNX({ '{a}1': '1', '{b}1': '2' }));
     r.destroy();
@@ -178,6 +191,9 @@ async function cluster(host, port) {
 await run('node-redis', {
   single,
   cluster,
+  async moving(host, port) {
+    await moving(await connectedCluster(host, port, {}));
+  },
   async soak(host, port, seconds) {
     const r = await connected(host, port, {});
     await soak((...words) => r.sendCommand(words), seconds);

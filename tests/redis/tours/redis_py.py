@@ -2,6 +2,7 @@
 
     redis_py.py single HOST PORT     the plain client with RESP2 and RESP3, pipelines, transactions
     redis_py.py cluster HOST PORT    the cluster client, from one node of a cluster
+    redis_py.py moving HOST PORT     the same while slots move, until standard input ends
     redis_py.py soak HOST PORT S     a mix of commands for S seconds
 
 The store is emptied. Ends with 0 if all is as it should be, and says what is not.
@@ -9,6 +10,7 @@ The store is emptied. Ends with 0 if all is as it should be, and says what is no
 
 import random
 import sys
+import threading
 import time
 import warnings
 
@@ -273,6 +275,13 @@ def cluster(host, port):
                 for i in range(500):
                     pipe.get(f"key:{i}")
                 expect("a pipeline over nodes", pipe.execute(), [str(i).encode() for i in range(500)])
+            for i in range(300):
+                one, other = f"{{tag{i}}}one", f"{{tag{i}}}other"
+                expect("MSET of a tag", r.mset({one: i, other: -i}), True)
+                expect("MGET of a tag", r.mget(one, "{tag%d}none" % i, other), [b"%d" % i, None, b"%d" % -i])
+                expect("DEL of a tag", r.delete(one, other), 2)
+            with r.pipeline(transaction=True) as pipe:
+                expect("MULTI of a tag", pipe.set("{m}a", 1).incr("{m}a").get("{m}a").execute(), [b"OK", 2, b"2"])
             expect_error("keys of several slots", "hash to the same slot", lambda: crossslot(r))
             expect("CLUSTER KEYSLOT", r.cluster_keyslot("foo"), 12182)
             expect("CLUSTER COUNTKEYSINSLOT", r.cluster_countkeysinslot(r.keyslot("key:1")) >= 1, True)
@@ -290,6 +299,24 @@ def strings_of_slots(r):
     strings(r)
     r.set("{u}1", "x")
     expect("MGET of one slot", r.mget("{u}1", "{u}2"), [b"x", None])
+
+
+def moving(host, port):
+    with RedisCluster(host=host, port=port) as r:
+        counts = [0] * 1000
+        for i in range(len(counts)):
+            r.set(f"move:{i}", 0)
+        print("ready", flush=True)
+        ended = threading.Event()
+        threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+        while not ended.is_set():
+            i = random.randrange(len(counts))
+            counts[i] += 1
+            expect("INCR", r.incr(f"move:{i}"), counts[i])
+            j = random.randrange(len(counts))
+            expect("GET", r.get(f"move:{j}"), b"%d" % counts[j])
+        for i, count in enumerate(counts):
+            expect("GET at the end", r.get(f"move:{i}"), b"%d" % count)
 
 
 def soak(host, port, seconds):
@@ -324,7 +351,7 @@ def soak(host, port, seconds):
 
 def main():
     tour, host, port, *rest = sys.argv[1:]
-    {"single": single, "cluster": cluster, "soak": soak}[tour](host, int(port), *rest)
+    {"single": single, "cluster": cluster, "moving": moving, "soak": soak}[tour](host, int(port), *rest)
     print(f"redis-py {redis.__version__}: {checks} checks")
 
 

@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use atlaskv::base::Lsn;
 use atlaskv::error::{Code, Refusal};
 use atlaskv::protocol::binary::{
-    Cursor, HEADER_BYTES, PageEncoder, VERSION, ValueListEncoder, decode_header, decode_request, encode_reply,
+    Cursor, HEADER_BYTES, PageEncoder, TOO_MANY_CONNECTIONS, VERSION, ValueListEncoder, decode_header,
+    decode_request, encode_reply,
 };
 use atlaskv::protocol::{Action, Hello, Lifetime, Limits, Reply, Request, ScanEntry, ShardRange};
 use atlaskv::slot::SlotRange;
@@ -315,6 +316,19 @@ fn no_server_is_said_in_one_line() {
     drop(listener);
     let stderr = expect(address, &["get", "k"], b"", 4);
     assert!(stderr.starts_with(&format!("atlaskv-cli: cannot connect to {address}: ")), "{stderr}");
+}
+
+#[test]
+fn a_server_with_too_many_connections_is_said_in_one_line() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(TOO_MANY_CONNECTIONS).unwrap();
+        }
+    });
+    let stderr = expect(address, &["get", "k"], b"", 3);
+    assert!(stderr.ends_with("(too-many-connections)\n"), "{stderr}");
 }
 
 #[test]

@@ -174,9 +174,11 @@ mod tests {
     #[test]
     fn a_refusal_of_the_connection_and_foreign_bytes_end_it() {
         let mut stream = Vec::new();
-        let refusal = Refusal::new(Code::TooManyConnections, "full");
+        let refusal = Refusal::new(Code::ShuttingDown, "the end");
         binary::encode_refusal(&mut stream, 0, 0, 1, &refusal);
-        assert!(atlas().decode(&stream).unwrap_err().0.contains("full"));
+        assert!(atlas().decode(&stream).unwrap_err().0.contains("the end"));
+        let turned_away = atlas().decode(binary::TOO_MANY_CONNECTIONS).unwrap_err().0;
+        assert!(turned_away.contains("as many connections as it takes"), "{turned_away}");
         assert!(atlas().decode(b"+PONG\r\n").is_err());
     }
 }
