@@ -264,6 +264,16 @@ impl<E: Env> Shard<E> {
             self.arrange(origin, meta, command);
             return Step::Taken;
         }
+        if let Request::Clients(clients) = request {
+            match self.change_clients(clients) {
+                Ok(text) => out.ready(meta, &Reply::Stats(&text)),
+                Err(refusal) => {
+                    Metrics::add(&self.metrics.refusals, 1);
+                    out.ready(meta, &Reply::Refused(refusal));
+                }
+            }
+            return Step::Taken;
+        }
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
                 Attempt::Done => Step::Taken,
@@ -302,6 +312,7 @@ impl<E: Env> Shard<E> {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
                 smallvec::SmallVec::new()
             }
+            Request::Clients(_) => smallvec::SmallVec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A shard on the simulated env, and a client that keeps what it is told.
 
 mod batch;
+mod clients;
 mod expiry;
 mod expiry_model;
 mod greedy;
