@@ -7,7 +7,7 @@ use crate::protocol::binary::encode_request;
 use crate::protocol::resp::{self, Proto};
 use crate::redis::fault::Fault;
 use crate::redis::number::parse_i64;
-use crate::redis::{glob, introspect, table};
+use crate::redis::{introspect, table};
 
 /// Longest name of a client.
 const NAME_BYTES_MAX: usize = 4 << 10;
@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// A reply now, or within MULTI when the others are given.
-    fn say_or_queue(&mut self, encode: impl FnOnce(&mut Vec<u8>, Proto)) {
+    pub(super) fn say_or_queue(&mut self, encode: impl FnOnce(&mut Vec<u8>, Proto)) {
         match self.queue.is_some() {
             true => self.enqueue_reply(encode),
             false => self.say(encode),
@@ -111,7 +111,10 @@ impl Session {
             "command" => self.say_or_queue(|out, proto| introspect::command(out, args, proto)),
             "config|get" => self.config_get(args),
             "config|resetstat" => self.say_or_queue(|out, _| resp::simple(out, "OK")),
-            "config|set" | "config|rewrite" => self.config_set(args),
+            "config|set" => self.config_set(args),
+            "config|rewrite" => self.say_or_queue(|out, _| {
+                resp::error(out, "ERR The server is running without a config file");
+            }),
             "role" => self.say_or_queue(|out, _| {
                 resp::array(out, 3);
                 resp::bulk(out, b"master");
@@ -369,40 +372,6 @@ impl Session {
             text(&self.library[0]),
             text(&self.library[1]),
         )
-    }
-
-    fn config_get(&mut self, args: &[&[u8]]) {
-        let config = self.context.clone();
-        let found: Vec<&(&str, String)> = config
-            .config
-            .iter()
-            .filter(|(name, _)| {
-                args[2..].iter().any(|glob| glob::matches_ignoring_case(glob, name.as_bytes()))
-            })
-            .collect();
-        self.say_or_queue(|out, proto| {
-            resp::map(out, found.len(), proto);
-            for (name, value) in found {
-                resp::bulk(out, name.as_bytes());
-                resp::bulk(out, value.as_bytes());
-            }
-        });
-    }
-
-    fn config_set(&mut self, args: &[&[u8]]) {
-        let option = args.get(2).map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
-        let is_known = self.context.config.iter().any(|(name, _)| option.eq_ignore_ascii_case(name));
-        let text = match args[1].eq_ignore_ascii_case(b"rewrite") {
-            true => "ERR The server is running without a config file".to_owned(),
-            false if !is_known => {
-                format!("ERR Unknown option or number of arguments for CONFIG SET - '{option}'")
-            }
-            false => format!(
-                "ERR CONFIG SET failed (possibly related to argument '{option}') - settings are flags of the \
-                 server, read at its start"
-            ),
-        };
-        self.say_or_queue(|out, _| resp::error(out, &text));
     }
 
     /// WAIT: there are no replicas.

@@ -18,6 +18,7 @@
 //!   client sees in it what it has written before.
 
 mod answer;
+mod config;
 mod context;
 mod cursors;
 mod info;

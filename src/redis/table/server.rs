@@ -102,7 +102,7 @@ static CONFIG: &[Spec] = &[
     server("config|set", -4, ADMIN)
         .tips(&[ALL_NODES, ALL_SUCCEED])
         .doc("2.0.0", "O(N) in the number of settings", "(parameter value)...", "Changes settings.")
-        .differs("what cannot be changed while the server runs is refused"),
+        .differs("to what it is already; nothing can be changed while the server runs, and is refused"),
     server("config|resetstat", 2, ADMIN)
         .doc("2.0.0", "O(1)", "", "Lets counters begin anew.")
         .differs("answered, and changes nothing: counters are since the start"),
