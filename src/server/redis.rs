@@ -1,13 +1,15 @@
 //! What clients of Redis are told of this server.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::preflight::Preflight;
 use crate::config::{Config, SyncMode};
 use crate::env::Env;
 use crate::placement::SlotTable;
-use crate::redis::session::{Context, ContextParts, Nodes};
+use crate::redis::session::{Context, ContextParts, Host, Nodes};
 use crate::shard::Shard;
 use crate::slot::Slot;
 
@@ -18,6 +20,7 @@ pub struct Setup {
     run_id: String,
     started_at_ms: u64,
     clients_max: usize,
+    is_stopping: Arc<AtomicBool>,
 }
 
 impl Setup {
@@ -26,12 +29,34 @@ impl Setup {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // No secret: it tells one run of the server from another.
         let run_id = (0..5).map(|_| format!("{:08x}", fastrand::u32(..))).collect();
+        let started_at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         Setup {
             config: settings(config, preflight),
             address: preflight.address,
             run_id,
-            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            started_at_ms,
             clients_max: preflight.connections_max,
+            is_stopping: Arc::default(),
+        }
+    }
+}
+
+/// The server, as its sessions see it.
+struct Stopper {
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Host for Stopper {
+    fn stop(&self) {
+        // A second signal would drop connections.
+        if self.is_stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!("a client asked for the end");
+        if let Err(error) =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+        {
+            tracing::error!("this process can't signal itself: {error}");
         }
     }
 }
@@ -93,6 +118,7 @@ pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
     Context::new(ContextParts {
         limits: shard.limits,
         nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id, address: setup.address }),
+        host: Box::new(Stopper { is_stopping: setup.is_stopping.clone() }),
         config: setup.config.clone(),
         port: setup.address.port(),
         run_id: setup.run_id.clone(),

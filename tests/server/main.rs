@@ -5,6 +5,7 @@ mod batch;
 mod broken;
 mod budget;
 mod checkpoint;
+mod clients;
 mod commands;
 mod copied;
 mod crowd;

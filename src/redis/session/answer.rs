@@ -1,6 +1,7 @@
 //! What the shards answer, as Redis would say it.
 
 use super::Session;
+use super::admin::Kill;
 use super::refusal::text_of;
 use super::scan::{Count, Keys, Page, Pick};
 use crate::base::Lsn;
@@ -49,6 +50,8 @@ pub(super) enum What {
     Pick(Pick),
     /// CLIENT LIST: those of these numbers, or all.
     Clients { ids: Option<Vec<i64>> },
+    /// CLIENT KILL.
+    Kill(Kill),
     /// INFO: these sections.
     Info { sections: Vec<String> },
 }
@@ -189,6 +192,7 @@ impl Session {
             (What::Clients { ids }, Reply::Stats(text)) => {
                 resp::verbatim(&mut out, "txt", clients(text, ids.as_deref()).as_bytes(), proto);
             }
+            (What::Kill(kill), Reply::Stats(text)) => return self.go_on_killing(number, kill, text),
             (What::Info { sections }, Reply::Stats(text)) => {
                 let sections = std::mem::take(sections);
                 let text = self.info(&sections, text);

@@ -24,6 +24,12 @@ pub trait Nodes {
     fn address(&self, shard: usize) -> String;
 }
 
+/// The server around the shards.
+pub trait Host {
+    /// Begins to stop it, as a signal does.
+    fn stop(&self);
+}
+
 /// What all sessions of a shard share.
 pub struct Context {
     /// What requests may be.
@@ -32,6 +38,8 @@ pub struct Context {
     pub command_limits: resp::Limits,
     /// Whose slots are whose.
     pub nodes: Box<dyn Nodes>,
+    /// What else there is.
+    pub host: Box<dyn Host>,
     /// Names and values that CONFIG GET tells.
     pub config: Vec<(&'static str, String)>,
     /// The port that clients connect to.
@@ -54,6 +62,8 @@ pub struct ContextParts {
     pub limits: Limits,
     /// See [`Context::nodes`].
     pub nodes: Box<dyn Nodes>,
+    /// See [`Context::host`].
+    pub host: Box<dyn Host>,
     /// See [`Context::config`].
     pub config: Vec<(&'static str, String)>,
     /// See [`Context::port`].
@@ -74,7 +84,8 @@ const FRAME_OVERHEAD: usize = 256;
 impl Context {
     /// Of a shard that serves no session yet.
     pub fn new(parts: ContextParts) -> Context {
-        let ContextParts { limits, nodes, config, port, run_id, started_at_ms, clients_max, seed } = parts;
+        let ContextParts { limits, nodes, host, config, port, run_id, started_at_ms, clients_max, seed } =
+            parts;
         let command_limits = resp::Limits {
             // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
             bulk_bytes_max: (limits.value_bytes_max as usize).max(limits.key_bytes_max as usize),
@@ -85,6 +96,7 @@ impl Context {
             limits,
             command_limits,
             nodes,
+            host,
             config,
             port,
             run_id,

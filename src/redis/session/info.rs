@@ -61,7 +61,7 @@ impl Session {
             "clients" => vec![
                 ("connected_clients", count("connections_open")),
                 ("maxclients", context.clients_max.to_string()),
-                ("blocked_clients", text("0")),
+                ("blocked_clients", count("clients_paused")),
             ],
             "memory" => {
                 let used = resident_bytes();

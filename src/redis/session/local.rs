@@ -80,6 +80,10 @@ impl Session {
             "flushall" | "flushdb" => return self.flush(args, frames),
             "info" => return self.ask_for_info(args, frames),
             "client|list" => return self.ask_for_clients(args, frames),
+            "client|kill" => return self.client_kill(args, frames),
+            "client|pause" => return self.client_pause(args, frames),
+            "client|unpause" => return self.client_unpause(frames),
+            "shutdown" => self.shut_down(args),
             "hello" => self.hello(args),
             "client|reply" => self.client_reply(args),
             _ => self.at_once(name, args),
@@ -363,9 +367,10 @@ impl Session {
     pub fn describe(&self) -> String {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         format!(
-            "id={} addr={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
+            "id={} addr={} laddr={} name={} db=0 multi={} user=default resp={} lib-name={} lib-ver={}\n",
             self.id,
-            self.peer,
+            self.ends.peer,
+            self.ends.local,
             text(&self.name),
             self.queue.as_ref().map_or(-1, |queue| queue.len() as i64),
             if self.proto == Proto::Resp3 { 3 } else { 2 },
@@ -423,7 +428,18 @@ impl Session {
 fn is_known_at_once(name: &str) -> bool {
     let is_other = matches!(
         name,
-        "scan" | "keys" | "dbsize" | "randomkey" | "flushall" | "flushdb" | "info" | "client|list"
+        "scan"
+            | "keys"
+            | "dbsize"
+            | "randomkey"
+            | "flushall"
+            | "flushdb"
+            | "info"
+            | "client|list"
+            | "client|kill"
+            | "client|pause"
+            | "client|unpause"
+            | "shutdown"
     );
     let changes_connection =
         matches!(name, "quit" | "reset" | "hello" | "client|reply" | "client|setname" | "client|setinfo");

@@ -50,6 +50,9 @@ pub(super) static COMMANDS: &[Spec] = &[
         .tips(&[VARIES])
         .doc("1.0.0", "O(1)", "", "Tells the time of the last save.")
         .differs("of the start: nothing needs to be saved"),
+    server("shutdown", -1, ADMIN.with(Flags::NO_MULTI).with(Flags::ALLOW_BUSY))
+        .doc("1.0.0", "O(1)", "[(NOSAVE|SAVE)] [NOW] [FORCE] [ABORT]", "Stops the server.")
+        .differs("as SIGTERM does: what is in flight is answered, and nothing is saved, since all is on disk"),
     server("bgrewriteaof", 1, SAVING)
         .doc("1.0.0", "O(1)", "", "Rewrites the log so that it is short.")
         .differs("changes nothing: the log is kept short all the time"),
