@@ -245,6 +245,12 @@ pub struct Transaction<'a> {
     pub durability: Durability,
 }
 
+/// In place of CHECKPOINT's path: into the directory of the server's own saves, where it takes the place of the one
+/// before. Answered when that is done.
+pub const SAVE: &str = "save";
+/// The same, answered when it begins.
+pub const BGSAVE: &str = "bgsave";
+
 /// What clients of Redis' protocol may not do for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -388,7 +394,7 @@ pub enum Request<'a> {
     Transact(Transaction<'a>),
     /// See [`OpCode::Checkpoint`].
     Checkpoint {
-        /// An absolute path on the server's machine.
+        /// An absolute path on the server's machine, or [`SAVE`] or [`BGSAVE`].
         dir: &'a str,
     },
     /// See [`OpCode::Clients`].

@@ -1,5 +1,7 @@
 //! What clients of Redis are told of this server.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +11,12 @@ use super::preflight::Preflight;
 use crate::config::{Config, SyncMode};
 use crate::env::Env;
 use crate::placement::SlotTable;
-use crate::redis::session::{Context, ContextParts, Host, Nodes};
+use crate::redis::session::{Context, ContextParts, Host, Nodes, SaveStatus};
 use crate::shard::Shard;
 use crate::slot::Slot;
+
+/// Name of the directory of saves, below the data.
+const SAVES: &str = "saves";
 
 /// The same for all shards.
 pub struct Setup {
@@ -20,6 +25,8 @@ pub struct Setup {
     run_id: String,
     started_at_ms: u64,
     clients_max: usize,
+    saves_dir: Option<String>,
+    saves: Arc<SaveStatus>,
     is_stopping: Arc<AtomicBool>,
 }
 
@@ -36,7 +43,26 @@ impl Setup {
             run_id,
             started_at_ms,
             clients_max: preflight.connections_max,
+            saves_dir: saves_dir(config),
+            saves: Arc::new(SaveStatus::new(started_at_ms)),
             is_stopping: Arc::default(),
+        }
+    }
+}
+
+/// The directory of saves, as a path that [`Shard::take_checkpoint`] takes. `None`, if it is no text.
+fn saves_dir(config: &Config) -> Option<String> {
+    let absolute = |path: &std::path::Path| {
+        let path = path.canonicalize().or_else(|_| std::path::absolute(path));
+        path.ok()?.into_os_string().into_string().ok()
+    };
+    match &config.save_dir {
+        // Below the data, since only there it is sure to be on the same file system. Made when there is a save.
+        None => absolute(&config.data_dir).map(|dir| format!("{}/{SAVES}", dir.trim_end_matches('/'))),
+        Some(dir) => {
+            // What can't be made is told when something is to be saved.
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            absolute(dir)
         }
     }
 }
@@ -115,10 +141,14 @@ impl Nodes for Owners {
 
 /// What the connections of `shard` share.
 pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
+    if let Some(dir) = &setup.saves_dir {
+        shard.keep_saves(dir.clone(), setup.saves.clone());
+    }
     Context::new(ContextParts {
         limits: shard.limits,
         nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id, address: setup.address }),
         host: Box::new(Stopper { is_stopping: setup.is_stopping.clone() }),
+        saves: setup.saves.clone(),
         config: setup.config.clone(),
         port: setup.address.port(),
         run_id: setup.run_id.clone(),

@@ -28,6 +28,7 @@ mod moves;
 mod outputs;
 mod ranges;
 mod route;
+mod save;
 mod scan;
 mod sliced;
 mod stall;
@@ -252,6 +253,7 @@ pub struct Shard<E: Env> {
     turns: stall::Turns,
     moves: moves::Moves,
     pauses: clients::Pauses,
+    saves: save::Saves,
     /// A checkpoint is about to be sealed: writes wait.
     writes_held: Cell<bool>,
     is_closing: Cell<bool>,
@@ -303,6 +305,7 @@ impl<E: Env> Shard<E> {
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),
             pauses: clients::Pauses::default(),
+            saves: save::Saves::default(),
             writes_held: Cell::new(false),
             is_closing: Cell::new(false),
             relieved: Notify::new(),

@@ -22,7 +22,7 @@ use crate::engine::{Loaded, MissingBlock};
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
 use crate::protocol::binary::{FrameHeader, HEADER_BYTES, Keys, decode_header, decode_request};
-use crate::protocol::{Reply, Request};
+use crate::protocol::{BGSAVE, Reply, Request, SAVE};
 use crate::slot::Slot;
 
 /// Replies to one message beyond which the rest of it waits until they have left.
@@ -255,6 +255,10 @@ impl<E: Env> Shard<E> {
         Metrics::add(&self.metrics.requests, 1);
         if let Request::Scan(scan) = request {
             return self.scan(line, origin, meta, scan, out);
+        }
+        if let Request::Checkpoint { dir: kind @ (SAVE | BGSAVE) } = request {
+            self.save(origin, meta, kind, out);
+            return Step::Taken;
         }
         if let Request::Checkpoint { dir } = request {
             self.checkpoint(origin, meta, dir);

@@ -7,6 +7,7 @@ mod expiry_model;
 mod greedy;
 mod moves;
 mod ranges;
+mod saves;
 mod scans;
 mod sliced;
 mod store;

@@ -140,7 +140,8 @@ pub const DIFFERENCES: &[Difference] = &[
         name: "a transaction has no commands about all keys, and none that change the connection",
         why: "all shards would have to do it at the same moment as the one that does the rest",
         covers: |command| {
-            let others = ["dbsize", "randomkey", "keys", "scan", "flushall", "flushdb", "info", "hello"];
+            let others =
+                ["dbsize", "randomkey", "keys", "scan", "flushall", "flushdb", "info", "hello", "bgsave"];
             let subs = ["list", "setname", "reply", "kill", "pause", "unpause"];
             let lists = command.name() == "client" && subs.contains(&command.word(1).as_str());
             lists || others.contains(&command.name().as_str())

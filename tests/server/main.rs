@@ -23,4 +23,5 @@ mod preflight;
 mod ranges;
 mod raw;
 mod redis;
+mod saves;
 mod scan;

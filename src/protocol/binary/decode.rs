@@ -12,8 +12,8 @@ use super::{clients, range, scan, transaction};
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
-    Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply, Request,
-    ShardRange,
+    BGSAVE, Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply,
+    Request, SAVE, ShardRange,
 };
 use crate::slot::SlotRange;
 
@@ -357,8 +357,8 @@ pub fn decode_request<'a>(
         }
         OpCode::Checkpoint => {
             let dir = std::str::from_utf8(key).map_err(|_| malformed("CHECKPOINT: the path is not UTF-8"))?;
-            if !dir.starts_with('/') {
-                return Err(malformed("CHECKPOINT: the path is not absolute"));
+            if !dir.starts_with('/') && dir != SAVE && dir != BGSAVE {
+                return Err(malformed("CHECKPOINT: the path is not absolute, and no save either"));
             }
             Request::Checkpoint { dir }
         }

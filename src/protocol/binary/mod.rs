@@ -70,6 +70,10 @@
 //! sent later nothing that followed something that is not. The text says tables, bytes (both linked, not copied),
 //! and pause_micros: how long writes waited. One that failed is refused with code 73.
 //!
+//! For a path there may be a word. `save` makes a checkpoint below the server's own directory for these, in a new
+//! directory of which the text says the name (dir), and removes the one that was made so before. `bgsave` is the same,
+//! and answered with an empty text when it begins. While one is under way another is refused (code 73).
+//!
 //! # Tablets
 //! The commands of TABLETS are words with one space between them. Each changes where keys are served, while they
 //! are, one change after the other; a client learns of it by the epoch of its replies.

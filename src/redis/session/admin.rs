@@ -7,7 +7,7 @@ use super::answer::{Outcome, What};
 use super::{Session, Step};
 use crate::protocol::binary::{ClientIdList, encode_request};
 use crate::protocol::resp;
-use crate::protocol::{ClientsAction, ClientsRequest, Paused, Request};
+use crate::protocol::{BGSAVE, ClientsAction, ClientsRequest, Paused, Request, SAVE};
 use crate::redis::fault::Fault;
 use crate::redis::number::parse_i64;
 use crate::redis::table::{self, Flags};
@@ -235,6 +235,26 @@ impl Session {
             true => Some(Paused::Writes),
             false => (paused == Paused::All && !is_unpause()).then_some(Paused::All),
         }
+    }
+
+    /// SAVE, BGSAVE.
+    pub(super) fn save(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
+        let is_background = args.len() > 1 || args[0].eq_ignore_ascii_case(b"bgsave");
+        match args {
+            [_] => {}
+            // There is nothing that it would have to be scheduled behind.
+            [_, option] if option.eq_ignore_ascii_case(b"schedule") => {}
+            _ => return self.fail(Fault::Syntax, args),
+        }
+        // What this client has written is in it.
+        if !self.pending.is_empty() {
+            return Step::Wait;
+        }
+        let (dir, what) = if is_background { (BGSAVE, What::Begun) } else { (SAVE, What::Done) };
+        encode_request(frames, self.pending.next(), &Request::Checkpoint { dir });
+        self.expect(what, None);
+        self.is_exclusive = true;
+        Step::Taken
     }
 
     pub(super) fn shut_down(&mut self, args: &[&[u8]]) {

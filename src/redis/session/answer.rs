@@ -38,6 +38,8 @@ pub(super) enum What {
     Resp,
     /// FLUSHALL, and what it is like.
     Done,
+    /// BGSAVE.
+    Begun,
     /// WATCH: the version of a key, and after it those of these, last one first.
     Watch { rest: Vec<Vec<u8>> },
     /// SCAN.
@@ -170,6 +172,7 @@ impl Session {
             }
             (What::Resp, Reply::Resp(replies)) => out.extend_from_slice(replies),
             (What::Done, _) => resp::simple(&mut out, "OK"),
+            (What::Begun, _) => resp::simple(&mut out, "Background saving started"),
             (What::Watch { rest }, reply) => {
                 let version = match reply {
                     Reply::Lifetime { version, .. } => Some(version),

@@ -1,8 +1,10 @@
 //! What the sessions of one shard share.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 use super::cursors::Cursors;
+use super::saves::SaveStatus;
 use crate::protocol::{Limits, resp};
 use crate::slot::Slot;
 
@@ -40,6 +42,8 @@ pub struct Context {
     pub nodes: Box<dyn Nodes>,
     /// What else there is.
     pub host: Box<dyn Host>,
+    /// What is known of saves.
+    pub saves: Arc<SaveStatus>,
     /// Names and values that CONFIG GET tells.
     pub config: Vec<(&'static str, String)>,
     /// The port that clients connect to.
@@ -64,6 +68,8 @@ pub struct ContextParts {
     pub nodes: Box<dyn Nodes>,
     /// See [`Context::host`].
     pub host: Box<dyn Host>,
+    /// See [`Context::saves`].
+    pub saves: Arc<SaveStatus>,
     /// See [`Context::config`].
     pub config: Vec<(&'static str, String)>,
     /// See [`Context::port`].
@@ -84,8 +90,18 @@ const FRAME_OVERHEAD: usize = 256;
 impl Context {
     /// Of a shard that serves no session yet.
     pub fn new(parts: ContextParts) -> Context {
-        let ContextParts { limits, nodes, host, config, port, run_id, started_at_ms, clients_max, seed } =
-            parts;
+        let ContextParts {
+            limits,
+            nodes,
+            host,
+            saves,
+            config,
+            port,
+            run_id,
+            started_at_ms,
+            clients_max,
+            seed,
+        } = parts;
         let command_limits = resp::Limits {
             // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
             bulk_bytes_max: (limits.value_bytes_max as usize).max(limits.key_bytes_max as usize),
@@ -97,6 +113,7 @@ impl Context {
             command_limits,
             nodes,
             host,
+            saves,
             config,
             port,
             run_id,

@@ -75,8 +75,9 @@ impl Session {
             "persistence" => vec![
                 ("loading", text("0")),
                 ("async_loading", text("0")),
-                ("rdb_bgsave_in_progress", text("0")),
-                ("rdb_last_save_time", (context.started_at_ms / 1000).to_string()),
+                ("rdb_bgsave_in_progress", u8::from(context.saves.is_running()).to_string()),
+                ("rdb_last_save_time", context.saves.saved_at_s().to_string()),
+                ("rdb_last_bgsave_status", text(if context.saves.has_failed() { "err" } else { "ok" })),
                 ("aof_enabled", text("1")),
                 ("aof_rewrite_in_progress", text("0")),
             ],

@@ -84,6 +84,7 @@ impl Session {
             "client|pause" => return self.client_pause(args, frames),
             "client|unpause" => return self.client_unpause(frames),
             "shutdown" => self.shut_down(args),
+            "save" | "bgsave" => return self.save(args, frames),
             "hello" => self.hello(args),
             "client|reply" => self.client_reply(args),
             _ => self.at_once(name, args),
@@ -126,7 +127,7 @@ impl Session {
                 resp::array(out, 0);
             }),
             "lastsave" => {
-                let seconds = (self.context.started_at_ms / 1000) as i64;
+                let seconds = self.context.saves.saved_at_s() as i64;
                 self.say_or_queue(|out, _| resp::integer(out, seconds));
             }
             "wait" => self.wait(args),
@@ -440,6 +441,8 @@ fn is_known_at_once(name: &str) -> bool {
             | "client|pause"
             | "client|unpause"
             | "shutdown"
+            | "save"
+            | "bgsave"
     );
     let changes_connection =
         matches!(name, "quit" | "reset" | "hello" | "client|reply" | "client|setname" | "client|setinfo");

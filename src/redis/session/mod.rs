@@ -27,6 +27,7 @@ mod local;
 mod multi;
 mod pending;
 mod refusal;
+mod saves;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use crate::protocol::resp::{self, Args, Parsed, Parser, Proto};
 use crate::slot::Slot;
 
 pub use context::{Context, ContextParts, Host, Nodes, REDIS_VERSION};
+pub use saves::SaveStatus;
 
 /// Commands of a connection that may be without a reply.
 pub const PENDING_MAX: usize = 16_384;

@@ -50,6 +50,7 @@ fn context() -> Rc<Context> {
         limits: Limits::for_values(1 << 20),
         nodes: Box::new(Two),
         host: Box::new(Stoppable),
+        saves: std::sync::Arc::new(SaveStatus::new(1_000)),
         config: vec![("save", String::new()), ("maxmemory", "7".to_owned())],
         port: 7379,
         run_id: "r".repeat(40),
@@ -69,7 +70,7 @@ struct Client {
     asked: Vec<Vec<u8>>,
     /// What STATS tells of clients.
     clients: String,
-    /// What shards were to do to them.
+    /// What shards were to do to them, and where saves were to go.
     told: Vec<String>,
     paused: Option<Paused>,
 }
@@ -218,6 +219,11 @@ impl Client {
                 self.told.push(format!("{}: {what}", clients.shard));
                 let text = format!("disconnected={disconnected}\n");
                 encode_reply(&mut out, OpCode::Clients, header.request_id, 0, &Reply::Stats(&text));
+                return out;
+            }
+            Request::Checkpoint { dir } => {
+                self.told.push(dir.to_owned());
+                encode_reply(&mut out, OpCode::Checkpoint, header.request_id, 0, &Reply::Stats(""));
                 return out;
             }
             Request::Stats { .. } => {

@@ -34,11 +34,6 @@ pub(super) static CHAPTERS: &[&[Spec]] = &[
     &absent(Group::Server, ONE_DATABASE, ["swapdb"]),
     &absent(Group::Server, NO_REPLICATION, ["replicaof", "slaveof", "failover", "sync", "psync", "replconf"]),
     &absent(Group::Server, "what all connections do is not gathered in one place", ["monitor"]),
-    &absent(
-        Group::Server,
-        "everything is saved already; `atlaskv-cli checkpoint` makes a copy, for backups",
-        ["save", "bgsave"],
-    ),
     &absent(Group::Server, "no tool was found that needs it", ["debug"]),
     &absent(Group::Server, "there are no modules", ["module"]),
     &absent(Group::Server, "a picture by Redis' version", ["lolwut"]),

@@ -91,6 +91,9 @@ fn what_makes_no_sense_is_told_as_redis_does() {
         ("shutdown abort", "No shutdown in progress."),
         ("shutdown abort now", "syntax error"),
         ("shutdown save nosave", "syntax error"),
+        ("save x", "wrong number of arguments for 'save' command"),
+        ("bgsave x", "syntax error"),
+        ("bgsave schedule x", "syntax error"),
         ("config set save", "wrong number of arguments for 'config|set' command"),
         ("config set save \"\" x", "syntax error"),
         ("config set nope 1 save \"\"", "Unknown option or number of arguments for CONFIG SET - 'nope'"),
@@ -142,6 +145,7 @@ fn a_pause_holds_back_what_it_should() {
         ("", "client pause 1", Some(All)),
         ("", "client unpause", None),
         ("", "shutdown abort", Some(All)),
+        ("", "bgsave", Some(All)),
         ("", "get", None),
         ("", "set k", None),
         ("", "nope", None),
@@ -202,4 +206,27 @@ fn a_shutdown_is_not_answered() {
     client.ask("multi");
     assert_eq!(client.ask("shutdown"), "-ERR Command not allowed inside a transaction\r\n");
     assert_eq!(STOPS.get(), 3);
+}
+
+#[test]
+fn saves_come_after_what_was_written_before() {
+    let mut client = client();
+    let input = b"SET k v\r\nSAVE\r\nBGSAVE schedule\r\n";
+    assert_eq!(client.send(input), (9, Taken::Pause), "SET is under way");
+    assert_eq!(client.answer(0), b"+OK\r\n");
+    assert_eq!(client.send(&input[9..]), (6, Taken::Pause));
+    assert_eq!(client.answer(0), b"+OK\r\n");
+    client.send(&input[15..]);
+    assert_eq!(client.answer(0), b"+Background saving started\r\n");
+    assert_eq!(client.told, ["save", "bgsave"]);
+    assert_eq!(client.ask("lastsave"), ":1\r\n");
+    let saves = client.session.context.saves.clone();
+    saves.begins();
+    assert!(saves.is_running());
+    saves.ended(None);
+    assert!(saves.has_failed() && !saves.is_running());
+    assert_eq!(client.ask("lastsave"), ":1\r\n", "that one was not made");
+    saves.ended(Some(7_999));
+    assert_eq!(client.ask("lastsave"), ":7\r\n");
+    assert!(client.ask("info persistence").contains("\r\nrdb_last_bgsave_status:ok\r\n"));
 }
