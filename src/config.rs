@@ -52,6 +52,10 @@ pub struct Flags {
     /// Directory that holds the data; made if it does not exist [default: ./atlaskv-data]
     #[arg(long, value_name = "DIR", env = "ATLASKV_DATA_DIR", value_parser = clap::value_parser!(OsString))]
     pub data_dir: Option<OsString>,
+    /// Where SAVE and BGSAVE keep the newest save, on the file system of the data [default: saves, below the data
+    /// directory]
+    #[arg(long, value_name = "DIR", env = "ATLASKV_SAVE_DIR", value_parser = clap::value_parser!(OsString))]
+    pub save_dir: Option<OsString>,
     /// Address to serve clients on; port 0 takes a free one [default: 127.0.0.1:7379]
     #[arg(long, value_name = "ADDR:PORT", env = "ATLASKV_LISTEN")]
     pub listen: Option<String>,
@@ -146,6 +150,8 @@ pub struct Config {
     pub oversubscribe: bool,
     /// Where the data is.
     pub data_dir: PathBuf,
+    /// Where saves are kept; `None`: below the data.
+    pub save_dir: Option<PathBuf>,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Shards as nodes of a Redis Cluster, if they are to be.
@@ -292,6 +298,7 @@ impl Config {
                 .filter(|dir| !dir.is_empty())
                 .unwrap_or_else(|| "./atlaskv-data".into())
                 .into(),
+            save_dir: flags.save_dir.filter(|dir| !dir.is_empty()).map(PathBuf::from),
             listen: read_address(given(&flags.listen).as_deref().unwrap_or("127.0.0.1:7379"))?,
             cluster: ClusterConfig::read(
                 given(&flags.cluster_mode).as_deref(),

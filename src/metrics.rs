@@ -68,6 +68,8 @@ macro_rules! counters {
 counters! {
     /// Connections served now.
     connections_open,
+    /// Of those, clients of Redis with a command that a pause holds back.
+    clients_paused,
     /// Connections ever taken on.
     connections_total,
     /// Bytes read from clients.

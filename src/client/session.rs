@@ -10,7 +10,9 @@ use super::scan::{KeyRange, Scan};
 use crate::base::Lsn;
 use crate::error::{Code, Refusal};
 use crate::protocol::binary::{HEADER_BYTES, KeyList};
-use crate::protocol::{Condition, Deadline, DeleteRange, Durability, Expiry, Hello, Limits, Request, Route};
+use crate::protocol::{
+    ClientsAction, Condition, Deadline, DeleteRange, Durability, Expiry, Hello, Limits, Request, Route,
+};
 use crate::slot::Slot;
 
 /// How a write is to be done.
@@ -523,6 +525,10 @@ pub(super) fn check(request: &Request<'_>, limits: &Limits) -> Result<(), Refusa
             Ok(())
         }
         Request::Transact(transaction) => check_key(transaction.key, limits),
+        Request::Clients(clients) => match clients.action {
+            ClientsAction::Disconnect(ids) => too_many(ids.len()),
+            ClientsAction::Pause { .. } | ClientsAction::Unpause => Ok(()),
+        },
         Request::Hello(_) => Ok(()),
     }
 }

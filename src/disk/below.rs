@@ -53,6 +53,10 @@ impl<D: Disk> Disk for Below<D> {
         self.disk.create_dir(&self.path(path)).await
     }
 
+    async fn remove_dir(&self, path: &str) -> Result<()> {
+        self.disk.remove_dir(&self.path(path)).await
+    }
+
     async fn list(&self, path: &str) -> Result<Vec<DirEntry>> {
         self.disk.list(&self.path(path)).await
     }

@@ -208,6 +208,11 @@ impl Disk for GlommioDisk {
         self.blocking("create_dir", path, move || std::fs::create_dir_all(full)).await
     }
 
+    async fn remove_dir(&self, path: &str) -> Result<()> {
+        let full = self.path(path);
+        self.blocking("remove_dir", path, move || std::fs::remove_dir(full)).await
+    }
+
     async fn list(&self, path: &str) -> Result<Vec<DirEntry>> {
         let full = self.path(path);
         let list = move || {

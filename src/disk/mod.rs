@@ -162,6 +162,9 @@ pub trait Disk: Clone + 'static {
     /// Creates a directory; an existing one is fine.
     fn create_dir(&self, path: &str) -> impl Future<Output = Result<()>>;
 
+    /// Removes an empty directory; durable after the sync of the one above it.
+    fn remove_dir(&self, path: &str) -> impl Future<Output = Result<()>>;
+
     /// Names in a directory, sorted.
     fn list(&self, path: &str) -> impl Future<Output = Result<Vec<DirEntry>>>;
 

@@ -478,6 +478,19 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    async fn remove_dir(&self, path: &str) -> Result<()> {
+        self.operate("remove_dir", path).await?;
+        let error = |kind: io::ErrorKind| Err(DiskError::new("remove_dir", path, kind.into()));
+        let is_in = |inner: &String| !inner.is_empty() && dir_of(inner) == path;
+        if self.state.names.borrow().keys().any(is_in) || self.state.dirs.borrow().iter().any(is_in) {
+            return error(io::ErrorKind::DirectoryNotEmpty);
+        }
+        match self.state.dirs.borrow_mut().remove(path) {
+            true => Ok(()),
+            false => error(io::ErrorKind::NotFound),
+        }
+    }
+
     async fn list(&self, path: &str) -> Result<Vec<DirEntry>> {
         self.operate("list", path).await?;
         if !self.state.dirs.borrow().contains(path) {

@@ -15,9 +15,11 @@
 
 use std::rc::{Rc, Weak};
 
-use super::manifest::{self, State};
+use super::manifest::format::{CURRENT, FileKey};
+use super::manifest::{self, State, TEMPORARY};
 pub use super::marker::{MARKER, Unfinished};
 use super::marker::{mark, marked};
+use super::obsolete::{REMOVE_PAUSE, REMOVE_STEP};
 use super::version::Version;
 use super::write::Sealed;
 use super::{Engine, EngineError};
@@ -220,4 +222,75 @@ pub async fn complete<E: Env>(env: &E, dir: &str, states: Vec<State>) -> Result<
     manifest::install(&below, &state).await?;
     disk.remove(MARKER).await?;
     Ok(disk.sync_dir("").await?)
+}
+
+/// Whether `dir` holds a checkpoint, or what came of one, that was completed.
+pub async fn is_complete<E: Env>(env: &E, dir: &str) -> Result<bool, EngineError> {
+    let entries = env.disk().list(dir).await?;
+    let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    Ok(has(CURRENT) && !has(MARKER))
+}
+
+/// Removes a checkpoint, complete or not, that nobody uses. If there is anything in its directory that making one does
+/// not leave there, as when a server was started on it, it is refused and nothing is removed. Whenever it ends before,
+/// what is left is no data directory that could be taken for a whole one, and can be removed by another try.
+pub async fn remove<E: Env>(env: &E, dir: &str) -> Result<(), EngineError> {
+    let below = EnvBelow::new(env, dir);
+    let disk = below.disk();
+    let foreign = |name: &str| {
+        EngineError::Checkpoint(format!(
+            "{dir} holds {name}, which is no part of a checkpoint; remove it yourself"
+        ))
+    };
+    let (mut tops, mut dirs, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in disk.list("").await? {
+        match (entry.name.as_str(), entry.is_dir) {
+            (manifest::format::DIR | TableName::DIR | "wal", true) => dirs.push(entry.name),
+            (name, false) if name == MARKER || name.strip_suffix(TEMPORARY).unwrap_or(name) == CURRENT => {
+                tops.push(entry.name);
+            }
+            (name, _) => return Err(foreign(name)),
+        }
+    }
+    for inner in &dirs {
+        for entry in disk.list(inner).await? {
+            let is_part = match inner.as_str() {
+                TableName::DIR => TableName::parse(&entry.name).is_some(),
+                manifest::format::DIR => {
+                    let name = entry.name.strip_suffix(TEMPORARY).unwrap_or(&entry.name);
+                    FileKey::parse(name).is_some()
+                }
+                _ => false,
+            };
+            let path = format!("{inner}/{}", entry.name);
+            if entry.is_dir || !is_part {
+                return Err(foreign(&path));
+            }
+            files.push(path);
+        }
+    }
+    // From here on it is none. The marker of one that never was goes last.
+    let (marker, tops): (Vec<_>, Vec<_>) = tops.into_iter().partition(|name| name == MARKER);
+    for name in tops {
+        disk.remove(&name).await?;
+    }
+    disk.sync_dir("").await?;
+    let mut pacer = Pacer::new(env);
+    for path in files {
+        // What can't be cut can still be removed, and that is where an error counts.
+        while let Ok(true) = disk.shrink(&path, REMOVE_STEP).await {
+            env.sleep(REMOVE_PAUSE).await;
+        }
+        disk.remove(&path).await?;
+        pacer.breathe().await;
+    }
+    for inner in &dirs {
+        disk.sync_dir(inner).await?;
+        disk.remove_dir(inner).await?;
+    }
+    for name in marker {
+        disk.remove(&name).await?;
+    }
+    disk.remove_dir("").await?;
+    Ok(env.disk().sync_dir(parent(dir)).await?)
 }

@@ -14,8 +14,8 @@ const SPACE_CHECK: Duration = Duration::from_millis(500);
 
 /// A table is removed in pieces of so many bytes, with a pause between two: freeing gigabytes at once takes the
 /// file system long, and meanwhile it makes others wait.
-const REMOVE_STEP: u64 = 64 << 20;
-const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const REMOVE_STEP: u64 = 64 << 20;
+pub(super) const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 impl<E: Env> Engine<E> {
     /// Closes and removes tables without readers, and logs without need. One file at a time.

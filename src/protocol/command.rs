@@ -1,6 +1,6 @@
 //! What a client can ask for.
 
-use super::binary::{HEADER_BYTES, Keys, Ops, PAGE_OVERHEAD, Steps, Watches};
+use super::binary::{ClientIds, HEADER_BYTES, Keys, Ops, PAGE_OVERHEAD, Steps, Watches};
 use super::expiry::{Deadline, Expiry};
 use super::scan::ScanRequest;
 use crate::base::{ENTRY_BYTES_MAX, ENTRY_OPS_MAX, KEY_BYTES_MAX, Lsn, VALUE_BYTES_LIMIT};
@@ -46,6 +46,8 @@ pub enum OpCode {
     Tablets = 20,
     /// Make a consistent copy while serving.
     Checkpoint = 21,
+    /// Disconnect or pause clients of Redis' protocol that one shard serves.
+    Clients = 22,
 }
 
 /// Operations by number.
@@ -61,7 +63,7 @@ const BY_NUMBER: [Option<OpCode>; 256] = {
 
 impl OpCode {
     /// Every operation there is, by number.
-    pub const ALL: [OpCode; 18] = [
+    pub const ALL: [OpCode; 19] = [
         OpCode::Hello,
         OpCode::Ping,
         OpCode::Get,
@@ -80,6 +82,7 @@ impl OpCode {
         OpCode::Transact,
         OpCode::Tablets,
         OpCode::Checkpoint,
+        OpCode::Clients,
     ];
 
     /// The operation with this number, if there is one.
@@ -96,7 +99,7 @@ impl OpCode {
             OpCode::Expire | OpCode::Persist | OpCode::DeleteRange | OpCode::Flush => true,
             // It may be of reads alone, which is not looked into.
             OpCode::Transact => true,
-            OpCode::Tablets | OpCode::Checkpoint => false,
+            OpCode::Tablets | OpCode::Checkpoint | OpCode::Clients => false,
             OpCode::Hello | OpCode::Ping | OpCode::Get | OpCode::Mget | OpCode::Stats | OpCode::Ttl => false,
             OpCode::Scan => false,
         }
@@ -123,6 +126,7 @@ impl OpCode {
             OpCode::Transact => "TRANSACT",
             OpCode::Tablets => "TABLETS",
             OpCode::Checkpoint => "CHECKPOINT",
+            OpCode::Clients => "CLIENTS",
         }
     }
 }
@@ -243,6 +247,59 @@ pub struct Transaction<'a> {
     pub durability: Durability,
 }
 
+/// In place of CHECKPOINT's path: into the directory of the server's own saves, where it takes the place of the one
+/// before. Answered when that is done.
+pub const SAVE: &str = "save";
+/// The same, answered when it begins.
+pub const BGSAVE: &str = "bgsave";
+
+/// What clients of Redis' protocol may not do for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Paused {
+    /// Commands that may write.
+    Writes = 1,
+    /// All commands.
+    All = 2,
+}
+
+impl Paused {
+    /// That with this number, if there is one.
+    pub fn from_u8(number: u8) -> Option<Paused> {
+        match number {
+            1 => Some(Paused::Writes),
+            2 => Some(Paused::All),
+            _ => None,
+        }
+    }
+}
+
+/// What is to be done to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientsAction<'a> {
+    /// Disconnect those with these numbers, at least one.
+    Disconnect(ClientIds<'a>),
+    /// Take in nothing of this kind for so long. A pause that is in force is not shortened by that, nor is there less
+    /// that it holds back.
+    Pause {
+        /// What.
+        paused: Paused,
+        /// Milliseconds from now.
+        ms: u64,
+    },
+    /// Go on at once.
+    Unpause,
+}
+
+/// Something that one shard is to do to its clients of Redis' protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientsRequest<'a> {
+    /// Which shard.
+    pub shard: u16,
+    /// What.
+    pub action: ClientsAction<'a>,
+}
+
 /// One request, borrowed from the bytes it came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
@@ -339,9 +396,11 @@ pub enum Request<'a> {
     Transact(Transaction<'a>),
     /// See [`OpCode::Checkpoint`].
     Checkpoint {
-        /// An absolute path on the server's machine.
+        /// An absolute path on the server's machine, or [`SAVE`] or [`BGSAVE`].
         dir: &'a str,
     },
+    /// See [`OpCode::Clients`].
+    Clients(ClientsRequest<'a>),
     /// See [`OpCode::Tablets`].
     Tablets {
         /// In words: see [`crate::protocol::binary`].
@@ -354,7 +413,7 @@ pub enum Request<'a> {
 pub enum Route<'a> {
     /// None: any shard will do.
     Anywhere,
-    /// This shard has what an earlier request left; if there is none with this number, any will do.
+    /// This shard has what is asked for; if there is none with this number, any will do.
     Shard(usize),
     /// The owner of this slot executes all of it.
     Slot(Slot),
@@ -387,6 +446,7 @@ impl<'a> Request<'a> {
             Request::Transact(_) => OpCode::Transact,
             Request::Tablets { .. } => OpCode::Tablets,
             Request::Checkpoint { .. } => OpCode::Checkpoint,
+            Request::Clients(_) => OpCode::Clients,
         }
     }
 
@@ -402,6 +462,7 @@ impl<'a> Request<'a> {
         match *self {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } => Route::Anywhere,
             Request::Tablets { .. } | Request::Checkpoint { .. } => Route::Anywhere,
+            Request::Clients(clients) => Route::Shard(usize::from(clients.shard)),
             Request::DeleteRange(_) => Route::Everywhere,
             Request::Get { key }
             | Request::Set { key, .. }

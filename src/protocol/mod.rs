@@ -14,7 +14,8 @@ mod scan;
 
 pub use batch::{Action, BatchOp};
 pub use command::{
-    Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode, Request, Route, Transaction,
+    BGSAVE, ClientsAction, ClientsRequest, Condition, DeleteRange, Durability, HelloRequest, Limits, OpCode,
+    Paused, Request, Route, SAVE, Transaction,
 };
 pub use expiry::{Deadline, Expiry};
 pub use reply::{Hello, Lifetime, Reply, ShardRange};

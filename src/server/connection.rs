@@ -13,6 +13,7 @@
 //!   sends none of a frame, or of a transaction, that was granted memory while others wait for it.
 
 mod commands;
+mod ends;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -33,10 +34,6 @@ use crate::shard::budget::Share;
 use crate::shard::{
     Arrival, BACKLOG_MAX, Dispatched, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Outlet, Replies, Shard, Stall,
 };
-
-/// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 16 << 20;
 
 /// What ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +72,9 @@ pub struct Connection<E: Env> {
     is_fenced: Cell<bool>,
     is_writing: Cell<bool>,
     is_broken: Cell<bool>,
+    /// The server drains.
+    takes_no_more: Cell<bool>,
+    waits_for_pause: Cell<bool>,
     active_at: Cell<Duration>,
     /// Notified when replies came or left, and when the connection broke.
     moved: Notify,
@@ -134,7 +134,16 @@ impl<E: Env> Outlet for Connection<E> {
     }
 
     fn describe(&self) -> Option<String> {
-        self.speech.describe()
+        self.speech.describe().filter(|_| !self.is_broken.get())
+    }
+
+    fn client(&self) -> Option<u64> {
+        self.speech.client().filter(|_| !self.is_broken.get())
+    }
+
+    fn disconnect(&self) {
+        tracing::debug!(token = self.token.get(), "disconnected: another client asked for it");
+        self.abandon();
     }
 
     fn flush(&self) {
@@ -182,6 +191,8 @@ impl<E: Env> Connection<E> {
             is_fenced: Cell::new(false),
             is_writing: Cell::new(false),
             is_broken: Cell::new(false),
+            takes_no_more: Cell::new(false),
+            waits_for_pause: Cell::new(false),
             moved,
             me: RefCell::new(Weak::new()),
         });
@@ -196,6 +207,7 @@ impl<E: Env> Connection<E> {
         connection.rest_bytes.set(0);
         connection.reserved.set(0);
         connection.count();
+        connection.note_pause(false);
         if end != End::Broken {
             connection.finish().await;
         }
@@ -229,6 +241,10 @@ impl<E: Env> Connection<E> {
             self.write_now();
             if self.is_broken.get() {
                 return End::Broken;
+            }
+            // As in Redis, who goes while paused is not waited for. What was held back at a stop is not done.
+            if self.is_paused() && (is_ended || self.takes_no_more.get()) {
+                return End::Closed;
             }
             if needs_more && is_ended {
                 if !rest.is_empty() {
@@ -287,6 +303,9 @@ impl<E: Env> Connection<E> {
     /// Dispatches the whole frames in `rest` and leaves what can't be taken in yet. Whether more bytes are
     /// needed to go on.
     async fn take_in(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
+        if self.is_broken.get() {
+            return Err(End::Broken);
+        }
         let before = rest.len();
         self.rest_bytes.set(before);
         if self.speech.is_redis(rest, || self.shard.env.random()) {
@@ -371,14 +390,15 @@ impl<E: Env> Connection<E> {
 
     /// Whether it may take in more requests.
     fn is_ready(&self) -> bool {
-        self.may_dispatch() && self.speech.is_ready()
+        self.may_dispatch() && self.speech.is_ready() && !self.is_paused()
     }
 
     /// Waits until the connection may take in more requests, or is broken.
     async fn ready(self: &Rc<Self>) {
         loop {
             let (moved, relieved) = (self.moved.notified(), self.shard.relieved.notified());
-            if self.is_broken.get() || self.is_ready() {
+            let must_end = self.takes_no_more.get() && self.is_paused();
+            if self.is_broken.get() || self.is_ready() || must_end {
                 return;
             }
             futures_lite::future::or(moved, relieved).await;
@@ -523,69 +543,6 @@ impl<E: Env> Connection<E> {
         }
         self.is_writing.set(false);
         self.moved.notify();
-    }
-
-    /// Ends the connection at once, from outside its own task.
-    pub(super) fn abandon(&self) {
-        self.is_broken.set(true);
-        self.give_up();
-        self.socket.shutdown(Shutdown::Both);
-        self.moved.notify();
-    }
-
-    /// Takes in no more requests; what is in flight is answered.
-    pub(super) fn take_no_more(&self) {
-        self.socket.shutdown(Shutdown::Read);
-    }
-
-    /// Does not count a time `absent` before `now`, of which [`OpenConnections::sweep`] tells.
-    pub(super) fn forgive(&self, now: Duration, absent: Duration) {
-        let active_at = self.active_at.get();
-        self.active_at.set((active_at + absent).min(now).max(active_at));
-    }
-
-    /// Disconnects it if it was idle, or held up others, for too long: see [`OpenConnections::sweep`].
-    pub(super) fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
-        let quiet = now.saturating_sub(self.active_at.get());
-        if quiet >= stalled && self.is_silent() && self.shard.request_budget.is_short() {
-            tracing::debug!(
-                token = self.token.get(),
-                "disconnected: its request does not come, and others wait for the memory it holds"
-            );
-            self.abandon();
-        } else if self.speech.is_stuck(now, stalled) {
-            tracing::debug!(
-                token = self.token.get(),
-                "disconnected: a large reply came before others that don't come, and holds the memory of others"
-            );
-            self.abandon();
-        } else if self.is_writing.get() {
-            if quiet >= stalled {
-                tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
-                self.abandon();
-            }
-        } else if idle.is_some_and(|idle| quiet >= idle) && self.in_flight.get() == 0 {
-            tracing::debug!(token = self.token.get(), "disconnected: idle");
-            self.socket.shutdown(Shutdown::Read);
-        }
-    }
-
-    /// Takes no notice of what still comes for a moment: to close with bytes unread would reset the
-    /// connection, and the client might never see why.
-    async fn linger(&self) {
-        self.socket.shutdown(Shutdown::Write);
-        let mut left = LINGER_BYTES;
-        let drain = async {
-            let mut sink = Vec::new();
-            while let Ok(len) = self.read_more(&mut sink, READ_BYTES).await {
-                left = left.saturating_sub(len);
-                if len == 0 || left == 0 {
-                    break;
-                }
-                sink.clear();
-            }
-        };
-        futures_lite::future::or(drain, self.shard.env.sleep(LINGER)).await;
     }
 
     /// Waits until everything in flight is answered and sent.

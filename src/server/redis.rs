@@ -1,9 +1,12 @@
 //! What clients of Redis are told of this server.
 
+use std::fs::DirBuilder;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
@@ -12,9 +15,12 @@ use super::preflight::Preflight;
 use crate::config::{ClusterConfig, Config, Misrouted, SyncMode};
 use crate::env::Env;
 use crate::placement::SlotTable;
-use crate::redis::session::{Cluster, Context, ContextParts, Nodes};
+use crate::redis::session::{Cluster, Context, ContextParts, Host, Nodes, SaveStatus};
 use crate::shard::Shard;
 use crate::slot::Slot;
+
+/// Name of the directory of saves, below the data.
+const SAVES: &str = "saves";
 
 /// The same for all shards.
 pub struct Setup {
@@ -24,6 +30,9 @@ pub struct Setup {
     run_id: String,
     started_at_ms: u64,
     clients_max: usize,
+    saves_dir: Option<String>,
+    saves: Arc<SaveStatus>,
+    is_stopping: Arc<AtomicBool>,
 }
 
 impl Setup {
@@ -32,13 +41,54 @@ impl Setup {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // No secret: it tells one run of the server from another.
         let run_id = (0..5).map(|_| format!("{:08x}", fastrand::u32(..))).collect();
+        let started_at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         Setup {
             config: settings(config, preflight),
             address: preflight.address,
             cluster: config.cluster.as_ref().map(|cluster| Arc::new(nodes(config, cluster, preflight))),
             run_id,
-            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            started_at_ms,
             clients_max: preflight.connections_max,
+            saves_dir: saves_dir(config),
+            saves: Arc::new(SaveStatus::new(started_at_ms)),
+            is_stopping: Arc::default(),
+        }
+    }
+}
+
+/// The directory of saves, as a path that [`Shard::take_checkpoint`] takes. `None`, if it is no text.
+fn saves_dir(config: &Config) -> Option<String> {
+    let absolute = |path: &std::path::Path| {
+        let path = path.canonicalize().or_else(|_| std::path::absolute(path));
+        path.ok()?.into_os_string().into_string().ok()
+    };
+    match &config.save_dir {
+        // Below the data, since only there it is sure to be on the same file system. Made when there is a save.
+        None => absolute(&config.data_dir).map(|dir| format!("{}/{SAVES}", dir.trim_end_matches('/'))),
+        Some(dir) => {
+            // What can't be made is told when something is to be saved.
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            absolute(dir)
+        }
+    }
+}
+
+/// The server, as its sessions see it.
+struct Stopper {
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Host for Stopper {
+    fn stop(&self) {
+        // A second signal would drop connections.
+        if self.is_stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!("a client asked for the end");
+        if let Err(error) =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+        {
+            tracing::error!("this process can't signal itself: {error}");
         }
     }
 }
@@ -128,11 +178,16 @@ impl Nodes for Owners {
 
 /// What the connections of `shard` share.
 pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
+    if let Some(dir) = &setup.saves_dir {
+        shard.keep_saves(dir.clone(), setup.saves.clone());
+    }
     Context::new(ContextParts {
         limits: shard.limits,
         nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id }),
         cluster: setup.cluster.clone(),
         metrics: shard.metrics.clone(),
+        host: Box::new(Stopper { is_stopping: setup.is_stopping.clone() }),
+        saves: setup.saves.clone(),
         config: setup.config.clone(),
         port: setup.address.port(),
         run_id: setup.run_id.clone(),

@@ -187,9 +187,11 @@ pub async fn serve(seed: ShardSeed) {
                 is_draining = true;
                 shard.stop_changes();
                 open.drain();
-                let (open, tell) = (open.clone(), tell.clone());
+                let (open, tell, shard) = (open.clone(), tell.clone(), shard.clone());
                 env.spawn(Queue::Foreground, async move {
                     open.gate.empty().await;
+                    shard.saves_ended().await;
+                    drop(shard);
                     tell(Event::Drained);
                 });
             }

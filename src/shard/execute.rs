@@ -118,6 +118,7 @@ impl<E: Env> Shard<E> {
                 Err(Refusal::new(Code::Internal, "CHECKPOINT reached a shard's engine"))
             }
             Request::Tablets { .. } => Err(Refusal::new(Code::Internal, "TABLETS reached a shard's engine")),
+            Request::Clients(_) => Err(Refusal::new(Code::Internal, "CLIENTS reached a shard's engine")),
             Request::Ping { payload } if !self.has_reply_room(out, payload.len() + HEADER_BYTES) => {
                 Ok(Attempt::NoRoom)
             }
@@ -456,12 +457,6 @@ impl<E: Env> Shard<E> {
             self.engine.wal().request_sync(block);
         }
         wait
-    }
-
-    /// A line about each client of this shard that is listed.
-    fn clients_text(&self) -> String {
-        let outlets: Vec<_> = self.outlets.borrow().iter().map(|(_, (_, outlet))| outlet.clone()).collect();
-        outlets.iter().filter_map(|outlet| outlet.describe()).collect()
     }
 
     /// Counters of this shard as lines of text.

@@ -16,6 +16,7 @@ mod balance;
 mod batch;
 pub mod budget;
 mod checkpoint;
+mod clients;
 mod commit;
 mod execute;
 mod expire;
@@ -27,6 +28,7 @@ mod moves;
 mod outputs;
 mod ranges;
 mod route;
+mod save;
 mod scan;
 mod sliced;
 mod stall;
@@ -118,6 +120,14 @@ pub trait Outlet {
     fn describe(&self) -> Option<String> {
         None
     }
+
+    /// The client's number, if it is one that is listed.
+    fn client(&self) -> Option<u64> {
+        None
+    }
+
+    /// Ends the connection at once, whatever is on its way.
+    fn disconnect(&self) {}
 }
 
 /// A connection that a shard is to serve.
@@ -254,10 +264,12 @@ pub struct Shard<E: Env> {
     scans: scan::Scans<E>,
     turns: stall::Turns,
     moves: moves::Moves,
+    pauses: clients::Pauses,
+    saves: save::Saves,
     /// A checkpoint is about to be sealed: writes wait.
     writes_held: Cell<bool>,
     is_closing: Cell<bool>,
-    /// Notified when the mesh is no longer congested.
+    /// Notified when the mesh is no longer congested, or a pause of clients is over.
     pub relieved: Notify,
     /// Requests that wait for a disk read or for memory.
     pub pending: Gate,
@@ -305,6 +317,8 @@ impl<E: Env> Shard<E> {
             scans: scan::Scans::default(),
             turns: stall::Turns::default(),
             moves: moves::Moves::default(),
+            pauses: clients::Pauses::default(),
+            saves: save::Saves::default(),
             writes_held: Cell::new(false),
             is_closing: Cell::new(false),
             relieved: Notify::new(),
@@ -473,6 +487,7 @@ impl<E: Env> Shard<E> {
     pub fn close(&self) {
         self.is_closing.set(true);
         self.scans.clear();
+        self.end_pause();
         self.engine.changed().notify();
         self.engine.wal().durable_changed().notify();
     }

@@ -22,7 +22,7 @@ use crate::engine::{Loaded, MissingBlock};
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
 use crate::protocol::binary::{FrameHeader, HEADER_BYTES, Keys, decode_header, decode_request};
-use crate::protocol::{Reply, Request};
+use crate::protocol::{BGSAVE, Reply, Request, SAVE};
 use crate::slot::Slot;
 
 /// Replies to one message beyond which the rest of it waits until they have left.
@@ -271,12 +271,26 @@ impl<E: Env> Shard<E> {
         if let Request::Scan(scan) = request {
             return self.scan(line, origin, meta, scan, out);
         }
+        if let Request::Checkpoint { dir: kind @ (SAVE | BGSAVE) } = request {
+            self.save(origin, meta, kind, out);
+            return Step::Taken;
+        }
         if let Request::Checkpoint { dir } = request {
             self.checkpoint(origin, meta, dir);
             return Step::Taken;
         }
         if let Request::Tablets { command } = request {
             self.arrange(origin, meta, command);
+            return Step::Taken;
+        }
+        if let Request::Clients(clients) = request {
+            match self.change_clients(clients) {
+                Ok(text) => out.ready(meta, &Reply::Stats(&text)),
+                Err(refusal) => {
+                    Metrics::add(&self.metrics.refusals, 1);
+                    out.ready(meta, &Reply::Refused(refusal));
+                }
+            }
             return Step::Taken;
         }
         if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
@@ -317,6 +331,7 @@ impl<E: Env> Shard<E> {
             Request::Hello(_) | Request::Ping { .. } | Request::Stats { .. } | Request::Tablets { .. } => {
                 smallvec::SmallVec::new()
             }
+            Request::Clients(_) => smallvec::SmallVec::new(),
         }
     }
 

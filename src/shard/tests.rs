@@ -1,12 +1,14 @@
 //! A shard on the simulated env, and a client that keeps what it is told.
 
 mod batch;
+mod clients;
 mod expiry;
 mod expiry_model;
 mod greedy;
 mod moves;
 mod ranges;
 mod room;
+mod saves;
 mod scans;
 mod sliced;
 mod store;

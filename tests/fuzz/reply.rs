@@ -108,7 +108,9 @@ impl Decoder for Replies {
             }
             OpCode::DeleteRange | OpCode::Flush => Reply::Done,
             OpCode::Transact => Reply::Resp(&value),
-            OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint => Reply::Stats("a=1\nb=2\n"),
+            OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Clients => {
+                Reply::Stats("a=1\nb=2\n")
+            }
         };
         encode_reply(out, opcode, request_id, 3, &reply);
         true

@@ -2,12 +2,12 @@
 
 use atlaskv::base::{EXPIRY_MS_MAX, Lsn};
 use atlaskv::protocol::binary::{
-    Cursor, FrameError, FrameHeader, HEADER_BYTES, KeyList, OpList, Step, StepList, VERSION, Watch,
-    WatchList, decode_header, decode_request, encode_request,
+    ClientIdList, Cursor, FrameError, FrameHeader, HEADER_BYTES, KeyList, OpList, Step, StepList, VERSION,
+    Watch, WatchList, decode_header, decode_request, encode_request,
 };
 use atlaskv::protocol::{
-    Action, BatchOp, Condition, Deadline, DeleteRange, Durability, Expiry, HelloRequest, Limits, OpCode,
-    Request, ScanRequest, Transaction,
+    Action, BatchOp, ClientsAction, ClientsRequest, Condition, Deadline, DeleteRange, Durability, Expiry,
+    HelloRequest, Limits, OpCode, Paused, Request, ScanRequest, Transaction,
 };
 use fastrand::Rng;
 
@@ -124,6 +124,7 @@ impl Decoder for Requests {
         let (key, value) = (keys::key(rng), keys::value(rng, 200));
         let (start, end) = keys::range(rng);
         let (mut key_list, mut op_list) = (KeyList::default(), OpList::default());
+        let mut id_list = ClientIdList::default();
         let (mut watch_list, mut step_list) = (WatchList::default(), StepList::default());
         let text = ["total", "shards", "move 3 1", "split 7 99", "rebalance", "cores 4"][rng.usize(..6)];
         let request = match OpCode::ALL[rng.usize(..OpCode::ALL.len())] {
@@ -194,6 +195,18 @@ impl Decoder for Requests {
             }
             OpCode::Tablets => Request::Tablets { command: text },
             OpCode::Checkpoint => Request::Checkpoint { dir: "/a/b" },
+            OpCode::Clients => {
+                (0..rng.usize(1..6)).for_each(|_| id_list.push(rng.u64(..)));
+                let action = match rng.u8(..3) {
+                    0 => ClientsAction::Disconnect(id_list.ids()),
+                    1 => ClientsAction::Pause {
+                        paused: if rng.bool() { Paused::All } else { Paused::Writes },
+                        ms: rng.u64(..),
+                    },
+                    _ => ClientsAction::Unpause,
+                };
+                Request::Clients(ClientsRequest { shard: rng.u16(..), action })
+            }
         };
         encode_request(out, request_id, &request);
         !is_narrow(out)
@@ -212,6 +225,7 @@ impl Decoder for Requests {
                 numbers_from(value_at + 32 + bounds as usize, &[1, 1, 2, 4, 8], out);
             }
             Some(OpCode::DeleteRange | OpCode::Flush) => numbers_from(value_at, &[2, 2, 4, 8], out),
+            Some(OpCode::Clients) => numbers_from(value_at, &[1, 1, 2, 4, 8, 8], out),
             Some(OpCode::Transact) => {
                 // Flags, bytes of watches, their count; then those; then steps and their arguments.
                 numbers_from(value_at, &[4, 4, 4], out);
@@ -385,6 +399,13 @@ fn walk(request: &Request<'_>) -> usize {
             };
             transaction.watches.len() + { transaction.steps }.map(arguments).sum::<usize>()
         }
+        Request::Clients(clients) => match clients.action {
+            ClientsAction::Disconnect(ids) => {
+                assert!(!ids.is_empty() && ids.iter().count() == ids.len(), "{ids:?}");
+                ids.len()
+            }
+            ClientsAction::Pause { .. } | ClientsAction::Unpause => 0,
+        },
         _ => 0,
     }
 }

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection of a client of Redis.
 pub struct Redis {
-    stream: TcpStream,
+    pub stream: TcpStream,
     received: Vec<u8>,
 }
 
@@ -32,7 +32,7 @@ fn command(words: &[&[u8]]) -> Vec<u8> {
 }
 
 /// The same of words between spaces.
-fn line(text: &str) -> Vec<u8> {
+pub fn line(text: &str) -> Vec<u8> {
     let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
     command(&words)
 }
@@ -46,12 +46,12 @@ impl Redis {
         Redis { stream, received: Vec::new() }
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("the server reads");
     }
 
     /// The next reply as it came.
-    fn reply(&mut self) -> Vec<u8> {
+    pub fn reply(&mut self) -> Vec<u8> {
         loop {
             if let Some((_, len)) = decode_reply(&self.received).expect("a reply of Redis") {
                 return self.received.drain(..len).collect();
@@ -68,9 +68,19 @@ impl Redis {
         self.send(&line(text));
         String::from_utf8_lossy(&self.reply()).into_owned()
     }
+
+    /// What comes before the server closes the connection.
+    pub fn until_closed(&mut self) -> Vec<u8> {
+        let mut all = std::mem::take(&mut self.received);
+        match self.stream.read_to_end(&mut all) {
+            Ok(_) => all,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => all,
+            Err(error) => panic!("not closed: {error}"),
+        }
+    }
 }
 
-fn server(arguments: &[&str]) -> (Server, tempfile::TempDir) {
+pub fn server(arguments: &[&str]) -> (Server, tempfile::TempDir) {
     let dir = disk_dir();
     let all = [&["--cores", "2", "--oversubscribe"], arguments].concat();
     (Server::start(dir.path(), &all), dir)

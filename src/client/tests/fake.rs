@@ -216,6 +216,7 @@ impl State {
             Request::Transact(_) => unreachable!("the client has no way to ask for it"),
             Request::Ping { payload } => answer(Reply::Pong(payload)),
             Request::Checkpoint { dir } => answer(Reply::Stats(&format!("dir={dir}\n"))),
+            Request::Clients(_) => unreachable!("the client has no way to ask for it"),
             Request::Tablets { command } => answer(Reply::Stats(&format!("command={command}\n"))),
             Request::Get { key } => match store.values.get(key) {
                 Some((version, value)) => answer(Reply::Value { version: *version, value }),

@@ -17,7 +17,7 @@ use crate::disk::{Disk, DiskError, File, OpenMode, OpenOptions};
 use crate::env::Env;
 
 /// Ending of a name under which nothing counts yet.
-pub(super) const TEMPORARY: &str = ".tmp";
+pub(in crate::engine) const TEMPORARY: &str = ".tmp";
 
 /// Writes `state` as a new generation, which is live when this returns, and removes older ones and what
 /// interrupted attempts left behind. Creates the directories of a new store. Nothing else may write the

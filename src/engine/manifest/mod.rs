@@ -37,6 +37,7 @@ pub use edit::{Change, Edit, EditError, LAST, TableRef, UPPER};
 pub use inspect::{
     InspectedEdit, Inspection, Item, ItemState, inspect_current, inspect_file, inspect_manifest,
 };
+pub(super) use install::TEMPORARY;
 pub use install::install;
 pub use log::ShardManifest;
 pub use read::{generations, load, load_generation, merge_shards};

@@ -8,12 +8,12 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::header::*;
 use super::items::{Keys, ListError, Values};
 use super::ops::decode_ops;
-use super::{range, scan, transaction};
+use super::{clients, range, scan, transaction};
 use crate::base::{EXPIRY_MS_MAX, Lsn};
 use crate::error::{Code, Refusal};
 use crate::protocol::{
-    Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply, Request,
-    ShardRange,
+    BGSAVE, Condition, Deadline, Durability, Expiry, Hello, HelloRequest, Lifetime, Limits, OpCode, Reply,
+    Request, SAVE, ShardRange,
 };
 use crate::slot::SlotRange;
 
@@ -264,6 +264,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
         | OpCode::Scan
         | OpCode::DeleteRange
         | OpCode::Flush
+        | OpCode::Clients
             if key_len != 0 =>
         {
             return Err(Refusal::new(
@@ -292,7 +293,7 @@ fn check_lengths(wire: &WireHeader, opcode: OpCode, limits: &Limits) -> Result<(
             return Err(Refusal::new(Code::BatchTooLarge, message));
         }
         OpCode::Set | OpCode::Ping | OpCode::Mget | OpCode::Batch | OpCode::Scan => value_len,
-        OpCode::DeleteRange | OpCode::Flush | OpCode::Transact => value_len,
+        OpCode::DeleteRange | OpCode::Flush | OpCode::Transact | OpCode::Clients => value_len,
     };
     if value_len != wanted_len {
         let message = format!("{} has {wanted_len} bytes of value, not {value_len}", opcode.name());
@@ -356,11 +357,12 @@ pub fn decode_request<'a>(
         }
         OpCode::Checkpoint => {
             let dir = std::str::from_utf8(key).map_err(|_| malformed("CHECKPOINT: the path is not UTF-8"))?;
-            if !dir.starts_with('/') {
-                return Err(malformed("CHECKPOINT: the path is not absolute"));
+            if !dir.starts_with('/') && dir != SAVE && dir != BGSAVE {
+                return Err(malformed("CHECKPOINT: the path is not absolute, and no save either"));
             }
             Request::Checkpoint { dir }
         }
+        OpCode::Clients => Request::Clients(clients::decode_request(value, limits)?),
         OpCode::Tablets => {
             let command =
                 std::str::from_utf8(key).map_err(|_| malformed("TABLETS: the command is not UTF-8"))?;
@@ -511,7 +513,10 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (opcode, Status::Done)
             if version == Lsn::ZERO
                 && !matches!(opcode, OpCode::Hello | OpCode::Ping | OpCode::Mget)
-                && !matches!(opcode, OpCode::DeleteRange | OpCode::Flush | OpCode::Transact)
+                && !matches!(
+                    opcode,
+                    OpCode::DeleteRange | OpCode::Flush | OpCode::Transact | OpCode::Clients
+                )
                 && !matches!(opcode, OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Scan) =>
         {
             Err(ReplyError::Malformed("a version is missing"))
@@ -547,9 +552,11 @@ pub fn decode_reply<'a>(header: &ReplyHeader, body: &'a [u8]) -> Result<Reply<'a
         (OpCode::Scan, Status::Done) => scan::decode_page(body)
             .map(Reply::Page)
             .ok_or(ReplyError::Malformed("the page of a scan is broken")),
-        (OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint, Status::Done) => std::str::from_utf8(body)
-            .map(Reply::Stats)
-            .map_err(|_| ReplyError::Malformed("the text of a reply is not UTF-8")),
+        (OpCode::Stats | OpCode::Tablets | OpCode::Checkpoint | OpCode::Clients, Status::Done) => {
+            std::str::from_utf8(body)
+                .map(Reply::Stats)
+                .map_err(|_| ReplyError::Malformed("the text of a reply is not UTF-8"))
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use super::decode::{ANY_SHARD, WireHello, WireHelloRequest, WireLifetime, WireRange};
 use super::header::*;
 use super::items::{Keys, WireValue};
-use super::{range, scan, transaction};
+use super::{clients, range, scan, transaction};
 use crate::base::{KEY_BYTES_MAX, Lsn};
 use crate::error::Refusal;
 use crate::protocol::{Condition, Durability, Expiry, Hello, HelloRequest, OpCode, Reply, Request};
@@ -113,6 +113,10 @@ pub fn encode_request(out: &mut Vec<u8>, request_id: u64, request: &Request<'_>)
         Request::Stats { section } => push_request(out, opcode, request_id, section.as_bytes(), 0, plain),
         Request::Checkpoint { dir } => push_request(out, opcode, request_id, dir.as_bytes(), 0, plain),
         Request::Tablets { command } => push_request(out, opcode, request_id, command.as_bytes(), 0, plain),
+        Request::Clients(ref request) => {
+            push_request(out, opcode, request_id, &[], clients::request_len(request), plain);
+            clients::encode_request(out, request);
+        }
         Request::DeleteRange(ref range) => {
             let options = Options { durability: range.durability, ..plain };
             push_request(out, opcode, request_id, &[], range::request_len(range), options);

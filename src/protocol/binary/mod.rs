@@ -67,6 +67,7 @@
 //!  16 TRANSACT key     transaction                 -         RESP, one reply a step
 //!  20 TABLETS command  -                           -         text, lines of key=value
 //!  21 CHECKPOINT path  -                           -         text, lines of key=value
+//!  22 CLIENTS -        clients                     -         text, lines of key=value
 //! ```
 //! STATS without a key is about everything; its sections are `total`, `shards`, and three that are not part of
 //! everything: `local`, which is as `total` but of the shard that serves the connection, `tablets`, and `clients`, those
@@ -78,6 +79,10 @@
 //! directory or nothing. All that was answered before the request was sent is in the checkpoint, and of what was
 //! sent later nothing that followed something that is not. The text says tables, bytes (both linked, not copied),
 //! and pause_micros: how long writes waited. One that failed is refused with code 73.
+//!
+//! For a path there may be a word. `save` makes a checkpoint below the server's own directory for these, in a new
+//! directory of which the text says the name (dir), and removes the one that was made so before. `bgsave` is the same,
+//! and answered with an empty text when it begins. While one is under way another is refused (code 73).
 //!
 //! # Tablets
 //! The commands of TABLETS are words with one space between them. Each changes where keys are served, while they
@@ -93,6 +98,21 @@
 //! ```
 //! One that can't be read is refused (code 20). A change that failed and left everything as it was is refused
 //! with code 72; one of which only a restart shows whether it was made, with code 129.
+//!
+//! # Clients
+//! CLIENTS is about connections that speak Redis' protocol, those that one shard serves: STATS `clients` tells their
+//! numbers (`id`), of which the shard is the remainder of the number less one, divided by the count of shards. The text
+//! says how many were disconnected. A pause holds back what they send from the moment of the answer on; it ends by
+//! itself, and one that is in force is never shortened or weakened by another. Connections of this protocol are never
+//! paused. Another shard than there are is refused (code 30).
+//!
+//! ```text
+//! clients
+//!  0  1  1 disconnect, 2 pause, 3 end the pause      4  4  count of numbers, 0 but to disconnect
+//!  1  1  of a pause: 1 commands that may write,       8  8  of a pause: its ms, else 0
+//!        2 all commands; else 0                      16  .. numbers, 8 bytes each
+//!  2  2  shard
+//! ```
 //!
 //! # Expiry
 //! A key may have a time from which on it is absent: for reads, conditions and all else, as if it had been
@@ -267,6 +287,7 @@
 //! Otherwise the server sends one refusal (request id 0 for a wrong magic) and closes. A connection that
 //! ends inside a frame was cut; the part is dropped.
 
+mod clients;
 mod decode;
 mod encode;
 mod header;
@@ -278,6 +299,7 @@ mod scan;
 mod tests;
 mod transaction;
 
+pub use clients::{ClientIdList, ClientIds};
 pub use decode::{FrameError, ReplyError, decode_header, decode_reply, decode_reply_header, decode_request};
 pub use encode::{KeyList, ValueListEncoder, begin_value, encode_refusal, encode_reply, encode_request};
 pub use header::{

@@ -84,6 +84,8 @@ enum Owned {
     Ttl(Vec<u8>),
     Scan(OwnedScan),
     DeleteRange(Vec<u8>, Vec<u8>, bool, u64, Durability),
+    Disconnect(u16, ClientIdList),
+    Pause(u16, Option<Paused>, u64),
 }
 
 /// Bounds, flags, sizes, and what a cursor says.
@@ -116,6 +118,17 @@ impl Owned {
                 Request::Incr { key, amount: *amount, durability: *durability }
             }
             Owned::Stats(section) => Request::Stats { section },
+            Owned::Disconnect(shard, ids) => {
+                let action = ClientsAction::Disconnect(ids.ids());
+                Request::Clients(ClientsRequest { shard: *shard, action })
+            }
+            Owned::Pause(shard, paused, ms) => {
+                let action = match *paused {
+                    Some(paused) => ClientsAction::Pause { paused, ms: *ms },
+                    None => ClientsAction::Unpause,
+                };
+                Request::Clients(ClientsRequest { shard: *shard, action })
+            }
             Owned::DeleteRange(start, end, is_local, epoch, durability) => {
                 let (is_local, epoch, durability) = (*is_local, *epoch, *durability);
                 Request::DeleteRange(DeleteRange { start, end, is_local, epoch, durability })
@@ -187,6 +200,16 @@ fn request() -> impl Strategy<Value = Owned> {
         batch,
         (key(), any::<i64>(), durability()).prop_map(|(k, a, d)| Owned::Incr(k, a, d)),
         "[a-z]{0,20}".prop_map(Owned::Stats),
+        (any::<u16>(), proptest::collection::vec(any::<u64>(), 1..20)).prop_map(|(shard, ids)| {
+            let mut list = ClientIdList::default();
+            ids.into_iter().for_each(|id| list.push(id));
+            Owned::Disconnect(shard, list)
+        }),
+        (any::<u16>(), 0..3u8, any::<u64>()).prop_map(|(s, kind, ms)| Owned::Pause(
+            s,
+            Paused::from_u8(kind),
+            ms
+        )),
         (bytes(3), bytes(40), any::<(bool, u64)>(), durability()).prop_map(
             |(start, end, part, durability)| {
                 let end = if end <= start { Vec::new() } else { end };
@@ -345,7 +368,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_at_all_never_panic(tail in bytes(300), opcode in 0..16u8) {
+    fn any_bytes_at_all_never_panic(tail in bytes(300), opcode in 0..32u8) {
         let _ = decode_header(&tail, &limits());
         let _ = decode_one_reply(&tail);
         let mut out = vec![0xA7, b'Q', VERSION, opcode];

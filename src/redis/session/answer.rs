@@ -1,6 +1,7 @@
 //! What the shards answer, as Redis would say it.
 
 use super::Session;
+use super::admin::Kill;
 use super::cluster::OfSlot;
 use super::refusal::text_of;
 use super::scan::{Count, Keys, Page, Pick};
@@ -38,6 +39,8 @@ pub(super) enum What {
     Resp,
     /// FLUSHALL, and what it is like.
     Done,
+    /// BGSAVE.
+    Begun,
     /// WATCH: the version of a key, and after it those of these, last one first.
     Watch { rest: Vec<Vec<u8>> },
     /// SCAN.
@@ -52,6 +55,8 @@ pub(super) enum What {
     Pick(Pick),
     /// CLIENT LIST: those of these numbers, or all.
     Clients { ids: Option<Vec<i64>> },
+    /// CLIENT KILL.
+    Kill(Kill),
     /// INFO: these sections.
     Info { sections: Vec<String> },
 }
@@ -170,6 +175,7 @@ impl Session {
             }
             (What::Resp, Reply::Resp(replies)) => out.extend_from_slice(replies),
             (What::Done, _) => resp::simple(&mut out, "OK"),
+            (What::Begun, _) => resp::simple(&mut out, "Background saving started"),
             (What::Watch { rest }, reply) => {
                 let version = match reply {
                     Reply::Lifetime { version, .. } => Some(version),
@@ -193,6 +199,7 @@ impl Session {
             (What::Clients { ids }, Reply::Stats(text)) => {
                 resp::verbatim(&mut out, "txt", clients(text, ids.as_deref()).as_bytes(), proto);
             }
+            (What::Kill(kill), Reply::Stats(text)) => return self.go_on_killing(number, kill, text),
             (What::Info { sections }, Reply::Stats(text)) => {
                 let sections = std::mem::take(sections);
                 let text = self.info(&sections, text);

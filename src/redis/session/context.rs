@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::cursors::Cursors;
+use super::saves::SaveStatus;
 use crate::metrics::Metrics;
 use crate::protocol::{Limits, resp};
 use crate::slot::Slot;
@@ -72,6 +73,12 @@ impl Client {
     }
 }
 
+/// The server around the shards.
+pub trait Host {
+    /// Begins to stop it, as a signal does.
+    fn stop(&self);
+}
+
 /// What all sessions of a shard share.
 pub struct Context {
     /// What requests may be.
@@ -84,6 +91,10 @@ pub struct Context {
     pub cluster: Option<Arc<Cluster>>,
     /// Where errors are counted.
     pub metrics: Rc<Metrics>,
+    /// What else there is.
+    pub host: Box<dyn Host>,
+    /// What is known of saves.
+    pub saves: Arc<SaveStatus>,
     /// Names and values that CONFIG GET tells.
     pub config: Vec<(&'static str, String)>,
     /// The port that clients connect to.
@@ -110,6 +121,10 @@ pub struct ContextParts {
     pub cluster: Option<Arc<Cluster>>,
     /// See [`Context::metrics`].
     pub metrics: Rc<Metrics>,
+    /// See [`Context::host`].
+    pub host: Box<dyn Host>,
+    /// See [`Context::saves`].
+    pub saves: Arc<SaveStatus>,
     /// See [`Context::config`].
     pub config: Vec<(&'static str, String)>,
     /// See [`Context::port`].
@@ -130,7 +145,7 @@ const FRAME_OVERHEAD: usize = 256;
 impl Context {
     /// Of a shard that serves no session yet.
     pub fn new(parts: ContextParts) -> Context {
-        let ContextParts { limits, nodes, cluster, metrics, config, port, run_id, .. } = parts;
+        let ContextParts { limits, nodes, cluster, metrics, host, saves, config, port, run_id, .. } = parts;
         let ContextParts { started_at_ms, clients_max, seed, .. } = parts;
         let command_limits = resp::Limits {
             // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
@@ -144,6 +159,8 @@ impl Context {
             nodes,
             cluster,
             metrics,
+            host,
+            saves,
             config,
             port,
             run_id,

@@ -73,7 +73,7 @@ impl Session {
             "clients" => vec![
                 ("connected_clients", count("connections_open")),
                 ("maxclients", context.clients_max.to_string()),
-                ("blocked_clients", text("0")),
+                ("blocked_clients", count("clients_paused")),
             ],
             "memory" => {
                 let used = resident_bytes();
@@ -87,8 +87,9 @@ impl Session {
             "persistence" => vec![
                 ("loading", text("0")),
                 ("async_loading", text("0")),
-                ("rdb_bgsave_in_progress", text("0")),
-                ("rdb_last_save_time", (context.started_at_ms / 1000).to_string()),
+                ("rdb_bgsave_in_progress", u8::from(context.saves.is_running()).to_string()),
+                ("rdb_last_save_time", context.saves.saved_at_s().to_string()),
+                ("rdb_last_bgsave_status", text(if context.saves.has_failed() { "err" } else { "ok" })),
                 ("aof_enabled", text("1")),
                 ("aof_rewrite_in_progress", text("0")),
             ],

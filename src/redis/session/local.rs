@@ -7,7 +7,7 @@ use crate::protocol::binary::encode_request;
 use crate::protocol::resp::{self, Proto};
 use crate::redis::fault::Fault;
 use crate::redis::number::parse_i64;
-use crate::redis::{glob, introspect, table};
+use crate::redis::{introspect, table};
 
 /// Longest name of a client.
 const NAME_BYTES_MAX: usize = 4 << 10;
@@ -82,6 +82,11 @@ impl Session {
             "client|list" => return self.ask_for_clients(args, frames),
             "readonly" | "readwrite" | "asking" => return self.cluster(name, args, frames),
             _ if name.starts_with("cluster|") => return self.cluster(name, args, frames),
+            "client|kill" => return self.client_kill(args, frames),
+            "client|pause" => return self.client_pause(args, frames),
+            "client|unpause" => return self.client_unpause(frames),
+            "shutdown" => self.shut_down(args),
+            "save" | "bgsave" => return self.save(args, frames),
             "hello" => self.hello(args),
             "client|reply" => self.client_reply(args),
             _ => self.at_once(name, args),
@@ -113,7 +118,10 @@ impl Session {
             "command" => self.say_or_queue(|out, proto| introspect::command(out, args, proto)),
             "config|get" => self.config_get(args),
             "config|resetstat" => self.say_or_queue(|out, _| resp::simple(out, "OK")),
-            "config|set" | "config|rewrite" => self.config_set(args),
+            "config|set" => self.config_set(args),
+            "config|rewrite" => self.say_or_queue(|out, _| {
+                resp::error(out, "ERR The server is running without a config file");
+            }),
             "role" => self.say_or_queue(|out, _| {
                 resp::array(out, 3);
                 resp::bulk(out, b"master");
@@ -121,7 +129,7 @@ impl Session {
                 resp::array(out, 0);
             }),
             "lastsave" => {
-                let seconds = (self.context.started_at_ms / 1000) as i64;
+                let seconds = self.context.saves.saved_at_s() as i64;
                 self.say_or_queue(|out, _| resp::integer(out, seconds));
             }
             "wait" => self.wait(args),
@@ -363,7 +371,7 @@ impl Session {
     pub fn describe(&self) -> String {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         format!(
-            "id={} addr={} laddr={} name={} db=0 multi={} resp={} lib-name={} lib-ver={}\n",
+            "id={} addr={} laddr={} name={} db=0 multi={} user=default resp={} lib-name={} lib-ver={}\n",
             self.id,
             self.client.peer,
             self.client.local,
@@ -373,40 +381,6 @@ impl Session {
             text(&self.library[0]),
             text(&self.library[1]),
         )
-    }
-
-    fn config_get(&mut self, args: &[&[u8]]) {
-        let config = self.context.clone();
-        let found: Vec<&(&str, String)> = config
-            .config
-            .iter()
-            .filter(|(name, _)| {
-                args[2..].iter().any(|glob| glob::matches_ignoring_case(glob, name.as_bytes()))
-            })
-            .collect();
-        self.say_or_queue(|out, proto| {
-            resp::map(out, found.len(), proto);
-            for (name, value) in found {
-                resp::bulk(out, name.as_bytes());
-                resp::bulk(out, value.as_bytes());
-            }
-        });
-    }
-
-    fn config_set(&mut self, args: &[&[u8]]) {
-        let option = args.get(2).map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
-        let is_known = self.context.config.iter().any(|(name, _)| option.eq_ignore_ascii_case(name));
-        let text = match args[1].eq_ignore_ascii_case(b"rewrite") {
-            true => "ERR The server is running without a config file".to_owned(),
-            false if !is_known => {
-                format!("ERR Unknown option or number of arguments for CONFIG SET - '{option}'")
-            }
-            false => format!(
-                "ERR CONFIG SET failed (possibly related to argument '{option}') - settings are flags of the \
-                 server, read at its start"
-            ),
-        };
-        self.say_or_queue(|out, _| resp::error(out, &text));
     }
 
     /// WAIT: there are no replicas.
@@ -465,6 +439,12 @@ fn is_known_at_once(name: &str) -> bool {
             | "client|list"
             | "cluster|countkeysinslot"
             | "cluster|getkeysinslot"
+            | "client|kill"
+            | "client|pause"
+            | "client|unpause"
+            | "shutdown"
+            | "save"
+            | "bgsave"
     );
     let changes_connection =
         matches!(name, "quit" | "reset" | "hello" | "client|reply" | "client|setname" | "client|setinfo");

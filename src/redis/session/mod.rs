@@ -17,8 +17,10 @@
 //! - A command about all keys is taken in when all before it are answered, and nothing behind it before it is. So a
 //!   client sees in it what it has written before.
 
+mod admin;
 mod answer;
 mod cluster;
+mod config;
 mod context;
 mod cursors;
 mod errors;
@@ -27,6 +29,7 @@ mod local;
 mod multi;
 mod pending;
 mod refusal;
+mod saves;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -41,10 +44,12 @@ use self::refusal::CROSS_SLOT;
 use super::command::Command;
 use super::fault::{Fault, unknown_command};
 use super::table;
+use crate::protocol::Paused;
 use crate::protocol::resp::{self, Args, Parsed, Parser, Proto};
 use crate::slot::Slot;
 
-pub use context::{Client, Cluster, Context, ContextParts, Nodes, REDIS_VERSION};
+pub use context::{Client, Cluster, Context, ContextParts, Host, Nodes, REDIS_VERSION};
+pub use saves::SaveStatus;
 
 /// Commands of a connection that may be without a reply.
 pub const PENDING_MAX: usize = 16_384;
@@ -69,11 +74,13 @@ pub enum Taken {
     Close,
 }
 
-/// What time it is, for commands that tell.
+/// What time it is, for commands that tell, and whether they are to be taken in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
     /// Microseconds since 1970.
     pub wall_micros: u64,
+    /// What clients may not do.
+    pub paused: Option<Paused>,
 }
 
 /// Which replies a client wants.
@@ -107,6 +114,8 @@ pub struct Session {
     is_exclusive: bool,
     /// The next command waits until all before it are answered.
     is_held: bool,
+    /// The least pause that the next command waits for, if it does.
+    held_by: Option<Paused>,
     /// Nothing is taken in any more.
     is_closing: bool,
     /// Replies that may leave.
@@ -122,6 +131,8 @@ enum Step {
     Taken,
     /// Others must be answered first.
     Wait,
+    /// A pause must end first, which is at least this.
+    Paused(Paused),
 }
 
 impl Session {
@@ -144,6 +155,7 @@ impl Session {
             watched: Watched::default(),
             is_exclusive: false,
             is_held: false,
+            held_by: None,
             is_closing: false,
             out: Vec::new(),
             frames: Vec::new(),
@@ -156,6 +168,7 @@ impl Session {
     pub fn take_in_from(&mut self, input: &[u8], used: &mut usize, frames: &mut Vec<u8>, now: Now) -> Taken {
         self.now = now;
         self.is_held = false;
+        self.held_by = None;
         let mut taken = 0;
         loop {
             if self.is_closing {
@@ -185,11 +198,17 @@ impl Session {
                     return Taken::Close;
                 }
             };
-            if step == Step::Wait {
-                self.is_held = true;
-                return Taken::Pause;
+            match step {
+                Step::Taken => *used += len,
+                Step::Wait => {
+                    self.is_held = true;
+                    return Taken::Pause;
+                }
+                Step::Paused(least) => {
+                    self.held_by = Some(least);
+                    return Taken::Pause;
+                }
             }
-            *used += len;
         }
     }
 
@@ -208,6 +227,16 @@ impl Session {
         let is_held = self.is_held && !self.pending.is_empty();
         let is_full = self.pending.len() >= PENDING_MAX || self.pending.bytes() >= BACKLOG_BYTES;
         is_held || is_full || self.is_exclusive
+    }
+
+    /// The least pause that its next command waits for, if it does.
+    pub fn held_by(&self) -> Option<Paused> {
+        self.held_by
+    }
+
+    /// Its number among all sessions.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Bytes of replies that wait to leave.
@@ -262,6 +291,11 @@ impl Session {
     }
 
     fn command(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
+        if let Some(paused) = self.now.paused
+            && let Some(least) = self.pause_for(args, paused)
+        {
+            return Step::Paused(least);
+        }
         let step = match Command::parse(args) {
             // MEMORY has others beside USAGE.
             Err(Fault::UnknownCommand | Fault::UnknownSubcommand("MEMORY")) => self.local(args, frames),

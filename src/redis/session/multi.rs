@@ -10,6 +10,7 @@ use crate::protocol::{Durability, Request, Transaction};
 use crate::redis::command::Command;
 use crate::redis::evaluate::evaluate;
 use crate::redis::keyspace::MemoryKeyspace;
+use crate::redis::table::{self, Flags};
 use crate::slot::Slot;
 
 /// What is said, beside that it crosses slots, of a transaction that names too much.
@@ -32,6 +33,7 @@ pub(super) struct Queue {
     is_too_long: bool,
     /// A command was refused.
     is_faulty: bool,
+    may_write: bool,
 }
 
 /// Keys that WATCH named, and what was found.
@@ -65,6 +67,11 @@ impl Queue {
     /// Bytes that it keeps.
     pub fn bytes(&self) -> usize {
         self.steps.wire_len()
+    }
+
+    /// Whether a command in it may write.
+    pub fn may_write(&self) -> bool {
+        self.may_write
     }
 
     /// Commands in it.
@@ -107,6 +114,8 @@ impl Session {
             }
         }
         queue.count += 1;
+        queue.may_write |=
+            !queue.is_faulty && table::find(args[0]).is_some_and(|spec| spec.flags.has(Flags::WRITE));
         let bytes: usize = args.iter().map(|arg| arg.len() + 4).sum();
         queue.is_too_long |= queue.steps.wire_len() + bytes > bytes_max || queue.count > items_max as usize;
         if !queue.is_too_long {

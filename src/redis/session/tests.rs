@@ -1,5 +1,7 @@
 //! Sessions whose shards are played by a map.
 
+mod admin;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use crate::base::Lsn;
 use crate::protocol::binary::{
     HEADER_BYTES, PageEncoder, Step as Part, ValueListEncoder, decode_header, decode_request, encode_reply,
 };
-use crate::protocol::{Action, Condition, Limits, OpCode, Reply, Request, ScanEntry};
+use crate::protocol::{Action, ClientsAction, Condition, Limits, OpCode, Reply, Request, ScanEntry};
 use crate::redis::{Command, Keyspace, MemoryKeyspace, evaluate};
 use crate::slot::SLOT_COUNT;
 
@@ -40,6 +42,19 @@ impl Nodes for Two {
     }
 }
 
+thread_local! {
+    /// How often the server was to be stopped, by sessions of one test.
+    static STOPS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+struct Stoppable;
+
+impl Host for Stoppable {
+    fn stop(&self) {
+        STOPS.set(STOPS.get() + 1);
+    }
+}
+
 fn context(is_cluster: bool) -> Rc<Context> {
     Rc::new(Context::new(ContextParts {
         limits: Limits::for_values(1 << 20),
@@ -49,6 +64,8 @@ fn context(is_cluster: bool) -> Rc<Context> {
             Arc::new(Cluster { ports: vec![7000, 7001], ids, host: None, serves_all: false })
         }),
         metrics: Rc::default(),
+        host: Box::new(Stoppable),
+        saves: Arc::new(SaveStatus::new(1_000)),
         config: vec![("save", String::new()), ("maxmemory", "7".to_owned())],
         port: 7379,
         run_id: "r".repeat(40),
@@ -66,6 +83,11 @@ struct Client {
     keys: BTreeMap<Vec<u8>, ()>,
     /// Frames without an answer.
     asked: Vec<Vec<u8>>,
+    /// What STATS tells of clients.
+    clients: String,
+    /// What shards were to do to them, and where saves were to go.
+    told: Vec<String>,
+    paused: Option<Paused>,
 }
 
 impl Client {
@@ -77,13 +99,22 @@ impl Client {
             is_node,
         };
         let session = Session::new(context(is_node), client, 1);
-        Client { session, store: MemoryKeyspace::new(5_000), keys: BTreeMap::new(), asked: Vec::new() }
+        Client {
+            session,
+            store: MemoryKeyspace::new(5_000),
+            keys: BTreeMap::new(),
+            asked: Vec::new(),
+            clients: String::new(),
+            told: Vec::new(),
+            paused: None,
+        }
     }
 
     /// Sends bytes; how many were taken in, and what came of the rest.
     fn send(&mut self, input: &[u8]) -> (usize, Taken) {
         let (mut used, mut frames) = (0, Vec::new());
-        let taken = self.session.take_in_from(input, &mut used, &mut frames, Now::default());
+        let now = Now { paused: self.paused, ..Now::default() };
+        let taken = self.session.take_in_from(input, &mut used, &mut frames, now);
         self.keep(&frames);
         (used, taken)
     }
@@ -192,6 +223,29 @@ impl Client {
                     &cursor[..]
                 });
                 return page.finish(false, cursor);
+            }
+            Request::Stats { section: "clients" } => {
+                encode_reply(&mut out, OpCode::Stats, header.request_id, 0, &Reply::Stats(&self.clients));
+                return out;
+            }
+            Request::Clients(clients) => {
+                let disconnected = match clients.action {
+                    ClientsAction::Disconnect(ids) => ids.len(),
+                    ClientsAction::Pause { .. } | ClientsAction::Unpause => 0,
+                };
+                let what = match clients.action {
+                    ClientsAction::Disconnect(ids) => format!("{:?}", ids.iter().collect::<Vec<_>>()),
+                    other => format!("{other:?}"),
+                };
+                self.told.push(format!("{}: {what}", clients.shard));
+                let text = format!("disconnected={disconnected}\n");
+                encode_reply(&mut out, OpCode::Clients, header.request_id, 0, &Reply::Stats(&text));
+                return out;
+            }
+            Request::Checkpoint { dir } => {
+                self.told.push(dir.to_owned());
+                encode_reply(&mut out, OpCode::Checkpoint, header.request_id, 0, &Reply::Stats(""));
+                return out;
             }
             Request::Stats { .. } => {
                 let text = format!("keys_estimate={}\n", self.keys.len());

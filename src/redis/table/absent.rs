@@ -18,7 +18,6 @@ const fn absent<const N: usize>(group: Group, reason: &'static str, names: [&'st
 
 const STRINGS_ONLY: &str = "values are strings";
 const ONE_DATABASE: &str = "there is one database";
-const NOT_YET: &str = "not yet";
 const NO_REPLICATION: &str = "there is no replication yet";
 const NO_USERS: &str = "there is one user";
 const SLOTS_ARE_GIVEN: &str = "the server itself places slots; `atlaskv-cli rebalance` moves them";
@@ -35,12 +34,6 @@ pub(super) static CHAPTERS: &[&[Spec]] = &[
     &absent(Group::Server, ONE_DATABASE, ["swapdb"]),
     &absent(Group::Server, NO_REPLICATION, ["replicaof", "slaveof", "failover", "sync", "psync", "replconf"]),
     &absent(Group::Server, "what all connections do is not gathered in one place", ["monitor"]),
-    &absent(
-        Group::Server,
-        "everything is saved already; `atlaskv-cli checkpoint` makes a copy, for backups",
-        ["save", "bgsave"],
-    ),
-    &absent(Group::Server, "SIGTERM stops the server", ["shutdown"]),
     &absent(Group::Server, "no tool was found that needs it", ["debug"]),
     &absent(Group::Server, "there are no modules", ["module"]),
     &absent(Group::Server, "a picture by Redis' version", ["lolwut"]),
@@ -71,7 +64,6 @@ pub(super) static CHAPTERS: &[&[Spec]] = &[
         ["client|tracking", "client|trackinginfo", "client|caching", "client|getredir"],
     ),
     &absent(Group::Connection, "no command blocks", ["client|unblock"]),
-    &absent(Group::Connection, NOT_YET, ["client|kill", "client|pause", "client|unpause"]),
     &absent(
         Group::Cluster,
         SLOTS_ARE_GIVEN,

@@ -67,7 +67,7 @@ static CLIENT: &[Spec] = &[
     connection("client|info", 2, CONNECTION)
         .tips(&[VARIES])
         .doc("6.2.0", "O(1)", "", "Tells about this connection.")
-        .differs("fewer fields: id, name, db, multi, resp and the library"),
+        .differs("fewer fields: id, addr, laddr, name, db, multi, user, resp and the library"),
     connection("client|list", -2, ADMIN)
         .tips(&[VARIES])
         .doc(
@@ -77,6 +77,24 @@ static CLIENT: &[Spec] = &[
             "Tells about all connections.",
         )
         .differs("those that speak Redis' protocol; fewer fields"),
+    connection("client|kill", -3, ADMIN)
+        .doc(
+            "2.4.0",
+            "O(N) in the number of connections",
+            "(ip:port|([ID client-id]|[TYPE (NORMAL|MASTER|SLAVE|REPLICA|PUBSUB)]|[USER username]|[ADDR ip:port]|\
+             [LADDR ip:port]|[SKIPME yes/no])...)",
+            "Closes connections.",
+        )
+        .differs("those that speak Redis' protocol, and not one that has not sent anything yet; not within `MULTI`"),
+    connection("client|pause", -3, ADMIN)
+        .doc("2.9.50", "O(1)", "timeout [(WRITE|ALL)]", "Holds back the commands of all clients for a while.")
+        .differs(
+            "clients of the binary protocol go on; keys expire; what was taken in before is done, maybe after the answer; \
+             whoever closes meanwhile, or is cut off by a stop, has what was held back not done; not within `MULTI`",
+        ),
+    connection("client|unpause", 2, ADMIN)
+        .doc("6.2.0", "O(N) in the number of paused clients", "", "Lets clients go on.")
+        .differs("never held back itself, as it is in Redis by a pause of everything; not within `MULTI`"),
     connection("client|reply", 3, CONNECTION).doc(
         "3.2.0",
         "O(1)",

@@ -17,6 +17,9 @@ const SAVING: Flags = Flags::ADMIN.with(Flags::NOSCRIPT).with(Flags::NO_ASYNC_LO
 const SLOW: Flags = ALWAYS.with(Flags::ADMIN);
 /// What is for administrators although its flags don't say so.
 const ABOUT_SERVER: Categories = Categories::ADMIN.with(Categories::DANGEROUS);
+/// Of commands that save.
+const SAVES: &str = "a checkpoint: a data directory of hard links below `--save-dir`, the newest one alone; others are \
+                     served meanwhile; not within `MULTI`";
 const SUBCOMMANDS: &str = "As its subcommands";
 const EVERY_COMMAND: &str = "O(N) in the number of commands";
 
@@ -48,8 +51,16 @@ pub(super) static COMMANDS: &[Spec] = &[
     server("lastsave", 1, ALWAYS_FAST)
         .also(ABOUT_SERVER)
         .tips(&[VARIES])
-        .doc("1.0.0", "O(1)", "", "Tells the time of the last save.")
-        .differs("of the start: nothing needs to be saved"),
+        .doc("1.0.0", "O(1)", "", "Tells the time of the last save."),
+    server("save", 1, SAVING.with(Flags::NO_MULTI))
+        .doc("1.0.0", "O(N) in the number of tables", "", "Makes a copy of all data, and waits for it.")
+        .differs(SAVES),
+    server("bgsave", -1, SAVING)
+        .doc("1.0.0", "O(1)", "[SCHEDULE]", "Begins to make a copy of all data.")
+        .differs(SAVES),
+    server("shutdown", -1, ADMIN.with(Flags::NO_MULTI).with(Flags::ALLOW_BUSY))
+        .doc("1.0.0", "O(1)", "[(NOSAVE|SAVE)] [NOW] [FORCE] [ABORT]", "Stops the server.")
+        .differs("as SIGTERM does: what is in flight is answered, and nothing is saved, since all is on disk"),
     server("bgrewriteaof", 1, SAVING)
         .doc("1.0.0", "O(1)", "", "Rewrites the log so that it is short.")
         .differs("changes nothing: the log is kept short all the time"),
@@ -102,7 +113,7 @@ static CONFIG: &[Spec] = &[
     server("config|set", -4, ADMIN)
         .tips(&[ALL_NODES, ALL_SUCCEED])
         .doc("2.0.0", "O(N) in the number of settings", "(parameter value)...", "Changes settings.")
-        .differs("what cannot be changed while the server runs is refused"),
+        .differs("to what it is already; nothing can be changed while the server runs, and is refused"),
     server("config|resetstat", 2, ADMIN)
         .doc("2.0.0", "O(1)", "", "Lets counters begin anew.")
         .differs("answered, and changes nothing: counters are since the start"),

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use super::{BACKLOG_MAX, BYTES_KEPT, Connection, End};
 use crate::env::{Env, Queue};
+use crate::metrics::Metrics;
+use crate::protocol::Paused;
 use crate::protocol::binary::MAGIC_BYTE;
 use crate::redis::session::{Client, Context, Now, Session, Taken};
 use crate::shard::budget::Granted;
@@ -73,6 +75,17 @@ impl Speech {
     /// A line about the client.
     pub fn describe(&self) -> Option<String> {
         self.of(Session::describe)
+    }
+
+    /// The number of the client.
+    pub fn client(&self) -> Option<u64> {
+        self.of(Session::id)
+    }
+
+    /// The least pause that its next command waits for, if it does.
+    pub fn held_by(&self) -> Option<Paused> {
+        // What was taken in before goes on.
+        self.of(Session::held_by).flatten().filter(|_| self.frame_bytes.get() == 0)
     }
 
     fn of<T>(&self, of: impl FnOnce(&Session) -> T) -> Option<T> {
@@ -142,13 +155,14 @@ impl Speech {
 
 impl<E: Env> Connection<E> {
     fn now(&self) -> Now {
-        Now { wall_micros: self.shard.env.wall_ms() * 1000 }
+        Now { wall_micros: self.shard.env.wall_ms() * 1000, paused: self.shard.paused() }
     }
 
     /// As [`Connection::take_in`] for commands of Redis.
     pub(super) fn take_in_commands(self: &Rc<Self>, rest: &mut Vec<u8>) -> Result<bool, End> {
         let mut used = 0;
         let result = self.take_in_until(rest, &mut used);
+        self.note_pause(self.speech.held_by().is_some());
         rest.drain(..used);
         if rest.is_empty() && rest.capacity() > BYTES_KEPT {
             *rest = Vec::new();
@@ -183,6 +197,24 @@ impl<E: Env> Connection<E> {
                 Taken::Close if is_without => return Err(End::OutOfStep),
                 _ => {}
             }
+        }
+    }
+
+    /// Whether a pause holds back its next command.
+    pub(super) fn is_paused(&self) -> bool {
+        let Some(held_by) = self.speech.held_by() else { return false };
+        self.shard.paused().is_some_and(|paused| paused >= held_by)
+    }
+
+    /// Notes whether it waits for the end of a pause.
+    pub(super) fn note_pause(&self, is_waiting: bool) {
+        if self.waits_for_pause.replace(is_waiting) == is_waiting {
+            return;
+        }
+        Metrics::add(&self.shard.metrics.clients_paused, if is_waiting { 1 } else { u64::MAX }); // modulo 2^64
+        if !is_waiting {
+            // The time was not its own.
+            self.active_at.set(self.shard.env.now());
         }
     }
 

@@ -91,7 +91,7 @@ const OTHERS: &[Recipe] = &[
     (2, |m| m.name("COMMAND").anything()),
     (3, |m| m.name("INFO").maybe(2, &["server", "clients", "keyspace", "all", "nothing", "everything"])),
     (3, |m| m.name("CONFIG").of("GET").choice(&["maxmemory", "no-such-name", "save", "databases", "no-s*"])),
-    (2, |m| m.name("CONFIG").of("SET").choice(&["no-such-name"]).choice(&["1", ""])),
+    (2, |m| m.name("CONFIG").of("SET").choice(&["no-such-name", "save"]).choice(&["1", ""])),
     (1, |m| m.name("CONFIG").of("RESETSTAT")),
     (2, |m| m.name("CONFIG").anything()),
     (4, |m| m.name("OBJECT").choice(&["ENCODING", "FREQ", "IDLETIME", "REFCOUNT", "encoding"]).key()),

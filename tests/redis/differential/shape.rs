@@ -113,7 +113,8 @@ pub fn is_out_of_place(command: &Command) -> bool {
 
 /// CONFIG SET with a name that there is, as far as words can tell.
 fn is_config_set_of_something(command: &Command) -> bool {
-    command.word(1) == "set" && !command.word(2).starts_with("no-such") && command.0.len() > 3
+    let stays = command.0.len() == 4 && command.word(2) == "save" && command.word(3).is_empty();
+    command.word(1) == "set" && !command.word(2).starts_with("no-such") && command.0.len() > 3 && !stays
 }
 
 /// The argument at `index`, if it is a number.

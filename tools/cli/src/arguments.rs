@@ -184,7 +184,8 @@ pub enum Command {
     },
     /// Make a consistent copy of the data while serving, by hard links: a data directory of its own.
     Checkpoint {
-        /// A new or empty directory on the server's machine, on the file system of its data; an absolute path.
+        /// A new or empty directory on the server's machine, on the file system of its data; an absolute path. Or save,
+        /// or bgsave: as SAVE and BGSAVE of Redis, in place of the one before.
         dir: String,
     },
     /// Move all tablets to the first COUNT of the server's cores, while it serves.

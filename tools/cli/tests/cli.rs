@@ -118,7 +118,7 @@ fn answer(request: &Request<'_>, id: u64, limits: Limits, store: &mut Store, out
             store.retain(|key, _| &key[..] < range.start || (!range.end.is_empty() && &key[..] >= range.end));
             reply(Reply::Done);
         }
-        Request::Transact(_) => unreachable!("the tool has no way to ask for it"),
+        Request::Transact(_) | Request::Clients(_) => unreachable!("the tool has no way to ask for it"),
         Request::Tablets { command } => reply(Reply::Stats(&format!("command={command}\n"))),
         Request::Scan(scan) => {
             // Two entries a page, so that cursors are needed.

@@ -66,6 +66,10 @@ impl Disk for Fresh {
         fs::create_dir_all(path).map_err(|error| DiskError::new("create_dir", path, error))
     }
 
+    async fn remove_dir(&self, path: &str) -> Result<()> {
+        fs::remove_dir(path).map_err(|error| DiskError::new("remove_dir", path, error))
+    }
+
     async fn list(&self, path: &str) -> Result<Vec<DirEntry>> {
         self.0.list(path).await
     }

@@ -86,6 +86,10 @@ impl Disk for ReadOnly {
         refused("create", path)
     }
 
+    async fn remove_dir(&self, path: &str) -> Result<()> {
+        refused("remove", path)
+    }
+
     async fn list(&self, path: &str) -> Result<Vec<DirEntry>> {
         let failed = |error| DiskError::new("list", path, error);
         let mut entries = Vec::new();

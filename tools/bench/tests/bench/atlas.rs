@@ -168,6 +168,7 @@ fn execute(
         | Request::DeleteRange(_)
         | Request::Transact(_)
         | Request::Checkpoint { .. }
+        | Request::Clients(_)
         | Request::Tablets { .. } => {
             encode_refusal(out, OpCode::Ping as u8, id, EPOCH, &Refusal::new(Code::Internal, "not here"));
         }

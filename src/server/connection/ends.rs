@@ -1,0 +1,82 @@
+//! What ends a connection from outside: others, the server, or time.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use super::{Connection, READ_BYTES};
+use crate::env::Env;
+
+/// How long, and for how many bytes, a connection that is closed for a fault takes no notice of what comes.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 16 << 20;
+
+impl<E: Env> Connection<E> {
+    /// Ends the connection at once, from outside its own task.
+    pub(in crate::server) fn abandon(&self) {
+        self.is_broken.set(true);
+        self.give_up();
+        self.socket.shutdown(Shutdown::Both);
+        self.moved.notify();
+    }
+
+    /// Takes in no more requests; what is in flight is answered.
+    pub(in crate::server) fn take_no_more(&self) {
+        self.takes_no_more.set(true);
+        self.socket.shutdown(Shutdown::Read);
+        self.moved.notify();
+    }
+
+    /// Does not count a time `absent` before `now`, of which [`sweep`](crate::server::open::OpenConnections::sweep) tells.
+    pub(in crate::server) fn forgive(&self, now: Duration, absent: Duration) {
+        let active_at = self.active_at.get();
+        self.active_at.set((active_at + absent).min(now).max(active_at));
+    }
+
+    /// Disconnects it if it was idle, or held up others, for too long: see
+    /// [`OpenConnections::sweep`](crate::server::open::OpenConnections::sweep).
+    pub(in crate::server) fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
+        let quiet = now.saturating_sub(self.active_at.get());
+        if quiet >= stalled && self.is_silent() && self.shard.request_budget.is_short() {
+            tracing::debug!(
+                token = self.token.get(),
+                "disconnected: its request does not come, and others wait for the memory it holds"
+            );
+            self.abandon();
+        } else if self.speech.is_stuck(now, stalled) {
+            tracing::debug!(
+                token = self.token.get(),
+                "disconnected: a large reply came before others that don't come, and holds the memory of others"
+            );
+            self.abandon();
+        } else if self.is_writing.get() {
+            if quiet >= stalled {
+                tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
+                self.abandon();
+            }
+        } else if idle.is_some_and(|idle| quiet >= idle)
+            && self.in_flight.get() == 0
+            && !self.waits_for_pause.get()
+        {
+            tracing::debug!(token = self.token.get(), "disconnected: idle");
+            self.socket.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Takes no notice of what still comes for a moment: to close with bytes unread would reset the
+    /// connection, and the client might never see why.
+    pub(super) async fn linger(&self) {
+        self.socket.shutdown(Shutdown::Write);
+        let mut left = LINGER_BYTES;
+        let drain = async {
+            let mut sink = Vec::new();
+            while let Ok(len) = self.read_more(&mut sink, READ_BYTES).await {
+                left = left.saturating_sub(len);
+                if len == 0 || left == 0 {
+                    break;
+                }
+                sink.clear();
+            }
+        };
+        futures_lite::future::or(drain, self.shard.env.sleep(LINGER)).await;
+    }
+}
