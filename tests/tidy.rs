@@ -16,7 +16,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("env", "base metrics disk"),
     ("config", "base slot error"),
     ("protocol", "base slot error"),
-    ("redis", "base slot error protocol"),
+    ("redis", "base slot error metrics protocol"),
     ("engine", "base slot metrics disk env"),
     ("shard", "base slot error metrics disk env protocol redis engine"),
     ("placement", "base slot error metrics disk env protocol redis engine shard"),
