@@ -354,7 +354,7 @@ impl<E: Env> Connection<E> {
     /// Notes what it holds.
     fn count(&self) {
         let unread = self.rest_bytes.get().max(self.reserved.get());
-        let of_session = self.speech.frame_bytes() + self.speech.held_bytes();
+        let of_session = self.speech.frame_bytes() + self.speech.held_bytes() + self.speech.pending_bytes();
         self.share.set(self.in_flight_bytes.get() + of_session + unread + self.gathered.get());
     }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::accept::{Acceptor, Connections};
 use super::announce;
@@ -127,7 +127,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
     wait_for_signal(&told);
     notify::notify(Word::Stopping);
     tracing::info!("stopping");
-    let result = bring_down(&acceptor.stop(), shards, &told);
+    let result = bring_down(&acceptor.stop(), shards, 2 * config.stall_timeout, &told);
     for executor in executors {
         executor.join().map_err(ServerError::Ended)?;
     }
@@ -229,18 +229,35 @@ fn wait_for_signal(told: &Receiver<Event>) {
     }
 }
 
-fn bring_down(port: &Port<Message>, shards: usize, told: &Receiver<Event>) -> Result<(), ServerError> {
+/// Ends all shards. Clients that take no replies hold each other up, one stall timeout after the other: after `patience`
+/// those that are left are disconnected.
+fn bring_down(
+    port: &Port<Message>,
+    shards: usize,
+    patience: Duration,
+    told: &Receiver<Event>,
+) -> Result<(), ServerError> {
     let mut result = Ok(());
+    let mut deadline = Some(Instant::now() + patience);
     to_all(port, shards, || Message::Drain);
     let mut drained = 0;
     while drained < shards {
-        match next(told) {
-            Event::Drained => drained += 1,
-            Event::Signal => {
+        let event = match deadline {
+            None => Some(next(told)),
+            Some(deadline) => told.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
+        };
+        match event {
+            Some(Event::Drained) => drained += 1,
+            Some(Event::Signal) => {
                 tracing::info!("stopping at once");
                 to_all(port, shards, || Message::Abandon);
             }
-            _ => {}
+            Some(_) => {}
+            None => {
+                tracing::warn!("clients don't take their replies: stopping without them");
+                deadline = None;
+                to_all(port, shards, || Message::Abandon);
+            }
         }
     }
     to_all(port, shards, || Message::Close);

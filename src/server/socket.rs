@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket as RawSocket};
 
 /// A connected socket. Reading and writing may be polled by different tasks; no call holds a borrow when
@@ -32,6 +34,16 @@ impl Socket {
     /// Writes what fits, or arranges a wake-up.
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, bytes)
+    }
+
+    /// Whether the peer has closed its direction, or all, though there may be bytes that are not read.
+    pub fn is_left(&self) -> bool {
+        let stream = self.stream.borrow();
+        // SAFETY: the descriptor is the stream's, which is borrowed until the end of this function, and so stays open.
+        let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+        let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+        // It does not wait.
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
 
     /// Ends one or both directions; pending reads and writes return. An error means that the peer was

@@ -42,7 +42,15 @@ impl<E: Env> Shard<E> {
     /// A line about each client of this shard that is listed.
     pub(super) fn clients_text(&self) -> String {
         let outlets: Vec<_> = self.outlets.borrow().iter().map(|(_, (_, outlet))| outlet.clone()).collect();
-        outlets.iter().filter_map(|outlet| outlet.describe()).collect()
+        let (mut text, most) = (String::new(), self.limits.frame_bytes_max as usize);
+        for line in outlets.iter().filter_map(|outlet| outlet.describe()) {
+            text += &line;
+            if text.len() > most {
+                // Refused by whoever gathers it.
+                break;
+            }
+        }
+        text
     }
 
     /// Does what CLIENTS asks. What came of it, as text.

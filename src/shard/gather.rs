@@ -242,9 +242,10 @@ impl<E: Env> Gather<E> {
             }
             (Reply::Done, Kind::DeleteRange { is_begun, .. }) => *is_begun = true,
             (Reply::Stats(text), Kind::Lines(all)) => {
-                self.keep(&shard, text.len());
-                all.push_str(text);
-                if all.len() > limit {
+                if all.len() + text.len() <= limit {
+                    self.keep(&shard, text.len());
+                    all.push_str(text);
+                } else {
                     let message = format!("these lines are more than a frame of {limit} bytes");
                     self.refusal.replace(Some(Refusal::new(Code::ReplyTooLarge, message)));
                 }

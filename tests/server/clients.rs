@@ -240,3 +240,41 @@ fn shutdown_stops_the_server_as_a_signal_does() {
     server.signal(Signal::TERM);
     assert_eq!(server.stop().0.code(), Some(0));
 }
+
+#[test]
+fn who_leaves_amid_a_pause_leaves_room_for_who_ends_it() {
+    let (server, _dir) = server(&["--max-connections", "40", "--memory", "128MiB"]);
+    let mut operator = Redis::connect(server.address);
+    assert_eq!(operator.ask(&format!("CLIENT PAUSE {LONG_MS} WRITE")), "+OK\r\n");
+    drop(operator);
+    // More than a connection reads ahead, so that it reads no more and does not see the end.
+    let input =
+        [line("SET k v").as_slice(), &line(&format!("SET k {}", "x".repeat(1_000))).repeat(170)].concat();
+    for _ in 0..2 {
+        let leaving: Vec<Redis> = (0..35).map(|_| Redis::connect(server.address)).collect();
+        for mut redis in leaving {
+            redis.stream.set_nonblocking(true).expect("it is a socket");
+            // It is more than the connection reads, and no more than the kernel takes, which tells of the end then.
+            let _ = std::io::Write::write_all(&mut redis.stream, &input);
+        }
+        eventually("they are gone", || paused(&server) == 0);
+    }
+    let mut operator = Redis::connect(server.address);
+    assert_eq!(operator.ask("CLIENT UNPAUSE"), "+OK\r\n");
+    assert_eq!(operator.ask("SET k w"), "+OK\r\n");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_each_client_that_takes_no_replies() {
+    let (server, _dir) = server(&["--stall-timeout", "1s", "--memory", "128MiB"]);
+    let mut redis = Redis::connect(server.address);
+    let value = "v".repeat(5_000_000);
+    assert_eq!(redis.ask(&format!("SET large {value}")), "+OK\r\n");
+    let mut greedy: Vec<Redis> = (0..12).map(|_| Redis::connect(server.address)).collect();
+    greedy.iter_mut().for_each(|redis| redis.send(&line("GET large").repeat(4)));
+    eventually("they are served", || redis.ask("INFO stats").contains("keyspace_hits:1"));
+    let (status, log) = server.stop();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("stopping without them"), "{log}");
+    drop(greedy);
+}

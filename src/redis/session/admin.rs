@@ -83,6 +83,11 @@ impl Kill {
         Ok(kill)
     }
 
+    /// Whether it is of one client, whose number is all that is asked for.
+    fn is_by_id_alone(&self) -> bool {
+        self.id.is_some() && self.addr.is_none() && self.laddr.is_none() && !self.is_of_other_type
+    }
+
     /// The number of the client that a line of CLIENT LIST is about, if it is meant.
     fn meant(&self, line: &str) -> Option<u64> {
         let field = |name: &str| {
@@ -110,14 +115,45 @@ fn disconnected(text: &str) -> i64 {
 impl Session {
     pub(super) fn client_kill(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
         match Kill::parse(&args[2..]) {
-            Ok(kill) => {
-                encode_request(frames, self.pending.next(), &Request::Stats { section: "clients" });
-                self.expect(What::Kill(kill), None);
-                self.is_exclusive = true;
-            }
+            Ok(kill) => self.begin_to_kill(kill, frames),
             Err(text) => self.say(|out, _| resp::error_bytes(out, &text)),
         }
         Step::Taken
+    }
+
+    fn begin_to_kill(&mut self, mut kill: Kill, frames: &mut Vec<u8>) {
+        let number = self.pending.next();
+        match kill.id.filter(|_| kill.is_by_id_alone()).map(i64::unsigned_abs) {
+            Some(id) if id == self.id => {
+                kill.is_me = !kill.skips_me;
+                kill.killed = i64::from(kill.is_me);
+                if let Outcome::Reply(reply) = self.killed(&kill) {
+                    self.say(|out, _| out.extend_from_slice(&reply));
+                }
+                return;
+            }
+            // Its shard is known, and need not be looked for among all clients, who may be many.
+            Some(id) => {
+                let mut list = ClientIdList::default();
+                list.push(id);
+                kill.left = 1;
+                self.ask_to_disconnect(number, self.shard_of(id), &list, frames);
+            }
+            None => encode_request(frames, number, &Request::Stats { section: "clients" }),
+        }
+        self.expect(What::Kill(Box::new(kill)), None);
+        self.is_exclusive = true;
+    }
+
+    /// The shard that the session of this number is at.
+    fn shard_of(&self, id: u64) -> usize {
+        (id.saturating_sub(1) % self.context.nodes.count() as u64) as usize
+    }
+
+    fn ask_to_disconnect(&self, number: u64, shard: usize, ids: &ClientIdList, frames: &mut Vec<u8>) {
+        let action = ClientsAction::Disconnect(ids.ids());
+        let request = ClientsRequest { shard: shard as u16, action };
+        encode_request(frames, number, &Request::Clients(request));
     }
 
     /// Takes what shards tell of their clients, then what each has disconnected.
@@ -138,7 +174,7 @@ impl Session {
             let Some(id) = kill.meant(line) else { continue };
             match id == self.id {
                 true => kill.is_me = !kill.skips_me,
-                false => ids[(id.saturating_sub(1) % shards as u64) as usize].push(id),
+                false => ids[self.shard_of(id)].push(id),
             }
         }
         kill.killed = i64::from(kill.is_me);
@@ -147,9 +183,7 @@ impl Session {
             for part in ids.chunks(IDS_AT_ONCE) {
                 let mut list = ClientIdList::default();
                 part.iter().for_each(|id| list.push(*id));
-                let action = ClientsAction::Disconnect(list.ids());
-                let request = ClientsRequest { shard: shard as u16, action };
-                encode_request(&mut frames, number, &Request::Clients(request));
+                self.ask_to_disconnect(number, shard, &list, &mut frames);
                 kill.left += 1;
             }
         }

@@ -44,19 +44,19 @@ pub(super) enum What {
     /// WATCH: the version of a key, and after it those of these, last one first.
     Watch { rest: Vec<Vec<u8>> },
     /// SCAN.
-    Scan(Page),
+    Scan(Box<Page>),
     /// KEYS.
-    Keys(Keys),
+    Keys(Box<Keys>),
     /// DBSIZE.
     Count(Count),
     /// CLUSTER COUNTKEYSINSLOT, GETKEYSINSLOT.
-    OfSlot(OfSlot),
+    OfSlot(Box<OfSlot>),
     /// RANDOMKEY.
-    Pick(Pick),
+    Pick(Box<Pick>),
     /// CLIENT LIST: those of these numbers, or all.
     Clients { ids: Option<Vec<i64>> },
     /// CLIENT KILL.
-    Kill(Kill),
+    Kill(Box<Kill>),
     /// INFO: these sections.
     Info { sections: Vec<String> },
 }

@@ -232,6 +232,6 @@ impl Session {
         let is_local = self.is_node();
         let frame = ask_for_page(self.pending.next(), b"", None, PAGE, is_local);
         let of_slot = OfSlot { slot, is_local, most, found: Vec::new(), count: 0 };
-        self.begin(What::OfSlot(of_slot), &frame, frames)
+        self.begin(What::OfSlot(Box::new(of_slot)), &frame, frames)
     }
 }

@@ -10,7 +10,7 @@ use crate::redis::number::parse_i64;
 use crate::redis::{introspect, table};
 
 /// Longest name of a client.
-const NAME_BYTES_MAX: usize = 4 << 10;
+const NAME_BYTES_MAX: usize = 256;
 
 impl Session {
     /// A command that is none on keys that it names.

@@ -264,6 +264,11 @@ impl Session {
         self.pending.is_empty()
     }
 
+    /// Bytes that it keeps of commands whose replies are to come.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.own_bytes()
+    }
+
     /// Bytes that it keeps for EXEC.
     pub fn held_bytes(&self) -> usize {
         self.queue.as_ref().map_or(0, Queue::bytes) + self.watched.bytes()

@@ -22,6 +22,12 @@ pub(super) struct Expected {
     pub reply: Option<Vec<u8>>,
 }
 
+/// There may be thousands, of each of many connections.
+const _: () = assert!(size_of::<Expected>() <= 72);
+
+/// Commands for which room is kept while there are none.
+const KEPT: usize = 64;
+
 /// Commands whose replies have not left, oldest first. Each has a number, the request id of its frames.
 #[derive(Default)]
 pub(super) struct Pending {
@@ -78,6 +84,9 @@ impl Pending {
             errors::count(metrics, &reply);
             if out.is_empty() { *out = reply } else { out.extend_from_slice(&reply) }
         }
+        if self.list.is_empty() && self.list.capacity() > KEPT {
+            self.list = VecDeque::new();
+        }
     }
 
     /// What becomes of what the shards answer to the first.
@@ -88,6 +97,11 @@ impl Pending {
     /// The slot of the first, if its reply is not known.
     pub fn first_slot(&self) -> Option<Slot> {
         self.list.front().and_then(|expected| expected.slot)
+    }
+
+    /// Bytes that it takes itself, beside replies.
+    pub fn own_bytes(&self) -> usize {
+        self.list.len() * size_of::<Expected>()
     }
 
     /// Commands whose replies have not left.

@@ -303,7 +303,7 @@ impl Session {
             let most = Most { entries: count.min(COUNT_MAX), bytes: 0 };
             ask_for_page(number, &prefix, cursor, most, is_local)
         };
-        self.begin(What::Scan(Page { prefix, pattern, is_of_other_type }), &frame, frames)
+        self.begin(What::Scan(Box::new(Page { prefix, pattern, is_of_other_type })), &frame, frames)
     }
 
     pub(super) fn keys(&mut self, args: &[&[u8]], frames: &mut Vec<u8>) -> Step {
@@ -320,7 +320,7 @@ impl Session {
         let frame = ask_for_page(self.pending.next(), &prefix, None, PAGE, is_local);
         let bytes_max = self.context.limits.frame_bytes_max as usize;
         let keys = Keys { prefix, pattern, is_local, found: Vec::new(), count: 0, bytes_max };
-        self.begin(What::Keys(keys), &frame, frames)
+        self.begin(What::Keys(Box::new(keys)), &frame, frames)
     }
 
     pub(super) fn count_keys(&mut self, frames: &mut Vec<u8>) -> Step {
@@ -341,7 +341,7 @@ impl Session {
         let is_local = self.is_node();
         let frame = ask_for_page(self.pending.next(), b"", None, Most { entries: 1, bytes: 0 }, is_local);
         let random = self.random();
-        self.begin(What::Pick(Pick { random, is_local, at: At::First }), &frame, frames)
+        self.begin(What::Pick(Box::new(Pick { random, is_local, at: At::First })), &frame, frames)
     }
 
     /// FLUSHALL, FLUSHDB.

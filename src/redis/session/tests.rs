@@ -230,7 +230,9 @@ impl Client {
             }
             Request::Clients(clients) => {
                 let disconnected = match clients.action {
-                    ClientsAction::Disconnect(ids) => ids.len(),
+                    ClientsAction::Disconnect(ids) => {
+                        ids.iter().filter(|id| self.clients.contains(&format!("id={id} "))).count()
+                    }
                     ClientsAction::Pause { .. } | ClientsAction::Unpause => 0,
                 };
                 let what = match clients.action {

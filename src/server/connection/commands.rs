@@ -142,6 +142,11 @@ impl Speech {
         self.frames.replace(frames);
     }
 
+    /// Bytes that the session keeps of commands that are not answered.
+    pub fn pending_bytes(&self) -> usize {
+        self.of(Session::pending_bytes).unwrap_or(0)
+    }
+
     /// Bytes that the session keeps for later commands.
     pub fn held_bytes(&self) -> usize {
         self.of(Session::held_bytes).unwrap_or(0)

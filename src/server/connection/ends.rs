@@ -48,6 +48,10 @@ impl<E: Env> Connection<E> {
                 "disconnected: a large reply came before others that don't come, and holds the memory of others"
             );
             self.abandon();
+        } else if self.waits_for_pause.get() && self.socket.is_left() {
+            // It may be full of what it sent, and then reads no more, so that it does not see the end.
+            tracing::debug!(token = self.token.get(), "disconnected: its client left while it was paused");
+            self.abandon();
         } else if self.is_writing.get() {
             if quiet >= stalled {
                 tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");

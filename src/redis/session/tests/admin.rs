@@ -28,7 +28,7 @@ fn clients_are_killed_by_what_is_known_of_them() {
         ("client kill type normal user default", ":3\r\n", &["0: [1, 7]", "1: [4]"]),
         ("client kill type pubsub", ":0\r\n", &[]),
         ("client kill id 2", ":0\r\n", &[]),
-        ("client kill id 99", ":0\r\n", &[]),
+        ("client kill id 99", ":0\r\n", &["0: [99]"]),
         ("client kill id 4 id 1", ":1\r\n", &["0: [1]"]),
     ] {
         let mut client = client();
@@ -56,8 +56,8 @@ fn who_kills_itself_is_answered_first() {
 #[test]
 fn nothing_behind_it_is_taken_in_before_it_is_answered() {
     let mut client = client();
-    let input = b"CLIENT KILL ID 4\r\nGET k\r\n";
-    assert_eq!(client.send(input), (18, Taken::Pause));
+    let input = b"CLIENT KILL ID 4 TYPE normal USER default ADDR 10.0.0.3:1\r\nGET k\r\n";
+    assert_eq!(client.send(input), (input.len() - 7, Taken::Pause));
     assert!(client.session.is_waiting());
     assert_eq!(client.answer(0), b"");
     assert_eq!(client.answer(0), b":1\r\n");
