@@ -4,8 +4,9 @@
 //! new generation, which is made live; the shards open their engines; the acceptor starts.
 //!
 //! Stop: the acceptor stops; the shards take in no more requests, answer what is in flight, and lose their
-//! connections; then, all being quiet, they close their logs and end. A second signal cuts the middle
-//! part short: connections are dropped, and every write that was acknowledged is in the log all the same.
+//! connections; then, all being quiet, they close their logs and end. A second signal, or clients that take no
+//! replies for too long, cut the middle part short: connections are dropped, and every write that was
+//! acknowledged is in the log all the same.
 
 use std::io;
 use std::path::Path;
