@@ -423,3 +423,18 @@ fn commands_of_very_many_words_are_done_or_refused_and_the_connection_stays() {
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(!log.contains("ERROR"), "{log}");
 }
+
+#[test]
+fn what_is_answered_holds_no_memory_of_others() {
+    let (server, _dir) = server(&["--memory", "128MiB"]);
+    let mut idle: Vec<Redis> = (0..300).map(|_| Redis::connect(server.address)).collect();
+    let commands = line("SET k v").repeat(1_000);
+    for redis in &mut idle {
+        redis.send(&commands);
+        (0..1_000).for_each(|_| assert_eq!(redis.reply(), b"+OK\r\n"));
+    }
+    // What all of them had under way is more than there is for requests; one of the largest needs its part of it.
+    let mut other = Redis::connect(server.address);
+    assert_eq!(other.ask(&format!("SET large {}", "x".repeat(15_000_000))), "+OK\r\n");
+    assert!(idle.iter_mut().all(|redis| redis.ask("PING") == "+PONG\r\n"));
+}

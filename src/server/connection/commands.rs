@@ -285,6 +285,8 @@ impl<E: Env> Connection<E> {
         self.speech.early_since.set((!early.is_empty()).then_some(since));
         drop((early, out));
         self.give_back_gathered();
+        // What is answered takes nothing any more, and nobody may come by for long.
+        self.count();
         true
     }
 
