@@ -98,6 +98,10 @@ struct Reads {
     cache_misses: u32,
 }
 
+/// See [`Loaded::mark`].
+#[derive(Clone, Copy)]
+pub struct Mark(Reads);
+
 impl Loaded {
     /// With nothing loaded.
     pub const fn new() -> Loaded {
@@ -108,6 +112,16 @@ impl Loaded {
         let mut reads = self.reads.get();
         change(&mut reads);
         self.reads.set(reads);
+    }
+
+    /// What was looked up so far, for [`Loaded::back_to`].
+    pub fn mark(&self) -> Mark {
+        Mark(self.reads.get())
+    }
+
+    /// What was looked up since then will be looked up again.
+    pub fn back_to(&self, mark: Mark) {
+        self.reads.set(mark.0);
     }
 
     /// What was looked up will be looked up again.

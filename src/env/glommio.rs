@@ -9,6 +9,8 @@
 //! - what the root future and all queues do counts as urgent: the long timer would hold otherwise whenever
 //!   only work that is not urgent is runnable.
 
+mod readable;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
@@ -26,6 +28,8 @@ use glommio::{
 use super::{Env, Queue};
 use crate::base::PAGE_SIZE;
 use crate::disk::glommio::GlommioDisk;
+
+pub use self::readable::readable;
 
 /// How often a round of runnable tasks is cut short to look at the rings. With the default of 100 ms, a
 /// read beside a busy background task takes 300 ms; 250 to 500 µs cost nothing measurable.

@@ -26,6 +26,7 @@ use std::time::Duration;
 use self::commands::Speech;
 use super::open::OpenConnections;
 use super::outbuffer::{BYTES_KEPT, OutBuffer};
+use super::poller::Poller;
 use super::socket::Socket;
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
@@ -162,10 +163,11 @@ impl<E: Env> Connection<E> {
         arrival: Arrival,
         context: Rc<session::Context>,
         open: &OpenConnections<E>,
+        poller: &Rc<Poller>,
     ) -> bool {
         let Arrival { stream, read, is_node } = arrival;
         let client = Client::of(&stream, is_node);
-        let socket = match Socket::adopt(stream) {
+        let socket = match Socket::adopt(stream, poller) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!("a connection was lost before it was served: {error}");
@@ -231,14 +233,13 @@ impl<E: Env> Connection<E> {
 
     async fn read_loop(self: &Rc<Self>, mut rest: Vec<u8>) -> End {
         let mut is_ended = false;
-        let mut at_once = 0;
+        let (mut at_once, mut looked_at) = (0, self.socket.seen_at());
         loop {
             let needs_more = match self.take_in(&mut rest).await {
                 Ok(needs_more) => needs_more,
                 Err(end) => return end,
             };
-            self.shard.end_turn();
-            self.write_now();
+            self.end_turn();
             if self.is_broken.get() {
                 return End::Broken;
             }
@@ -252,15 +253,19 @@ impl<E: Env> Connection<E> {
                 }
                 return End::Closed;
             }
+            if looked_at != self.socket.seen_at() {
+                // All others whose bytes had come have been woken since.
+                (at_once, looked_at) = (0, self.socket.seen_at());
+            }
             if at_once >= AT_ONCE_BYTES {
                 at_once = 0;
                 self.shard.rest().await;
             }
-            let (moved, free) = (self.moved.notified(), self.share.free());
+            let free = self.share.free();
             let read = if needs_more && self.is_ready() {
                 match self.room_to_read(&rest) {
                     0 => {
-                        moved.await;
+                        self.moved.notified().await;
                         continue;
                     }
                     room => self.read_more(&mut rest, room).await,
@@ -288,7 +293,7 @@ impl<E: Env> Connection<E> {
                 Ok(0) => is_ended = true,
                 Ok(len) => {
                     at_once += len;
-                    self.active_at.set(self.shard.env.now());
+                    self.active_at.set(self.socket.seen_at());
                     self.rest_bytes.set(rest.len());
                     self.count();
                 }
@@ -376,7 +381,7 @@ impl<E: Env> Connection<E> {
         if !self.share.grow(rest.len() + reserved, more) {
             return reserved;
         }
-        self.active_at.set(self.shard.env.now());
+        self.active_at.set(self.socket.seen_at());
         self.reserved.set(rest.len() + reserved + more);
         reserved + more
     }
@@ -445,8 +450,9 @@ impl<E: Env> Connection<E> {
                 if let Poll::Ready(Ok(len)) = read {
                     Metrics::add(&self.shard.metrics.bytes_in, len as u64);
                     if rest.capacity() - rest.len() < len {
-                        // All of a frame that is on its way, and no more.
-                        rest.reserve_exact(room.max(len));
+                        let whole = rest.len() + len;
+                        // Of a frame that is on its way all, and no more.
+                        rest.reserve_exact(if whole > BYTES_KEPT { room.max(len) } else { len });
                     }
                     rest.extend_from_slice(&buffer[..len]);
                 }
@@ -454,6 +460,16 @@ impl<E: Env> Connection<E> {
             })
         })
         .await
+    }
+
+    /// Has replies sent: many at once, few when all who have something to do now have done it. A client is woken by the
+    /// first that comes, which costs the shard more than the sending does; while those of others follow at once, it
+    /// stays awake.
+    fn end_turn(&self) {
+        if self.unsent() >= SEND_BYTES {
+            self.write_now();
+        }
+        self.shard.end_turn_soon(self.token.get());
     }
 
     fn unsent(&self) -> usize {
@@ -490,7 +506,7 @@ impl<E: Env> Connection<E> {
                     Metrics::add(&self.shard.metrics.bytes_out, len as u64);
                     self.out.borrow_mut().advance(len);
                     self.give_back_sent();
-                    self.active_at.set(self.shard.env.now());
+                    self.active_at.set(self.socket.seen_at());
                 }
                 Poll::Ready(result) => {
                     if let Err(error) = result {
@@ -564,6 +580,8 @@ impl<E: Env> Connection<E> {
 const READ_BYTES: usize = 64 << 10;
 /// Bytes asked of the socket at once at most. They are copied twice before anyone else runs.
 const READ_BYTES_MAX: usize = 128 << 10;
+/// Bytes of replies that do not wait for those of other connections.
+const SEND_BYTES: usize = 4 << 10;
 /// Bytes after which a connection lets others run, though its socket has, or takes, more.
 const AT_ONCE_BYTES: usize = 128 << 10;
 

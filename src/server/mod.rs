@@ -8,6 +8,7 @@ pub mod logging;
 pub mod notify;
 mod open;
 mod outbuffer;
+mod poller;
 pub mod preflight;
 mod redis;
 mod run;

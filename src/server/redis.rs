@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ use super::preflight::Preflight;
 use crate::config::{ClusterConfig, Config, Misrouted, SyncMode};
 use crate::env::Env;
 use crate::placement::SlotTable;
-use crate::redis::session::{Cluster, Context, ContextParts, Host, Nodes, SaveStatus};
+use crate::redis::session::{Cluster, Context, ContextParts, Host, Nodes, Reader, SaveStatus};
 use crate::shard::Shard;
 use crate::slot::Slot;
 
@@ -74,11 +74,16 @@ fn saves_dir(config: &Config) -> Option<String> {
 }
 
 /// The server, as its sessions see it.
-struct Stopper {
+struct Process<E: Env> {
+    env: E,
     is_stopping: Arc<AtomicBool>,
 }
 
-impl Host for Stopper {
+impl<E: Env> Host for Process<E> {
+    fn wall_ms(&self) -> u64 {
+        self.env.wall_ms()
+    }
+
     fn stop(&self) {
         // A second signal would drop connections.
         if self.is_stopping.swap(true, Ordering::AcqRel) {
@@ -176,8 +181,20 @@ impl Nodes for Owners {
     }
 }
 
+/// What a shard has in memory.
+struct Memory<E: Env> {
+    /// The shard must be able to end before the last session's context does.
+    shard: Weak<Shard<E>>,
+}
+
+impl<E: Env> Reader for Memory<E> {
+    fn read(&self, keys: &[&[u8]], take: &mut dyn FnMut(Option<&[u8]>)) -> usize {
+        self.shard.upgrade().map_or(0, |shard| shard.read_at_once(keys, take))
+    }
+}
+
 /// What the connections of `shard` share.
-pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
+pub fn context_of<E: Env>(setup: &Setup, shard: &Rc<Shard<E>>) -> Context {
     if let Some(dir) = &setup.saves_dir {
         shard.keep_saves(dir.clone(), setup.saves.clone());
     }
@@ -186,7 +203,8 @@ pub fn context_of<E: Env>(setup: &Setup, shard: &Shard<E>) -> Context {
         nodes: Box::new(Owners { slots: shard.slots.clone(), local: shard.id }),
         cluster: setup.cluster.clone(),
         metrics: shard.metrics.clone(),
-        host: Box::new(Stopper { is_stopping: setup.is_stopping.clone() }),
+        host: Box::new(Process { env: shard.env.clone(), is_stopping: setup.is_stopping.clone() }),
+        reader: Box::new(Memory { shard: Rc::downgrade(shard) }),
         saves: setup.saves.clone(),
         config: setup.config.clone(),
         port: setup.address.port(),

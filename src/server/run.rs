@@ -106,6 +106,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
             idle_timeout: config.idle_timeout,
             stall_timeout: config.stall_timeout,
             auto_balance: config.auto_balance,
+            may_spin: !config.oversubscribe,
             events: events.clone(),
         };
         let (name, cpu) = (format!("shard-{id}"), preflight.cpus[id]);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::accept::Connections;
 use super::connection::Connection;
 use super::open::OpenConnections;
+use super::poller::Poller;
 use super::redis::{Setup, context_of};
 use crate::base::LogId;
 use crate::engine::manifest::State;
@@ -103,6 +104,8 @@ pub struct ShardSeed {
     pub stall_timeout: Duration,
     /// Whether tablets are moved and split by load.
     pub auto_balance: bool,
+    /// Whether its core is its own, so that it may look for requests for a while before it sleeps.
+    pub may_spin: bool,
     /// Where to tell what happens.
     pub events: Sender<Event>,
 }
@@ -148,6 +151,17 @@ pub async fn serve(seed: ShardSeed) {
             drop(guard);
         });
     }
+    let poller = match Poller::new(seed.may_spin, env.now()) {
+        Ok(poller) => poller,
+        Err(error) => return tell(Event::Opened(Err(format!("no epoll can be made: {error}")))),
+    };
+    {
+        let (env, poller, guard) = (env.clone(), poller.clone(), running.enter());
+        env.clone().spawn(Queue::Foreground, async move {
+            poller.run(&env).await;
+            drop(guard);
+        });
+    }
     let open = Rc::new(OpenConnections::new());
     let context = Rc::new(context_of(&seed.setup, &shard));
     {
@@ -173,10 +187,10 @@ pub async fn serve(seed: ShardSeed) {
             Message::Connection(..) if is_draining => seed.connections.leave(),
             Message::Connection(arrival) => {
                 let (shard, open, connections) = (shard.clone(), open.clone(), seed.connections.clone());
-                let context = context.clone();
+                let (context, poller) = (context.clone(), poller.clone());
                 let guard = open.enter();
                 env.spawn(Queue::Foreground, async move {
-                    let has_moved = Connection::serve(shard, arrival, context, &open).await;
+                    let has_moved = Connection::serve(shard, arrival, context, &open, &poller).await;
                     if !has_moved {
                         connections.leave();
                     }
@@ -201,6 +215,7 @@ pub async fn serve(seed: ShardSeed) {
         .await;
     shard.pending.empty().await;
     shard.close();
+    poller.end();
     running.empty().await;
     let engine = shard.engine.clone();
     drop(shard);

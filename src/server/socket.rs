@@ -1,47 +1,56 @@
-//! One TCP connection on the executor's ring. The only place where `server` touches the runtime's sockets.
+//! One TCP connection, watched by its executor's [`Poller`].
 
-use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::pin::Pin;
+use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{SockRef, Socket as RawSocket};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use socket2::SockRef;
 
-/// A connected socket. Reading and writing may be polled by different tasks; no call holds a borrow when
-/// it returns.
+use super::poller::{Place, Poller};
+
+/// A connected socket. Reading and writing may be polled by different tasks.
 pub struct Socket {
-    stream: RefCell<TcpStream>,
+    stream: std::net::TcpStream,
+    place: Place,
 }
 
 impl Socket {
     /// Takes over an accepted connection, from whichever thread accepted it.
-    pub fn adopt(stream: std::net::TcpStream) -> io::Result<Socket> {
+    pub fn adopt(stream: std::net::TcpStream, poller: &Rc<Poller>) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Socket { stream: RefCell::new(TcpStream::from(RawSocket::from(stream))) })
+        let place = poller.watch(&stream)?;
+        Ok(Socket { stream, place })
     }
 
     /// Reads what is there, or arranges a wake-up. 0 is the end.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buffer)
+        let len = buffer.len();
+        self.place.poll_read(cx, len, || {
+            let (read, _) = retry(|| recv(&self.stream, &mut *buffer, RecvFlags::DONTWAIT))?;
+            Ok(read)
+        })
     }
 
     /// Writes what fits, or arranges a wake-up.
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, bytes)
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        self.place.poll_write(cx, || Ok(retry(|| send(&self.stream, bytes, flags))?))
+    }
+
+    /// When its poller last looked for what has come, on the executor's clock.
+    pub fn seen_at(&self) -> Duration {
+        self.place.seen_at()
     }
 
     /// Whether the peer has closed its direction, or all, though there may be bytes that are not read.
     pub fn is_left(&self) -> bool {
-        let stream = self.stream.borrow();
-        // SAFETY: the descriptor is the stream's, which is borrowed until the end of this function, and so stays open.
-        let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-        let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
         // It does not wait.
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
@@ -49,13 +58,27 @@ impl Socket {
     /// Ends one or both directions; pending reads and writes return. An error means that the peer was
     /// faster, which is as good.
     pub fn shutdown(&self, how: Shutdown) {
-        let stream = self.stream.borrow();
-        let _ = SockRef::from(&*stream).shutdown(how);
+        let _ = SockRef::from(&self.stream).shutdown(how);
     }
 
     /// A second handle to the same connection, to be moved to another executor. This one is dropped after.
     pub fn duplicate(&self) -> io::Result<std::net::TcpStream> {
-        let stream = self.stream.borrow();
-        Ok(SockRef::from(&*stream).try_clone()?.into())
+        self.stream.try_clone()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.place.leave(self.stream.as_fd());
+    }
+}
+
+/// A call that a signal interrupted is made again.
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result,
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod budget;
 mod checkpoint;
 mod clients;
 mod commit;
+mod direct;
 mod execute;
 mod expire;
 mod gather;
@@ -49,7 +50,7 @@ use self::held::{Held, HeldReplies};
 use self::mesh::Port;
 use self::outputs::Outputs;
 use crate::engine::Engine;
-use crate::env::{Env, Gate, Notify};
+use crate::env::{Env, Gate, Notify, Queue};
 use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
@@ -237,6 +238,8 @@ pub struct Shard<E: Env> {
     outlets: RefCell<Slab<(u32, Rc<dyn Outlet>)>>,
     generation: Cell<u32>,
     dirty: RefCell<Vec<u64>>,
+    /// A task that ends the turn is on its way.
+    ends_soon: Cell<bool>,
     outbox: RefCell<Vec<Vec<Reply>>>,
     held: RefCell<Held>,
     /// Requests that connections of this shard hold.
@@ -301,6 +304,7 @@ impl<E: Env> Shard<E> {
             outlets: RefCell::new(Slab::new()),
             generation: Cell::new(0),
             dirty: RefCell::new(Vec::new()),
+            ends_soon: Cell::new(false),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
             request_budget: Rc::new(Budget::new(settings.connection_bytes / 2)),
@@ -462,8 +466,27 @@ impl<E: Env> Shard<E> {
         self.line.rest(&self.env).await;
     }
 
+    /// Has the turn end once all tasks that can run now have run, and the outlet behind `token` flushed then.
+    pub fn end_turn_soon(self: &Rc<Self>, token: u64) {
+        self.soil(token);
+        self.end_turn_later();
+    }
+
+    /// Has the turn end once all tasks that can run now have run. For those of whom many may run in one turn.
+    fn end_turn_later(self: &Rc<Self>) {
+        if self.ends_soon.replace(true) {
+            return;
+        }
+        let (shard, guard) = (self.clone(), self.pending.enter());
+        self.env.spawn(Queue::Foreground, async move {
+            shard.end_turn();
+            drop(guard);
+        });
+    }
+
     /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.
     pub fn end_turn(&self) {
+        self.ends_soon.set(false);
         // Flushing a gathered answer soils the outlet that asked, so this may take two rounds.
         loop {
             let dirty = std::mem::take(&mut *self.dirty.borrow_mut());

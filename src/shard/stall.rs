@@ -27,6 +27,8 @@ use crate::slot::Slot;
 
 /// Replies to one message beyond which the rest of it waits until they have left.
 const OUT_BYTES_MAX: usize = 128 << 10;
+/// Bytes of a reply up to which it waits for those of others whose blocks came at the same time.
+const SMALL_BYTES: usize = 4 << 10;
 /// Bytes of blocks being read for one origin beyond which its further frames wait.
 pub(super) const LOADING_BYTES_MAX: usize = 4 << 20;
 
@@ -84,6 +86,10 @@ struct Turn {
 }
 
 impl Turns {
+    fn is_empty(&self) -> bool {
+        self.last.borrow().is_empty()
+    }
+
     fn is_taken(&self, hashes: &[u64]) -> bool {
         let last = self.last.borrow();
         !last.is_empty() && hashes.iter().any(|hash| last.contains_key(hash))
@@ -293,7 +299,7 @@ impl<E: Env> Shard<E> {
             }
             return Step::Taken;
         }
-        if self.turns.last.borrow().is_empty() || !self.turns.is_taken(&self.hashes(request)) {
+        if self.turns.is_empty() || !self.turns.is_taken(&self.hashes(request)) {
             match self.attempt(meta, request, &Loaded::new(), out) {
                 Attempt::Done => Step::Taken,
                 Attempt::Wait => {
@@ -309,6 +315,12 @@ impl<E: Env> Shard<E> {
         } else {
             self.wait_for_disk(line, origin, frame, meta, request, MissingBlocks::new(), out)
         }
+    }
+
+    /// Whether there is a line of requests for the key with this hash.
+    #[inline]
+    pub(super) fn is_waited_for(&self, hash: u64) -> bool {
+        self.turns.is_taken(&[hash])
     }
 
     fn hashes(&self, request: &Request<'_>) -> smallvec::SmallVec<[u64; 4]> {
@@ -370,9 +382,15 @@ impl<E: Env> Shard<E> {
             shard.attempt_until_done(origin, meta, &frame, missing, &mut out).await;
             shard.turns.leave(&hashes, &turn);
             shard.has_ended(&slots);
+            // A large reply keeps what was granted for it until it has left.
+            let is_large = out.len() > SMALL_BYTES;
             shard.settle(origin, out);
             shard.loaded(line, bytes);
-            shard.end_turn();
+            if is_large {
+                shard.end_turn()
+            } else {
+                shard.end_turn_later()
+            }
             drop(guard);
         });
         Step::Taken

@@ -176,6 +176,12 @@ impl Parser {
         self.place.is_some()
     }
 
+    /// Whether a command has come in part.
+    #[inline]
+    pub fn is_amid(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Parses on in `bytes`, which begin with the first byte of a command: the caller drops what was used,
     /// and after [`Parsed::NeedMore`] keeps all and adds to it. What `args` had is gone; after anything but
     /// [`Parsed::Command`] what it has means nothing. After an error the parser is of no use.
@@ -348,7 +354,7 @@ impl Parser {
 /// The length at `at` and where the next line begins, if it is written as all clients write it and the whole
 /// line is there. Of anything else the caller finds out what it is.
 #[inline]
-fn quick_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+pub(super) fn quick_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     match bytes.get(at..)? {
         // Names, options, most keys.
         [digit @ b'0'..=b'9', b'\r', _, ..] => Some((usize::from(digit - b'0'), at + 3)),

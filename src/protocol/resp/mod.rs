@@ -62,6 +62,7 @@
 mod decode;
 mod encode;
 mod inline;
+mod plain;
 mod reply;
 #[cfg(test)]
 mod tests;
@@ -71,4 +72,5 @@ pub use encode::{
     Proto, array, boolean, bulk, double, error, error_bytes, integer, map, null, null_array, push, set,
     simple, verbatim,
 };
+pub use plain::plain_get;
 pub use reply::{Reply, ReplyError, decode_reply};

@@ -221,7 +221,7 @@ impl Session {
                 return Step::Taken;
             }
         };
-        let now_ms = i64::try_from(self.now.wall_micros / 1000).unwrap_or(i64::MAX);
+        let now_ms = i64::try_from(self.context.host.wall_ms()).unwrap_or(i64::MAX);
         match parse_i64(args[2]) {
             None => self.say_error("ERR timeout is not an integer or out of range"),
             Some(..0) => self.say_error("ERR timeout is negative"),

@@ -63,6 +63,8 @@ pub(super) enum What {
 
 /// What comes of one reply.
 pub(super) enum Outcome {
+    /// The command's reply stands behind what was there.
+    Written,
     /// The command's reply.
     Reply(Vec<u8>),
     /// More replies are to come.
@@ -100,11 +102,32 @@ impl Session {
         };
         let proto = expected.proto;
         let mut what = std::mem::replace(&mut expected.what, What::Known);
+        // The reply that nothing is before, as nearly all are, is written to where it leaves from.
+        let is_first = number == self.pending.first();
+        let mut out = if is_first { std::mem::take(&mut self.out) } else { Vec::new() };
+        let before = out.len();
         let outcome = match reply {
-            Reply::Refused(refusal) => self.refused(&what, &refusal),
-            reply => self.outcome(number, &mut what, reply, proto),
+            Reply::Refused(refusal) => self.refused(&what, &refusal, &mut out),
+            reply => self.outcome(number, &mut what, reply, proto, &mut out),
         };
         match outcome {
+            Outcome::Written if is_first => {
+                self.pending.first_is_written(&mut out, before, &self.context.metrics);
+                self.out = out;
+                return true;
+            }
+            Outcome::Written => {
+                self.pending.answered(number, out);
+                return true;
+            }
+            _ => {}
+        }
+        assert!(out.len() == before, "what is not the reply is not written");
+        if is_first {
+            self.out = out;
+        }
+        match outcome {
+            Outcome::Written => unreachable!("it was dealt with"),
             Outcome::Reply(reply) => {
                 self.pending.answered(number, reply);
                 return true;
@@ -124,58 +147,65 @@ impl Session {
         }
     }
 
-    fn refused(&mut self, what: &What, refusal: &Refusal) -> Outcome {
+    fn refused(&mut self, what: &What, refusal: &Refusal, out: &mut Vec<u8>) -> Outcome {
         if let What::Watch { .. } = what {
             self.watched.failed();
         }
-        let mut out = Vec::new();
-        resp::error(&mut out, &text_of(refusal));
-        Outcome::Reply(out)
+        resp::error(out, &text_of(refusal));
+        Outcome::Written
     }
 
-    fn outcome(&mut self, number: u64, what: &mut What, reply: Reply<'_>, proto: Proto) -> Outcome {
-        let mut out = Vec::new();
+    /// Makes the command's reply of what a shard answered and appends it to `out`; or says what else comes of it, and
+    /// appends nothing.
+    fn outcome(
+        &mut self,
+        number: u64,
+        what: &mut What,
+        reply: Reply<'_>,
+        proto: Proto,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
         match (what, reply) {
             (What::Value, Reply::Value { value, .. }) => {
                 out.reserve(value.len() + 16);
-                resp::bulk(&mut out, value);
+                resp::bulk(out, value);
             }
-            (What::Value, Reply::Absent) => resp::null(&mut out, proto),
-            (What::Set, Reply::Written { .. }) => resp::simple(&mut out, "OK"),
-            (What::Set, Reply::ConditionFailed { .. }) => resp::null(&mut out, proto),
-            (What::IsSet, Reply::Written { .. }) => resp::integer(&mut out, 1),
-            (What::IsSet, Reply::ConditionFailed { .. }) => resp::integer(&mut out, 0),
-            (What::Sum, Reply::Counter { value, .. }) => resp::integer(&mut out, value),
+            (What::Value, Reply::Absent) => resp::null(out, proto),
+            (What::Set, Reply::Written { .. }) => resp::simple(out, "OK"),
+            (What::Set, Reply::ConditionFailed { .. }) => resp::null(out, proto),
+            (What::IsSet, Reply::Written { .. }) => resp::integer(out, 1),
+            (What::IsSet, Reply::ConditionFailed { .. }) => resp::integer(out, 0),
+            (What::Sum, Reply::Counter { value, .. }) => resp::integer(out, value),
             (What::Number { left, sum }, reply) => {
                 *sum += i64::from(!matches!(reply, Reply::Absent));
                 *left -= 1;
                 if *left > 0 {
                     return Outcome::More;
                 }
-                resp::integer(&mut out, *sum);
+                resp::integer(out, *sum);
             }
             (What::IsThere, reply) => {
-                resp::integer(&mut out, i64::from(!matches!(reply, Reply::Absent)));
+                resp::integer(out, i64::from(!matches!(reply, Reply::Absent)));
             }
             (What::Type, reply) => {
-                resp::simple(&mut out, if matches!(reply, Reply::Absent) { "none" } else { "string" });
+                resp::simple(out, if matches!(reply, Reply::Absent) { "none" } else { "string" });
             }
-            (What::Ttl { .. }, Reply::Absent) => resp::integer(&mut out, -2),
-            (What::Ttl { .. }, Reply::Lifetime { lifetime: None, .. }) => resp::integer(&mut out, -1),
+            (What::Ttl { .. }, Reply::Absent) => resp::integer(out, -2),
+            (What::Ttl { .. }, Reply::Lifetime { lifetime: None, .. }) => resp::integer(out, -1),
             (What::Ttl { in_ms, is_absolute }, Reply::Lifetime { lifetime: Some(lifetime), .. }) => {
-                resp::integer(&mut out, ttl(&lifetime, *in_ms, *is_absolute));
+                resp::integer(out, ttl(&lifetime, *in_ms, *is_absolute));
             }
-            (What::Values, Reply::Values(values)) => list(&mut out, values, proto),
+            (What::Values, Reply::Values(values)) => list(out, values, proto),
             (What::All { left }, _) => {
                 *left -= 1;
                 if *left > 0 {
                     return Outcome::More;
                 }
-                resp::simple(&mut out, "OK");
+                resp::simple(out, "OK");
             }
             (What::Resp, Reply::Resp(replies)) => out.extend_from_slice(replies),
-            (What::Done, _) => resp::simple(&mut out, "OK"),
-            (What::Begun, _) => resp::simple(&mut out, "Background saving started"),
+            (What::Done, _) => resp::simple(out, "OK"),
+            (What::Begun, _) => resp::simple(out, "Background saving started"),
             (What::Watch { rest }, reply) => {
                 let version = match reply {
                     Reply::Lifetime { version, .. } => Some(version),
@@ -183,13 +213,14 @@ impl Session {
                 };
                 self.watched.seen(version);
                 if let Some(key) = rest.pop() {
-                    encode_request(&mut out, number, &Request::Ttl { key: &key });
-                    return Outcome::Ask(out);
+                    let mut frame = Vec::new();
+                    encode_request(&mut frame, number, &Request::Ttl { key: &key });
+                    return Outcome::Ask(frame);
                 }
-                resp::simple(&mut out, "OK");
+                resp::simple(out, "OK");
             }
             (What::Scan(scan), Reply::Page(page)) => {
-                scan.reply(&page, &mut self.context.cursors.borrow_mut(), &mut out);
+                scan.reply(&page, &mut self.context.cursors.borrow_mut(), out);
             }
             (What::Keys(keys), Reply::Page(page)) => return keys.take(number, &page),
             (What::OfSlot(keys), Reply::Page(page)) => return keys.take(number, &page),
@@ -197,17 +228,17 @@ impl Session {
             (What::Count(count), Reply::Stats(text)) => return count.estimate(number, text),
             (What::Pick(pick), Reply::Page(page)) => return pick.take(number, &page, proto),
             (What::Clients { ids }, Reply::Stats(text)) => {
-                resp::verbatim(&mut out, "txt", clients(text, ids.as_deref()).as_bytes(), proto);
+                resp::verbatim(out, "txt", clients(text, ids.as_deref()).as_bytes(), proto);
             }
             (What::Kill(kill), Reply::Stats(text)) => return self.go_on_killing(number, kill, text),
             (What::Info { sections }, Reply::Stats(text)) => {
                 let sections = std::mem::take(sections);
                 let text = self.info(&sections, text);
-                resp::verbatim(&mut out, "txt", text.as_bytes(), proto);
+                resp::verbatim(out, "txt", text.as_bytes(), proto);
             }
             _ => unreachable!("a shard answers what it was asked"),
         }
-        Outcome::Reply(out)
+        Outcome::Written
     }
 }
 

@@ -73,8 +73,18 @@ impl Client {
     }
 }
 
+/// Reads that are answered at once.
+pub trait Reader {
+    /// Gives the values of `keys` to `take`, of one after the other (`None`: absent), up to the first that is not this
+    /// shard's, not in memory, not durable yet, large, or that others have to do with just now. How many it gave.
+    fn read(&self, keys: &[&[u8]], take: &mut dyn FnMut(Option<&[u8]>)) -> usize;
+}
+
 /// The server around the shards.
 pub trait Host {
+    /// The time in milliseconds since 1970.
+    fn wall_ms(&self) -> u64;
+
     /// Begins to stop it, as a signal does.
     fn stop(&self);
 }
@@ -93,6 +103,8 @@ pub struct Context {
     pub metrics: Rc<Metrics>,
     /// What else there is.
     pub host: Box<dyn Host>,
+    /// What reads keys.
+    pub reader: Box<dyn Reader>,
     /// What is known of saves.
     pub saves: Arc<SaveStatus>,
     /// Names and values that CONFIG GET tells.
@@ -123,6 +135,8 @@ pub struct ContextParts {
     pub metrics: Rc<Metrics>,
     /// See [`Context::host`].
     pub host: Box<dyn Host>,
+    /// See [`Context::reader`].
+    pub reader: Box<dyn Reader>,
     /// See [`Context::saves`].
     pub saves: Arc<SaveStatus>,
     /// See [`Context::config`].
@@ -146,7 +160,7 @@ impl Context {
     /// Of a shard that serves no session yet.
     pub fn new(parts: ContextParts) -> Context {
         let ContextParts { limits, nodes, cluster, metrics, host, saves, config, port, run_id, .. } = parts;
-        let ContextParts { started_at_ms, clients_max, seed, .. } = parts;
+        let ContextParts { started_at_ms, clients_max, seed, reader, .. } = parts;
         let command_limits = resp::Limits {
             // As a Redis with such a proto-max-bulk-len, but never less than the longest key.
             bulk_bytes_max: (limits.value_bytes_max as usize).max(limits.key_bytes_max as usize),
@@ -160,6 +174,7 @@ impl Context {
             cluster,
             metrics,
             host,
+            reader,
             saves,
             config,
             port,

@@ -52,7 +52,8 @@ impl Session {
         let count = |name: &str| counter(name).to_string();
         let is_cluster = context.cluster.is_some();
         let mode = if is_cluster { "cluster" } else { "standalone" };
-        let uptime = (self.now.wall_micros / 1000).saturating_sub(context.started_at_ms) / 1000;
+        let wall_ms = context.host.wall_ms();
+        let uptime = wall_ms.saturating_sub(context.started_at_ms) / 1000;
         let text = str::to_owned;
         match section {
             "server" => vec![
@@ -64,7 +65,7 @@ impl Session {
                 ("process_id", std::process::id().to_string()),
                 ("run_id", context.run_id.clone()),
                 ("tcp_port", self.port().to_string()),
-                ("server_time_usec", self.now.wall_micros.to_string()),
+                ("server_time_usec", (wall_ms * 1000).to_string()),
                 ("uptime_in_seconds", uptime.to_string()),
                 ("uptime_in_days", (uptime / 86_400).to_string()),
                 ("io_threads_active", text("0")),

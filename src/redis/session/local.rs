@@ -104,15 +104,17 @@ impl Session {
 
     /// What needs neither time nor any shard.
     fn at_once(&mut self, name: &'static str, args: &[&[u8]]) {
-        let wall_micros = self.now.wall_micros;
         match name {
             "ping" => self.ping(args),
             "echo" => self.say_or_queue(|out, _| resp::bulk(out, args[1])),
-            "time" => self.say_or_queue(|out, _| {
-                resp::array(out, 2);
-                resp::bulk(out, (wall_micros / 1_000_000).to_string().as_bytes());
-                resp::bulk(out, (wall_micros % 1_000_000).to_string().as_bytes());
-            }),
+            "time" => {
+                let wall_ms = self.context.host.wall_ms();
+                self.say_or_queue(|out, _| {
+                    resp::array(out, 2);
+                    resp::bulk(out, (wall_ms / 1000).to_string().as_bytes());
+                    resp::bulk(out, (wall_ms % 1000 * 1000).to_string().as_bytes());
+                });
+            }
             "select" => self.select(args),
             "auth" => self.auth(args),
             "command" => self.say_or_queue(|out, proto| introspect::command(out, args, proto)),

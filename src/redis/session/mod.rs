@@ -37,6 +37,8 @@ mod translate;
 
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use self::answer::What;
 use self::multi::{Queue, Watched};
 use self::pending::{Expected, Pending};
@@ -48,7 +50,7 @@ use crate::protocol::Paused;
 use crate::protocol::resp::{self, Args, Parsed, Parser, Proto};
 use crate::slot::Slot;
 
-pub use context::{Client, Cluster, Context, ContextParts, Host, Nodes, REDIS_VERSION};
+pub use context::{Client, Cluster, Context, ContextParts, Host, Nodes, REDIS_VERSION, Reader};
 pub use saves::SaveStatus;
 
 /// Commands of a connection that may be without a reply.
@@ -57,6 +59,8 @@ pub const PENDING_MAX: usize = 16_384;
 pub const FRAMES_BYTES: usize = 64 << 10;
 /// Bytes of replies that wait to leave beyond which nothing is taken in.
 pub const BACKLOG_BYTES: usize = 128 << 10;
+/// GETs that are looked at together.
+const READ_AHEAD: usize = 16;
 /// Commands that are taken in at once.
 const AT_ONCE_MAX: u32 = 1_024;
 
@@ -74,13 +78,13 @@ pub enum Taken {
     Close,
 }
 
-/// What time it is, for commands that tell, and whether they are to be taken in.
+/// How things are around a session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
-    /// Microseconds since 1970.
-    pub wall_micros: u64,
     /// What clients may not do.
     pub paused: Option<Paused>,
+    /// Nothing that was dispatched for it is under way: what is answered at once overtakes nothing.
+    pub is_idle: bool,
 }
 
 /// Which replies a client wants.
@@ -183,6 +187,9 @@ impl Session {
                 return Taken::Pause;
             }
             taken += 1;
+            if frames.is_empty() && self.read_at_once(input, used) {
+                continue;
+            }
             let mut args = Args::new();
             let (step, len) = match self.parser.parse(&input[*used..], &mut args) {
                 Ok(Parsed::NeedMore { wanted }) => return Taken::NeedMore { wanted },
@@ -210,6 +217,40 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Answers the GETs that `input` goes on with, if nothing is before them, as far as this shard has what they ask for
+    /// in memory. Whether there were any. So in a pipeline of GETs the memory that they need is fetched for some at
+    /// once, and no request is made, routed, answered and translated back.
+    fn read_at_once(&mut self, input: &[u8], used: &mut usize) -> bool {
+        let is_plain = self.now.is_idle && self.now.paused.is_none() && self.replies == Replies::On;
+        if !is_plain || !self.pending.is_empty() || self.queue.is_some() || self.parser.is_amid() {
+            return false;
+        }
+        let most = self.context.limits.key_bytes_max as usize;
+        let mut keys = SmallVec::<[&[u8]; READ_AHEAD]>::new();
+        let mut ends = [0; READ_AHEAD];
+        let mut at = *used;
+        while keys.len() < READ_AHEAD
+            && let Some((key, len)) = resp::plain_get(&input[at..])
+            && (1..=most).contains(&key.len())
+        {
+            at += len;
+            ends[keys.len()] = at;
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return false;
+        }
+        let (out, proto) = (&mut self.out, self.proto);
+        let read = self.context.reader.read(&keys, &mut |value| match value {
+            Some(value) => resp::bulk(out, value),
+            None => resp::null(out, proto),
+        });
+        if read > 0 {
+            *used = ends[read - 1];
+        }
+        read > 0
     }
 
     /// The least bytes that more of the command at the start of `input` needs; `input` was taken in as far as it can

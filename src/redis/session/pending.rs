@@ -89,6 +89,15 @@ impl Pending {
         }
     }
 
+    /// The reply to the first command has been written to `out`, behind its first `before` bytes.
+    pub fn first_is_written(&mut self, out: &mut Vec<u8>, before: usize, metrics: &Metrics) {
+        self.first += 1;
+        match self.list.pop_front() {
+            Some(expected) if !expected.is_silent => errors::count(metrics, &out[before..]),
+            _ => out.truncate(before),
+        }
+    }
+
     /// What becomes of what the shards answer to the first.
     pub fn front(&self) -> Option<&What> {
         self.list.front().map(|expected| &expected.what)

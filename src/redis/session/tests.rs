@@ -50,8 +50,22 @@ thread_local! {
 struct Stoppable;
 
 impl Host for Stoppable {
+    fn wall_ms(&self) -> u64 {
+        0
+    }
+
     fn stop(&self) {
         STOPS.set(STOPS.get() + 1);
+    }
+}
+
+/// Has in memory what begins with `near`.
+struct Few;
+
+impl Reader for Few {
+    fn read(&self, keys: &[&[u8]], take: &mut dyn FnMut(Option<&[u8]>)) -> usize {
+        let near = keys.iter().take_while(|key| key.starts_with(b"near"));
+        near.inspect(|key| take(Some(*key).copied().filter(|key| *key != b"near:absent"))).count()
     }
 }
 
@@ -65,6 +79,7 @@ fn context(is_cluster: bool) -> Rc<Context> {
         }),
         metrics: Rc::default(),
         host: Box::new(Stoppable),
+        reader: Box::new(Few),
         saves: Arc::new(SaveStatus::new(1_000)),
         config: vec![("save", String::new()), ("maxmemory", "7".to_owned())],
         port: 7379,
@@ -88,6 +103,8 @@ struct Client {
     /// What shards were to do to them, and where saves were to go.
     told: Vec<String>,
     paused: Option<Paused>,
+    /// Whether reads may be answered at once.
+    is_idle: bool,
 }
 
 impl Client {
@@ -107,13 +124,14 @@ impl Client {
             clients: String::new(),
             told: Vec::new(),
             paused: None,
+            is_idle: false,
         }
     }
 
     /// Sends bytes; how many were taken in, and what came of the rest.
     fn send(&mut self, input: &[u8]) -> (usize, Taken) {
         let (mut used, mut frames) = (0, Vec::new());
-        let now = Now { paused: self.paused, ..Now::default() };
+        let now = Now { paused: self.paused, is_idle: self.is_idle };
         let taken = self.session.take_in_from(input, &mut used, &mut frames, now);
         self.keep(&frames);
         (used, taken)
@@ -520,4 +538,37 @@ fn a_long_answer_to_keys_needs_room_before_its_next_page() {
         assert_eq!(out.is_empty(), !client.asked.is_empty());
     }
     assert!(pages == 100 && !client.session.needs_room() && !client.session.has_frames());
+}
+
+#[test]
+fn gets_that_nothing_is_before_are_answered_at_once_and_others_go_the_long_way() {
+    let mut client = Client::new(false);
+    client.is_idle = true;
+    let get = |key: &str| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len());
+    let input = [get("near:1"), get("near:absent"), get("far"), get("near:2")].concat();
+    assert_eq!(client.send(input.as_bytes()).0, input.len());
+    assert_eq!(
+        client.session.take_out(),
+        b"$6\r\nnear:1\r\n$-1\r\n",
+        "up to the first that is not in memory"
+    );
+    assert_eq!(client.asked.len(), 2, "what is behind it waits for it");
+    assert_eq!([client.answer(0), client.answer(0)].concat(), b"$-1\r\n$-1\r\n", "the map has none of them");
+    // Something of this client is still under way.
+    client.is_idle = false;
+    client.send(get("near:1").as_bytes());
+    assert_eq!((client.session.take_out().len(), client.asked.len()), (0, 1));
+    client.answer(0);
+    client.session.take_out();
+    client.is_idle = true;
+    // In part, and in whole.
+    let command = get("near:1");
+    assert_eq!(client.send(&command.as_bytes()[..20]).0, 0);
+    assert_eq!(client.send(command.as_bytes()).0, command.len(), "the parser goes on with what it began");
+    client.answer(0);
+    client.session.take_out();
+    client.send(b"*1\r\n$5\r\nMULTI\r\n");
+    client.session.take_out();
+    client.send(get("near:1").as_bytes());
+    assert_eq!(client.session.take_out(), b"+QUEUED\r\n");
 }

@@ -160,7 +160,10 @@ impl Speech {
 
 impl<E: Env> Connection<E> {
     fn now(&self) -> Now {
-        Now { wall_micros: self.shard.env.wall_ms() * 1000, paused: self.shard.paused() }
+        Now {
+            paused: self.shard.paused(),
+            is_idle: self.in_flight.get() == 0 && !self.is_stalled() && !self.shard.congested(),
+        }
     }
 
     /// As [`Connection::take_in`] for commands of Redis.
@@ -219,7 +222,7 @@ impl<E: Env> Connection<E> {
         Metrics::add(&self.shard.metrics.clients_paused, if is_waiting { 1 } else { u64::MAX }); // modulo 2^64
         if !is_waiting {
             // The time was not its own.
-            self.active_at.set(self.shard.env.now());
+            self.active_at.set(self.socket.seen_at());
         }
     }
 

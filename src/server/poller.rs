@@ -1,0 +1,256 @@
+//! Which sockets of a shard have bytes, or room for more: one epoll for all of them.
+//!
+//! Each socket is watched from its adoption to its end, edge-triggered: what is ready stays noted here until a call of
+//! the socket finds that there is no more. So a request costs no system call but its receive and its send, and those
+//! that came together are seen together, with one `epoll_wait`. The epoll itself is what the ring polls, and only when
+//! nothing has come for a while. (Before, each socket was polled in the ring anew for each request.)
+//!
+//! A shard whose requests come faster than a thread goes to sleep and wakes again is *busy*: its poller looks again
+//! for some microseconds before it lets the executor sleep. How long it is until something comes is estimated from
+//! the past, so that a shard with less to do burns nothing.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_lite::future::or;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use slab::Slab;
+
+use crate::env::glommio::readable;
+use crate::env::{Env, Notify};
+
+/// Events taken at once. All of them have their turn before more are asked for.
+const EVENTS: usize = 128;
+/// The mean gap between events, at most, for which the poller looks on instead of sleeping. To sleep and wake costs
+/// 15 to 40 µs of the core, so to wait as long as that costs twice at most.
+const GAP_MAX: Duration = Duration::from_micros(60);
+/// How many mean gaps it looks on for.
+const PATIENCE: u32 = 2;
+/// A gap counts as no more than this, so that a pause is forgotten after some requests.
+const GAP_COUNTED: Duration = Duration::from_micros(500);
+/// The last gap counts for one part in so many of the mean.
+const MEAN_OF: u32 = 8;
+
+/// Watches the sockets of one executor.
+pub struct Poller {
+    epoll: OwnedFd,
+    watched: RefCell<Slab<Rc<Watched>>>,
+    /// Whether it may look on at all.
+    may_spin: bool,
+    mean_gap: Cell<Duration>,
+    /// When it last looked.
+    seen_at: Cell<Duration>,
+    is_over: Cell<bool>,
+    over: Notify,
+}
+
+/// What is known of a socket.
+#[derive(Default)]
+struct Watched {
+    reading: Side,
+    writing: Side,
+    /// The peer has closed, or the connection broke: what that means, a read tells.
+    is_left: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Side {
+    is_ready: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Side {
+    fn set_ready(&self) {
+        self.is_ready.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for [`Side::set_ready`].
+    fn wait<T>(&self, cx: &Context<'_>) -> Poll<T> {
+        let mut waker = self.waker.borrow_mut();
+        match waker.as_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+/// A socket's place at its poller, left when dropped.
+pub struct Place {
+    poller: Rc<Poller>,
+    key: usize,
+    watched: Rc<Watched>,
+}
+
+impl Poller {
+    /// For the sockets of this executor, whose clock says `now`. `may_spin`: the core is its own.
+    pub fn new(may_spin: bool, now: Duration) -> io::Result<Rc<Poller>> {
+        Ok(Rc::new(Poller {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            watched: RefCell::default(),
+            may_spin,
+            mean_gap: Cell::new(GAP_COUNTED),
+            seen_at: Cell::new(now),
+            is_over: Cell::new(false),
+            over: Notify::new(),
+        }))
+    }
+
+    /// Begins to watch a socket. Whoever has the place tells it before the socket is closed.
+    ///
+    /// Errors: the kernel has no memory for it, or the user watches as many as they may.
+    pub fn watch(self: &Rc<Self>, socket: impl AsFd) -> io::Result<Place> {
+        let watched = Rc::new(Watched::default());
+        let key = self.watched.borrow_mut().insert(watched.clone());
+        let place = Place { poller: self.clone(), key, watched };
+        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, socket, EventData::new_u64(key as u64), events)?;
+        Ok(place)
+    }
+
+    /// Wakes who waits for what has come, until [`Poller::end`].
+    pub async fn run<E: Env>(&self, env: &E) {
+        let mut last = env.now();
+        while !self.is_over.get() {
+            let over = self.over.notified();
+            let count = match self.look() {
+                Ok(count) => count,
+                Err(error) => {
+                    // It was made here, and is never closed: no input leads here.
+                    tracing::error!("sockets can't be waited for: {error}");
+                    return;
+                }
+            };
+            let now = env.now();
+            self.seen_at.set(now);
+            let gap = now.saturating_sub(last);
+            if count > 0 {
+                self.count_gap(gap);
+                last = now;
+            }
+            // A rest is as short as a suspension can be in which the ring is seen to.
+            if count > 0 || self.may_spin && gap < self.patience() {
+                env.rest().await;
+                continue;
+            }
+            let readable = async {
+                if let Err(error) = readable(&self.epoll).await {
+                    // No descriptor is left, say. Others go on meanwhile.
+                    tracing::warn!(
+                        "sockets are looked at once a millisecond, since waiting for them fails: {error}"
+                    );
+                    env.sleep(Duration::from_millis(1)).await;
+                }
+            };
+            or(readable, over).await;
+        }
+    }
+
+    /// Has [`Poller::run`] end.
+    pub fn end(&self) {
+        self.is_over.set(true);
+        self.over.notify();
+    }
+
+    /// Asks the kernel what has come, without waiting; wakes whom it concerns. How many sockets that are.
+    fn look(&self) -> rustix::io::Result<usize> {
+        let mut events = [const { MaybeUninit::<Event>::uninit() }; EVENTS];
+        let (events, _) = epoll::wait(&self.epoll, &mut events[..], Some(&Timespec::default()))?;
+        let watched = self.watched.borrow();
+        for event in events.iter() {
+            let (data, flags) = (event.data.u64(), event.flags);
+            // Wakers only put tasks into a queue: nobody leaves, and no key is given anew, within this loop.
+            let Some(watched) = watched.get(data as usize) else { continue };
+            let left = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+            if flags.intersects(left) {
+                watched.is_left.set(true);
+            }
+            if flags.intersects(left | EventFlags::IN) {
+                watched.reading.set_ready();
+            }
+            if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
+                watched.writing.set_ready();
+            }
+        }
+        Ok(events.len())
+    }
+
+    fn count_gap(&self, gap: Duration) {
+        let mean = self.mean_gap.get();
+        self.mean_gap.set((mean * (MEAN_OF - 1) + gap.min(GAP_COUNTED)) / MEAN_OF);
+    }
+
+    /// How long after the last event to look on.
+    fn patience(&self) -> Duration {
+        let mean = self.mean_gap.get();
+        if mean <= GAP_MAX { mean * PATIENCE } else { Duration::ZERO }
+    }
+}
+
+impl Place {
+    /// Runs `read`, which must not block, if there may be something to read; it is given `len` bytes of room. Pending:
+    /// there is nothing, and the task of `cx` is woken when there is.
+    pub fn poll_read(
+        &self,
+        cx: &Context<'_>,
+        len: usize,
+        read: impl FnOnce() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let side = &self.watched.reading;
+        if !side.is_ready.get() {
+            return side.wait(cx);
+        }
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                side.is_ready.set(false);
+                side.wait(cx)
+            }
+            Ok(read) => {
+                // There was no more, and what comes now is told anew. An end comes but once.
+                if read < len && !self.watched.is_left.get() {
+                    side.is_ready.set(false);
+                }
+                Poll::Ready(Ok(read))
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Runs `write`, which must not block. Pending: there is no room, and the task of `cx` is woken when there is.
+    pub fn poll_write(
+        &self,
+        cx: &Context<'_>,
+        write: impl FnOnce() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watched.writing.wait(cx),
+            result => Poll::Ready(result),
+        }
+    }
+
+    /// When the poller last looked.
+    pub fn seen_at(&self) -> Duration {
+        self.poller.seen_at.get()
+    }
+
+    /// Ceases to watch. `socket` is the one that was given.
+    pub fn leave(&self, socket: impl AsFd) {
+        // Else a duplicate that lives on elsewhere would go on to be watched under a key that others get.
+        let _ = epoll::delete(&self.poller.epoll, socket);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.poller.watched.borrow_mut().remove(self.key);
+    }
+}
