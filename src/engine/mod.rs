@@ -310,6 +310,12 @@ impl<E: Env> Engine<E> {
         self.active.borrow().prefetch(hashes);
     }
 
+    /// The same of one hash in two halves, between which others should have their turn.
+    #[inline]
+    pub fn prefetch_half(&self, hash: u64, half: memtable::Half) {
+        self.active.borrow().prefetch_half(hash, half);
+    }
+
     fn next_file(&self) -> FileId {
         let number = self.next_file.get();
         self.next_file.set(number + 1);

@@ -9,6 +9,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::cache::Place;
 use super::damage::MetBy;
 use super::sstable::{Block, Partition, Table};
@@ -311,7 +313,12 @@ impl<E: Env> Engine<E> {
         missing: impl IntoIterator<Item = MissingBlock<E>>,
         loaded: &mut Loaded,
     ) -> Result<(), EngineError> {
-        let mut wanted: Vec<MissingBlock<E>> = missing.into_iter().collect();
+        let mut wanted: SmallVec<[MissingBlock<E>; 1]> = missing.into_iter().collect();
+        if wanted.len() == 1
+            && let Some(part) = wanted.pop()
+        {
+            return self.load(part, loaded).await;
+        }
         // Several keys of one request may be in the same.
         wanted.sort_by_key(MissingBlock::key);
         wanted.dedup_by_key(|part| part.key());

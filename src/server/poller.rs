@@ -46,6 +46,8 @@ pub struct Poller {
     mean_gap: Cell<Duration>,
     /// When it last looked.
     seen_at: Cell<Duration>,
+    /// For how many there was something then.
+    seen: Cell<usize>,
     is_over: Cell<bool>,
     over: Notify,
 }
@@ -100,6 +102,7 @@ impl Poller {
             may_spin,
             mean_gap: Cell::new(GAP_COUNTED),
             seen_at: Cell::new(now),
+            seen: Cell::new(0),
             is_over: Cell::new(false),
             over: Notify::new(),
         }))
@@ -132,6 +135,7 @@ impl Poller {
             };
             let now = env.now();
             self.seen_at.set(now);
+            self.seen.set(count);
             let gap = now.saturating_sub(last);
             if count > 0 {
                 self.count_gap(gap);
@@ -242,6 +246,11 @@ impl Place {
         self.poller.seen_at.get()
     }
 
+    /// For how many sockets there was something then.
+    pub fn seen(&self) -> usize {
+        self.poller.seen.get()
+    }
+
     /// Ceases to watch. `socket` is the one that was given.
     pub fn leave(&self, socket: impl AsFd) {
         // Else a duplicate that lives on elsewhere would go on to be watched under a key that others get.
@@ -254,3 +263,6 @@ impl Drop for Place {
         self.poller.watched.borrow_mut().remove(self.key);
     }
 }
+
+#[cfg(test)]
+mod tests;

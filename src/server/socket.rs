@@ -48,6 +48,11 @@ impl Socket {
         self.place.seen_at()
     }
 
+    /// How many sockets had something then.
+    pub fn seen(&self) -> usize {
+        self.place.seen()
+    }
+
     /// Whether the peer has closed its direction, or all, though there may be bytes that are not read.
     pub fn is_left(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];

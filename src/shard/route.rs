@@ -8,7 +8,7 @@ use super::outputs::{Meta, Outputs};
 use super::stall::Step;
 use super::topology::COORDINATOR;
 use super::{Message, Origin, Outlet, Shard};
-use crate::engine::memtable::PREFETCH_MAX;
+use crate::engine::memtable::{Half, PREFETCH_MAX};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
 use crate::metrics::Metrics;
@@ -55,8 +55,19 @@ pub enum Dispatched {
 }
 
 /// Frames of one read, by owner.
+#[derive(Default)]
 struct Outbound {
+    /// Empty, as long as all are for this shard.
     frames: Vec<Vec<u8>>,
+}
+
+impl Outbound {
+    fn of(&mut self, owner: usize, shards: usize) -> &mut Vec<u8> {
+        if self.frames.is_empty() {
+            self.frames.resize_with(shards, Vec::new);
+        }
+        &mut self.frames[owner]
+    }
 }
 
 impl<E: Env> Shard<E> {
@@ -66,7 +77,7 @@ impl<E: Env> Shard<E> {
         self.engine.tick();
         let origin = Origin { peer: self.id, token };
         let mut out = Outputs::of(origin);
-        let mut outbound = Outbound { frames: vec![Vec::new(); self.slots.shards] };
+        let mut outbound = Outbound::default();
         let (mut used, mut fetched, mut taken) = (0, 0, 0);
         // What is sent from here on leaves in one message per owner at the end.
         if self.congested() {
@@ -128,7 +139,8 @@ impl<E: Env> Shard<E> {
                 self.wait_for_gathers(token, outlet);
                 break Dispatched::Pause { used };
             }
-            let is_everywhere = request.route() == Route::Everywhere;
+            let route = request.route();
+            let is_everywhere = route == Route::Everywhere;
             if is_everywhere && outlet.in_flight() > 0 {
                 outlet.fence();
                 break Dispatched::Pause { used };
@@ -137,7 +149,7 @@ impl<E: Env> Shard<E> {
             if is_everywhere {
                 outlet.fence();
             }
-            self.send_to_owner(origin, frame, meta, &request, &mut outbound, &mut out);
+            self.send_to_owner(origin, frame, meta, &request, route, &mut outbound, &mut out);
             used += len;
         };
         self.settle(origin, out);
@@ -203,16 +215,36 @@ impl<E: Env> Shard<E> {
         at.max(1)
     }
 
+    /// The key that the first frame of `bytes` names, if it is whole.
+    pub fn first_key<'b>(&self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let header = decode_header(bytes, &self.limits).ok()??;
+        header.key(bytes.get(HEADER_BYTES..header.frame_bytes())?)
+    }
+
+    /// Has what a request of `key` will touch fetched, while others who have something to do have their turn.
+    pub async fn fetch_for(&self, key: &[u8]) {
+        if self.slots.shard(Slot::of_key(key)) != self.id {
+            return;
+        }
+        let hash = self.engine.hash(key);
+        for half in Half::ALL {
+            self.engine.prefetch_half(hash, half);
+            self.env.yield_now().await;
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // the request, and where it goes
     fn send_to_owner(
         self: &Rc<Self>,
         origin: Origin,
         frame: &[u8],
         meta: Meta,
         request: &Request<'_>,
+        route: Route<'_>,
         outbound: &mut Outbound,
         out: &mut Outputs,
     ) {
-        let owner = match request.route() {
+        let owner = match route {
             Route::Anywhere => {
                 if let Request::Stats { section } = request {
                     self.gather_stats(origin, meta, section, out);
@@ -243,7 +275,7 @@ impl<E: Env> Shard<E> {
         };
         if owner != self.id {
             Metrics::add(&self.metrics.forwarded, 1);
-            outbound.frames[owner].extend_from_slice(frame);
+            outbound.of(owner, self.slots.shards).extend_from_slice(frame);
             return;
         }
         if self.has_stalled(origin) {

@@ -35,6 +35,20 @@ use crate::base::{Entry, Lsn, OpKind};
 /// Lookups that are prefetched together, at most: about as many misses as a core keeps in flight.
 pub const PREFETCH_MAX: usize = 32;
 
+/// What a lookup waits for, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The slot of the index.
+    Slot,
+    /// The first record of the key, which the slot names.
+    Record,
+}
+
+impl Half {
+    /// In the order in which they are to be fetched.
+    pub const ALL: [Half; 2] = [Half::Slot, Half::Record];
+}
+
 /// What of a key a reader of an earlier moment sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visible {
@@ -178,6 +192,19 @@ impl Memtable {
             let newest = Record::at(&self.arena, first).link();
             if newest != first {
                 Record::at(&self.arena, newest).prefetch();
+            }
+        }
+    }
+
+    /// A half of [`Memtable::prefetch`] for one hash.
+    #[inline]
+    pub fn prefetch_half(&self, hash: u64, half: Half) {
+        match half {
+            Half::Slot => self.index.prefetch(hash),
+            Half::Record => {
+                if let Some(candidate) = self.index.candidate(hash) {
+                    Record::at(&self.arena, candidate).prefetch();
+                }
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::env::{Env, Queue};
 use crate::metrics::Metrics;
 use crate::protocol::Paused;
 use crate::protocol::binary::MAGIC_BYTE;
+use crate::protocol::resp::plain_get;
 use crate::redis::session::{Client, Context, Now, Session, Taken};
 use crate::shard::budget::Granted;
 use crate::shard::{Dispatched, Outlet, Replies};
@@ -115,6 +116,11 @@ impl Speech {
     /// Whether it has had a reply that came early, and what was granted for it, for `time`.
     pub fn is_stuck(&self, now: Duration, time: Duration) -> bool {
         self.early_since.get().is_some_and(|since| now.saturating_sub(since) >= time)
+    }
+
+    /// The key that the GET at the start of `rest` names, if it is one.
+    pub fn first_key<'b>(&self, rest: &'b [u8]) -> Option<&'b [u8]> {
+        plain_get(rest).map(|(key, _)| key)
     }
 
     /// The shard whose replies are waited for by others that came early, if these are many.

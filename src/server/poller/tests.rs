@@ -1,0 +1,174 @@
+//! Real sockets on a real executor.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use super::super::socket::Socket;
+use super::*;
+use crate::env::Queue;
+use crate::env::glommio::{GlommioEnv, Locked, spawn_executor};
+
+/// Runs `test` beside a poller, with the two ends of a connection: ours, and the client's.
+fn with_socket<F>(test: impl FnOnce(GlommioEnv, Rc<Poller>, Socket, TcpStream) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
+        let env = GlommioEnv::new(&root).await.unwrap();
+        let poller = Poller::new(true, env.now()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
+        let over = crate::env::Gate::new();
+        let guard = over.enter();
+        env.spawn(Queue::Foreground, {
+            let (env, poller) = (env.clone(), poller.clone());
+            async move {
+                poller.run(&env).await;
+                drop(guard);
+            }
+        });
+        test(env.clone(), poller.clone(), socket, client).await;
+        poller.end();
+        over.empty().await;
+    });
+    executor.unwrap().join().unwrap();
+}
+
+async fn read(socket: &Socket, most: usize) -> Vec<u8> {
+    let mut buffer = vec![0; most];
+    let len = std::future::poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await.unwrap();
+    buffer.truncate(len);
+    buffer
+}
+
+async fn poll_once(socket: &Socket) -> Option<usize> {
+    let mut buffer = [0; 16];
+    let read = std::future::poll_fn(|cx| socket.poll_read(cx, &mut buffer));
+    futures_lite::future::poll_once(read).await.map(|read| read.unwrap())
+}
+
+#[test]
+fn whoever_waits_is_woken_by_what_comes_each_time() {
+    with_socket(|env, _, socket, mut client| async move {
+        for round in 0..100u8 {
+            assert_eq!(poll_once(&socket).await, None, "nothing has come");
+            if round % 3 == 0 {
+                env.sleep(Duration::from_millis(2)).await; // the poller has gone to sleep
+            }
+            client.write_all(&[round; 5]).unwrap();
+            // In part: the rest is still there, and nothing tells of it again.
+            assert_eq!(read(&socket, 2).await, [round; 2]);
+            assert_eq!(read(&socket, 2).await, [round; 2]);
+            assert_eq!(read(&socket, 2).await, [round]);
+        }
+    });
+}
+
+#[test]
+fn the_end_is_seen_behind_what_came_before_it() {
+    with_socket(|_, _, socket, mut client| async move {
+        client.write_all(b"last").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read(&socket, 100).await, b"last");
+        assert_eq!(read(&socket, 100).await, b"");
+        assert_eq!(read(&socket, 100).await, b"", "an end does not pass");
+        // The other direction is open.
+        let sent = std::future::poll_fn(|cx| socket.poll_write(cx, b"reply")).await.unwrap();
+        assert_eq!(sent, 5);
+        let mut reply = [0; 5];
+        client.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"reply");
+    });
+}
+
+#[test]
+fn a_shutdown_of_ours_wakes_who_waits() {
+    with_socket(|env, _, socket, _client| async move {
+        let socket = Rc::new(socket);
+        env.spawn(Queue::Foreground, {
+            let (env, socket) = (env.clone(), socket.clone());
+            async move {
+                env.sleep(Duration::from_millis(2)).await;
+                socket.shutdown(Shutdown::Both);
+            }
+        });
+        assert_eq!(read(&socket, 100).await, b"");
+    });
+}
+
+#[test]
+fn whoever_writes_waits_for_room() {
+    with_socket(|env, _, socket, mut client| async move {
+        let socket = Rc::new(socket);
+        let all = 64 << 20;
+        let written = Rc::new(Cell::new(0));
+        env.spawn(Queue::Foreground, {
+            let (socket, written) = (socket.clone(), written.clone());
+            async move {
+                let bytes = vec![7; 1 << 20];
+                while written.get() < all {
+                    let most = (all - written.get()).min(bytes.len());
+                    let sent =
+                        std::future::poll_fn(|cx| socket.poll_write(cx, &bytes[..most])).await.unwrap();
+                    written.set(written.get() + sent);
+                }
+            }
+        });
+        env.sleep(Duration::from_millis(20)).await;
+        assert!(written.get() < all, "the kernel does not take 64 MiB that nobody reads");
+        client.set_nonblocking(true).unwrap();
+        let (mut buffer, mut len) = (vec![0; 1 << 20], 0);
+        while len < all {
+            match client.read(&mut buffer) {
+                Ok(read) => {
+                    assert!(buffer[..read].iter().all(|byte| *byte == 7));
+                    len += read;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    env.rest().await;
+                }
+            }
+        }
+        assert_eq!((len, written.get()), (all, all));
+    });
+}
+
+#[test]
+fn one_that_was_handed_over_is_not_watched_any_more_though_it_lives_on() {
+    with_socket(|env, poller, socket, mut client| async move {
+        let elsewhere = socket.duplicate().unwrap();
+        drop(socket);
+        assert_eq!(poller.watched.borrow().len(), 0);
+        client.write_all(b"for the other").unwrap();
+        env.sleep(Duration::from_millis(5)).await;
+        assert_eq!(poller.seen.get(), 0, "nothing came");
+        // Its key may be given to another.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let other = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
+        assert_eq!(poll_once(&other).await, None);
+        drop(elsewhere);
+    });
+}
+
+#[test]
+fn with_nothing_to_do_it_looks_at_nothing() {
+    with_socket(|env, poller, socket, mut client| async move {
+        // Busy first, so that it looks on for a while.
+        for _ in 0..1000 {
+            client.write_all(b"x").unwrap();
+            assert_eq!(read(&socket, 10).await, b"x");
+        }
+        assert!(poller.patience() > Duration::ZERO, "it is busy: {:?}", poller.mean_gap.get());
+        env.sleep(Duration::from_millis(20)).await;
+        let looked_at = poller.seen_at.get();
+        env.sleep(Duration::from_millis(200)).await;
+        assert_eq!(poller.seen_at.get(), looked_at, "it has slept meanwhile");
+        client.write_all(b"y").unwrap();
+        assert_eq!(read(&socket, 10).await, b"y");
+    });
+}
