@@ -36,17 +36,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 from harness import say
 
-from race import loads, peers, report, targets
+from race import loads, peers, report, restart, shards, targets
 from race.kept import Kept
 
 # What measures the loads of each, in the order of a race.
 STAGES = [
     ("in memory", loads.LOADS, loads.run),
+    ("shards", shards.LOADS, shards.run),
+    ("restart", restart.LOADS, restart.run),
 ]
 TITLES = {name: load.title for _, its_loads, _ in STAGES for name, load in its_loads.items()}
-TITLES["set-all"] = "all SETs of a round, and what they leave to do"
+TITLES[loads.WRITES] = "all SETs of a round, and what they leave to do"
 # Arguments that results depend on: a race goes on with the same ones only.
-PARAMETERS = ["seconds", "keys", "memory", "server_cpu", "generator_cpu"]
+PARAMETERS = ["seconds", "keys", "keys_resident", "keys_huge", "log_mib", "paced_rate"]
+PARAMETERS += ["memory", "server_cpu", "generator_cpu"]
 
 
 def arguments():
@@ -55,6 +58,10 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
     parser.add_argument("--keys", type=int, default=1_000_000, help="of data in memory")
+    parser.add_argument("--keys-resident", type=int, default=10_000_000, help="of target 12")
+    parser.add_argument("--keys-huge", type=int, default=86_000_000, help="of the clean start: 10 GB")
+    parser.add_argument("--log-mib", type=int, default=1024, help="of the log to recover, if memtables hold as much")
+    parser.add_argument("--paced-rate", type=int, default=300_000, help="operations a second of target 10")
     parser.add_argument("--memory", default="2GiB", help="of AtlasKV with data in memory")
     parser.add_argument("--dir", help="where data and results are; results stay [a fresh one, removed at the end]")
     parser.add_argument("--bin", default=str(harness.ROOT / "target/release"))
@@ -86,6 +93,15 @@ class Race:
     def turns(self):
         return range(1, self.args.rounds + 1)
 
+    def missing(self, wanted, turn, names):
+        """What of these loads was not measured yet in this round, in order; who is first changes with the round."""
+        pairs = []
+        for name in names:
+            whos = [who for load, who in wanted if load == name]
+            first = turn % len(whos) if whos else 0
+            pairs += [(name, who) for who in whos[first:] + whos[:first] if not self.kept.has(name, who, turn)]
+        return pairs
+
 
 def measure(race, chosen):
     wanted = targets.pairs(chosen)
@@ -94,8 +110,9 @@ def measure(race, chosen):
     race.kept.begin({name: getattr(race.args, name) for name in PARAMETERS}, about)
     for title, its_loads, run in STAGES:
         its = [(load, who) for load, who in wanted if load in its_loads]
-        if its:
-            say(f"{title}: {len(its)} measurements a round, {race.args.rounds} rounds")
+        todo = sum(len(race.missing(its, turn, its_loads)) for turn in race.turns())
+        if todo:
+            say(f"{title}: {todo} measurements to do")
             run(race, its)
 
 

@@ -37,6 +37,8 @@ LOADS = {
     "get-quiet": Load("GET, 50 connections, nobody writes", "get", 50, 1),
     "get-beside": Load("GET, 50 connections, beside 8 that SET", "get", 50, 1, writers=8),
 }
+# Beside those, of all SETs of a round.
+WRITES = "set-all"
 
 
 def figures_of(report, mix):
@@ -93,28 +95,23 @@ class Stage:
 
     def run(self):
         for turn in self.race.turns():
-            todo = [pair for pair in self.wanted if not self.kept.has(*pair, turn)]
-            if not todo:
-                continue
-            self.round(turn, [(load, who) for load, who in todo if LOADS[load].mix == "set"], self.account_writes)
-            self.round(turn, [(load, who) for load, who in todo if LOADS[load].mix == "get"])
+            for mix in ["set", "get"]:
+                its = [name for name, load in LOADS.items() if load.mix == mix]
+                if pairs := self.race.missing(self.wanted, turn, its):
+                    self.round(turn, pairs, mix)
 
-    def round(self, turn, pairs, account=None):
-        """Each load on one server after the other; who is first changes from round to round."""
-        names = list(self.peers)
-        names = names[turn % len(names) :] + names[: turn % len(names)]
-        before, asked = {}, dict.fromkeys(names, 0)
-        for name in names:
-            if any(who == name for _, who in pairs):
-                before[name] = self.ready(name, reads=account is None)
-        for load in LOADS:
+    def round(self, turn, pairs, mix):
+        """Each load on one server after the other, once all are at rest."""
+        names = sorted({name for _, name in pairs})
+        before = {name: self.ready(name, reads=mix == "get") for name in names}
+        asked = dict.fromkeys(names, 0)
+        for load, name in pairs:
+            figures = self.turn_of(name, load)
+            asked[name] += figures["ops_per_second"] * (1 + self.race.args.seconds) * (KEY + VALUE)
+            self.kept.keep(load, name, turn, figures)
+        if mix == "set":
             for name in names:
-                if (load, name) in pairs:
-                    figures = self.turn_of(name, load)
-                    asked[name] += figures["ops_per_second"] * (1 + self.race.args.seconds)
-                    self.kept.keep(load, name, turn, figures)
-        if account:
-            account(turn, names, before, asked)
+                self.account(turn, name, before[name], asked[name])
 
     def turn_of(self, name, load):
         # What others wrote and did not ask to have on disk is out of the way of who does.
@@ -137,13 +134,10 @@ class Stage:
         peer.hold()
         return counters
 
-    def account_writes(self, turn, names, before, asked):
+    def account(self, turn, name, before, asked):
         """What all SETs of the round caused to be written, merges and rewrites that they left due included."""
-        for name in names:
-            if asked[name]:
-                written = difference(self.ready(name), before[name])["written"]
-                amplification = written / (asked[name] * (KEY + VALUE))
-                self.kept.keep("set-all", name, turn, {"write_amplification": amplification})
+        written = difference(self.ready(name), before)["written"]
+        self.kept.keep(WRITES, name, turn, {"write_amplification": written / asked})
 
     def end(self):
         for name, peer in self.peers.items():
@@ -152,12 +146,8 @@ class Stage:
 
 
 def run(race, wanted):
-    stage = None
-    if all(race.kept.has(*pair, turn) for pair in wanted for turn in race.turns()):
-        return
+    stage = Stage(race, wanted)
     try:
-        stage = Stage(race, wanted)
         stage.run()
     finally:
-        if stage:
-            stage.end()
+        stage.end()

@@ -119,6 +119,11 @@ class AtlasKv(Server):
     def go(self):
         os.kill(self.pid, signal.SIGCONT)
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
     def stop(self, seconds=120):
         if self.process.poll() is None:
             self.go()

@@ -13,6 +13,9 @@ NAMES = {
     "memcached": "memcached",
     "rocksdb": "RocksDB",
     "fio": "fio",
+    "one-shard": "AtlasKV, 1 shard on each core",
+    "two-shards": "AtlasKV, 2 shards",
+    "two-shards-unaware": "AtlasKV, 2 shards unknown",
 }
 # Figures of a measurement, in the order of their columns.
 FIGURES = {

@@ -52,6 +52,13 @@ def against(target, load, title, who, name, bound=None, figure="ops_per_second",
     return Target(target, title, name, (load, "atlaskv", figure), ((load, who, figure),), bound, least)
 
 
+def shards(target, what, load, who, bound):
+    clients = {"two-shards": "clients that know them", "two-shards-unaware": "clients that don't know, pipeline 16"}
+    title = f"CPU time per {what} with 2 shards, {clients[who]}"
+    figure = "cpu_micros_per_op"
+    return Target(target, title, "1 shard", (load, who, figure), ((load, "one-shard", figure),), bound, least=False)
+
+
 ALWAYS, MEMORY = "Redis, appendfsync always", "Redis, persistence off"
 CPU = {"figure": "cpu_micros_per_op", "least": False}
 P50 = {"figure": "p50_us", "least": False}
@@ -73,6 +80,22 @@ TARGETS = [
     Target(
         "9b", "p50 of these GETs", "the same when nobody writes",
         ("get-beside", "atlaskv", "p50_us"), (("get-quiet", "atlaskv", "p50_us"),), 1.2, least=False,
+    ),
+    shards("10", "GET", "shards-get-paced", "two-shards", 1.05),
+    shards("10", "SET", "shards-set-paced", "two-shards", 1.05),
+    shards("11", "GET", "shards-get", "two-shards-unaware", 1.6),
+    shards("11", "SET", "shards-set", "two-shards-unaware", 1.6),
+    Target(
+        "12", "resident bytes a key on disk, cache empty", "a server without data",
+        ("resident", "atlaskv", "bytes_per_key"), (), 2, least=False, unit=" B",
+    ),
+    Target(
+        "13", "recovery of the log", "sequential reads of fio",
+        ("recover", "atlaskv", "bytes_per_second"), (("read-through", "fio", "bytes_per_second"),), 0.5,
+    ),
+    Target(
+        "13", "start of 10 GB after SIGTERM", "–",
+        ("clean-start", "atlaskv", "seconds"), (), 1, least=False, unit=" s",
     ),
 ]  # fmt: skip
 
