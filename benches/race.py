@@ -36,20 +36,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 from harness import say
 
-from race import loads, peers, report, restart, shards, targets
+from race import disk, loads, paced, peers, report, restart, shards, targets
 from race.kept import Kept
 
 # What measures the loads of each, in the order of a race.
 STAGES = [
     ("in memory", loads.LOADS, loads.run),
     ("shards", shards.LOADS, shards.run),
+    ("disk", disk.LOADS, disk.run),
     ("restart", restart.LOADS, restart.run),
+    ("paced", paced.LOADS, paced.run),
 ]
 TITLES = {name: load.title for _, its_loads, _ in STAGES for name, load in its_loads.items()}
 TITLES[loads.WRITES] = "all SETs of a round, and what they leave to do"
 # Arguments that results depend on: a race goes on with the same ones only.
 PARAMETERS = ["seconds", "keys", "keys_resident", "keys_huge", "log_mib", "paced_rate"]
-PARAMETERS += ["memory", "server_cpu", "generator_cpu"]
+PARAMETERS += ["keys_large", "slow_minutes", "memory", "memory_small", "server_cpu", "generator_cpu"]
 
 
 def arguments():
@@ -58,11 +60,15 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
     parser.add_argument("--keys", type=int, default=1_000_000, help="of data in memory")
+    parser.add_argument("--slow-minutes", type=float, default=10, help="length of each run of target 8")
+    parser.add_argument("--slow-rounds", type=int, default=1, help="of target 8")
+    parser.add_argument("--keys-large", type=int, default=20_000_000, help="of data larger than --memory-small")
     parser.add_argument("--keys-resident", type=int, default=10_000_000, help="of target 12")
     parser.add_argument("--keys-huge", type=int, default=86_000_000, help="of the clean start: 10 GB")
     parser.add_argument("--log-mib", type=int, default=1024, help="of the log to recover, if memtables hold as much")
     parser.add_argument("--paced-rate", type=int, default=300_000, help="operations a second of target 10")
     parser.add_argument("--memory", default="2GiB", help="of AtlasKV with data in memory")
+    parser.add_argument("--memory-small", default="256MiB", help="of AtlasKV, and of RocksDB, where data is on disk")
     parser.add_argument("--dir", help="where data and results are; results stay [a fresh one, removed at the end]")
     parser.add_argument("--bin", default=str(harness.ROOT / "target/release"))
     parser.add_argument("--server-cpu", default="0")
@@ -89,6 +95,8 @@ class Race:
 
     def __init__(self, args, directory, kept):
         self.args, self.dir, self.kept, self.bin = args, directory, kept, Path(args.bin)
+        # Of loads that take long there are fewer rounds.
+        self.rounds_max = {"disk-set": 3, "paced-set": args.slow_rounds}
 
     def turns(self):
         return range(1, self.args.rounds + 1)
@@ -97,6 +105,8 @@ class Race:
         """What of these loads was not measured yet in this round, in order; who is first changes with the round."""
         pairs = []
         for name in names:
+            if turn > self.rounds_max.get(name, turn):
+                continue
             whos = [who for load, who in wanted if load == name]
             first = turn % len(whos) if whos else 0
             pairs += [(name, who) for who in whos[first:] + whos[:first] if not self.kept.has(name, who, turn)]

@@ -3,6 +3,7 @@ port of its own, and is stopped (SIGSTOP) while another one is measured: what it
 rewrites of a log) takes of its own time alone.
 """
 
+import atexit
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ class Redis:
         # In a process group of its own, with the children that Redis makes to rewrite its log.
         with open(log, "a") as out:
             self.process = spawn(command, stdout=out, stderr=out, start_new_session=True)
+        # Its children would outlive this script else.
+        atexit.register(self.stop)
         self.pid, self.log = self.process.pid, log
         self.target = f"{scheme}://127.0.0.1:{self.port}"
         begin = time.monotonic()
@@ -154,6 +157,7 @@ def install(names):
         "redis-always": ("redis-server", "redis-server"),
         "memcached": ("memcached", "memcached"),
         "rocksdb": ("db_bench", "rocksdb-tools"),
+        "rocksdb-1": ("db_bench", "rocksdb-tools"),
         "fio": ("fio", "fio"),
     }
     for name in sorted(names & needs.keys()):

@@ -12,6 +12,7 @@ NAMES = {
     "redis": "Redis",
     "memcached": "memcached",
     "rocksdb": "RocksDB",
+    "rocksdb-1": "RocksDB, 1 thread",
     "fio": "fio",
     "one-shard": "AtlasKV, 1 shard on each core",
     "two-shards": "AtlasKV, 2 shards",
@@ -21,6 +22,8 @@ NAMES = {
 FIGURES = {
     "ops_per_second": "ops/s",
     "cpu_micros_per_op": "CPU-µs/op",
+    "settled_ops_per_second": "ops/s with merges",
+    "most_per_second": "maximum, ops/s",
     "p50_us": "p50, µs",
     "p99_us": "p99, µs",
     "p99.9_us": "p99.9, µs",
