@@ -29,6 +29,7 @@ FIGURES = {
     "p99.9_us": "p99.9, µs",
     "max_us": "max, µs",
     "write_amplification": "write amplification",
+    "bytes_read_per_op": "bytes read/op",
     "generator_share": "generator",
     "bytes_per_key": "bytes a key",
     "bytes_per_second": "MB/s",
@@ -110,6 +111,11 @@ def charts(kept, titles):
     yield bars("ops_per_second", "Throughput, thousand operations a second", order, 1e-3)
     yield bars("cpu_micros_per_op", "Processor time of the server, µs an operation", order)
     yield bars("write_amplification", "Bytes written to disk for each byte of key and value", order)
+    for load in order:
+        whos = [who for who in NAMES if kept.rounds(load, who, "timeline_p99_us")]
+        lines = [(NAMES[who], list(kept.rounds(load, who, "timeline_p99_us").values())[0]) for who in whos]
+        if lines:
+            yield svg.timeline(f"p99 of each second, µs: {titles[load]}", lines)
     groups = []
     for load in order:
         lines = []

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: bars with whiskers, and percentiles on a logarithmic axis."""
+"""Plots as inline SVG: bars with whiskers; percentiles, and what changes with time, on a logarithmic axis."""
 
 import html
 import math
@@ -34,23 +34,45 @@ def bars(heading, groups):
     return figure(WIDTH, y, heading, parts)
 
 
-def percentiles(heading, lines):
-    """`lines`: (who, [(percentile, (median, least, most))]), in microseconds."""
-    width, height, left, top, bottom = 420, 300, 56, 64, 270
-    values = [part for _, points in lines for _, spread in points for part in spread if part > 0]
+def logarithmic(values, left, right, top, bottom):
+    """An axis for these values: what turns a value into a height, and its lines and numbers."""
+    values = [value for value in values if value > 0] or [1]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high = max(high, low + 1)
-    names = [who for who, _ in lines]
 
     def down(value):
         share = (math.log10(max(value, 10**low)) - low) / (high - low)
         return bottom - (bottom - top) * share
 
-    parts = legend(names, 44)
+    parts = []
     for power in range(low, high + 1):
         y = down(10**power)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(text(left - 6, y + 4, f"{10**power:g}", "end"))
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(text(left - 6, y + 4, f"{10**power:,}", "end"))
+    return down, parts
+
+
+def timeline(heading, lines):
+    """`lines`: (who, values), a value for each second."""
+    width, height, left, top, bottom = WIDTH, 320, 76, 64, 286
+    down, parts = logarithmic([value for _, values in lines for value in values], left, width - 10, top, bottom)
+    seconds = max(len(values) for _, values in lines)
+    step = (width - left - 10) / max(1, seconds - 1)
+    for at, (_, values) in enumerate(lines):
+        path = " ".join(f"{left + step * second:.1f},{down(value):.1f}" for second, value in enumerate(values))
+        colour = COLOURS[at % len(COLOURS)]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
+    parts.append(text(left, bottom + 20, "0 s"))
+    parts.append(text(width - 10, bottom + 20, f"{seconds - 1} s", "end"))
+    return figure(width, height, heading, legend([who for who, _ in lines], 44) + parts)
+
+
+def percentiles(heading, lines):
+    """`lines`: (who, [(percentile, (median, least, most))]), in microseconds."""
+    width, height, left, top, bottom = 420, 300, 76, 64, 270
+    values = [part for _, points in lines for _, spread in points for part in spread]
+    down, axis = logarithmic(values, left, width - 10, top, bottom)
+    parts = legend([who for who, _ in lines], 44) + axis
     step = (width - left - 40) / (len(lines[0][1]) - 1)
     for at, (who, points) in enumerate(lines):
         colour = COLOURS[at % len(COLOURS)]

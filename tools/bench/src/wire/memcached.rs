@@ -1,4 +1,8 @@
 //! memcached's text protocol, as much of it as get, set and delete of one key need.
+//!
+//! A get is `mg KEY v`, of version 1.6 on: a server answers several of these with one write. The answer to each `get`
+//! is a write of its own, which at a pipeline of 64 was a tenth as fast as what Redis does (172,000 a second of
+//! memcached 1.6.18 on one core).
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -7,9 +11,6 @@ use super::{Body, Connect, Op, REPLY_BYTES_MAX, Reply, Topology, Wire, WireError
 
 /// Longest key that the protocol has.
 pub const KEY_BYTES_MAX: usize = 250;
-
-/// What ends the answer to a get.
-const END: &[u8] = b"END\r\n";
 
 /// memcached.
 #[derive(Debug, Default)]
@@ -21,8 +22,9 @@ impl Wire for Memcached {
     fn encode(&mut self, op: Op<'_>, _id: u32, out: &mut Vec<u8>) {
         match op {
             Op::Get { key } => {
-                out.extend_from_slice(b"get ");
+                out.extend_from_slice(b"mg ");
                 out.extend_from_slice(key);
+                out.extend_from_slice(b" v");
             }
             Op::Set { key, value } => {
                 out.extend_from_slice(b"set ");
@@ -51,8 +53,8 @@ impl Wire for Memcached {
         let reply = |body| Ok(Some(Reply { len: start, id: None, body }));
         match line {
             b"STORED" | b"DELETED" => reply(Body::Done),
-            b"END" | b"NOT_FOUND" => reply(Body::Missing),
-            _ if line.starts_with(b"VALUE ") => value(input, line, start),
+            b"EN" | b"NOT_FOUND" => reply(Body::Missing),
+            [b'V', b'A', b' ', digits @ ..] => value(input, digits, start),
             b"ERROR" | b"NOT_STORED" => reply(Body::Refused(String::from_utf8_lossy(line))),
             _ if line.starts_with(b"CLIENT_ERROR") || line.starts_with(b"SERVER_ERROR") => {
                 reply(Body::Refused(String::from_utf8_lossy(line)))
@@ -65,20 +67,14 @@ impl Wire for Memcached {
     }
 }
 
-/// `VALUE key flags length`, the value, and the end of the answer.
+/// `VA length`, and the value.
 #[inline]
-fn value<'a>(input: &'a [u8], line: &[u8], start: usize) -> Result<Option<Reply<'a>>, WireError> {
-    let digits = line.split(|&byte| byte == b' ').nth(3).unwrap_or_default();
+fn value<'a>(input: &'a [u8], digits: &[u8], start: usize) -> Result<Option<Reply<'a>>, WireError> {
     let claimed = resp::number(digits)?;
     let len = usize::try_from(claimed).ok().filter(|&len| len <= REPLY_BYTES_MAX);
     let len = len.ok_or_else(|| WireError(format!("a reply claims a length of {claimed}")))?;
-    let Some(value) = resp::bulk_at(input, start, len)? else { return Ok(None) };
-    let end = start + len + 2;
-    match input.get(end..end + END.len()) {
-        None => Ok(None),
-        Some(END) => Ok(Some(Reply { len: end + END.len(), id: None, body: Body::Value(value) })),
-        Some(_) => Err(WireError("a get of one key is answered with more than one value".into())),
-    }
+    let value = resp::bulk_at(input, start, len)?;
+    Ok(value.map(|value| Reply { len: start + len + 2, id: None, body: Body::Value(value) }))
 }
 
 /// Opens a connection and asks for the version, which any memcached tells.
@@ -118,7 +114,7 @@ mod tests {
         }))
     }
 
-    const STREAM: &[u8] = b"STORED\r\nEND\r\nVALUE k 0 5\r\na\r\nbc\r\nEND\r\nVALUE key 0 0\r\n\r\nEND\r\n\
+    const STREAM: &[u8] = b"STORED\r\nEN\r\nVA 5\r\na\r\nbc\r\nVA 0\r\n\r\n\
         DELETED\r\nNOT_FOUND\r\nSERVER_ERROR object too large for cache\r\nERROR\r\nCLIENT_ERROR bad\r\n";
     const REPLIES: [&str; 9] = [
         "Done",
@@ -153,12 +149,13 @@ mod tests {
         for input in [
             &b"+OK\r\n"[..],
             b"HTTP/1.1 400\r\n",
-            b"VALUE k 0\r\n",
-            b"VALUE k 0 x\r\n",
-            b"VALUE k 0 -1\r\n",
-            b"VALUE k 0 99999999999\r\n",
-            b"VALUE k 0 1\r\nab\r\n",
-            b"VALUE k 0 1\r\na\r\nVALUE j 0 1\r\nb\r\nEND\r\n",
+            b"VA\r\n",
+            b"VA \r\n",
+            b"VA x\r\n",
+            b"VA -1\r\n",
+            b"VA 99999999999\r\n",
+            b"VA 1\r\nab\r\n",
+            b"VALUE k 0 1\r\n",
             b"STORED\rX",
         ] {
             assert!(decode(input).is_err(), "{}", input.escape_ascii());
@@ -171,8 +168,8 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(seed);
         for _ in 0..50_000 {
             let len = rng.usize(..24);
-            let mut input = b"VALUE k 0 ".to_vec();
-            input.extend((0..len).map(|_| b"END\r\n\r\n 0129"[rng.usize(..12)]));
+            let mut input = b"VA ".to_vec();
+            input.extend((0..len).map(|_| b"EN\r\n\r\n 01-9"[rng.usize(..11)]));
             let from = if rng.bool() { 0 } else { rng.usize(..input.len()) };
             if let Ok(Some((len, _))) = decode(&input[from..]) {
                 assert!(len <= input.len() - from);
@@ -186,7 +183,7 @@ mod tests {
         Memcached.encode(Op::Set { key: b"k", value: b"0123456789" }, 0, &mut out);
         Memcached.encode(Op::Get { key: b"k" }, 0, &mut out);
         Memcached.encode(Op::Del { key: b"k" }, 0, &mut out);
-        let expected = "set k 0 0 10\r\n0123456789\r\nget k\r\ndelete k\r\n";
+        let expected = "set k 0 0 10\r\n0123456789\r\nmg k v\r\ndelete k\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }
