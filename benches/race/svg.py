@@ -5,9 +5,9 @@ import math
 
 from harness import number
 
-# Of contestants, in the order in which they come up; told apart by people who see colours differently.
-COLOURS = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"]
-WIDTH, LABELS, VALUES, BAR, GAP = 860, 300, 130, 14, 12
+# Of contestants, in the order in which they come up; the first are told apart by people who see colours differently.
+COLOURS = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#6b6ecf"]
+WIDTH, LABELS, VALUES, BAR, GAP = 880, 320, 130, 14, 12
 
 
 def bars(heading, groups):
@@ -24,9 +24,8 @@ def bars(heading, groups):
         middle = y + len(found) * BAR / 2 + 4
         parts.append(text(LABELS - 8, middle, title, "end"))
         for who, (median, least, most) in found:
-            colour = COLOURS[names.index(who) % len(COLOURS)]
             width = across(median) - LABELS
-            parts.append(f'<rect x="{LABELS}" y="{y}" width="{width:.1f}" height="{BAR - 2}" fill="{colour}"/>')
+            parts.append(f'<rect x="{LABELS}" y="{y}" width="{width:.1f}" height="{BAR - 2}" fill="{colour(who)}"/>')
             parts.append(whisker(across(least), across(most), y + BAR / 2 - 1))
             parts.append(text(across(most) + 6, y + BAR - 4, number(median)))
             y += BAR
@@ -58,10 +57,9 @@ def timeline(heading, lines):
     down, parts = logarithmic([value for _, values in lines for value in values], left, width - 10, top, bottom)
     seconds = max(len(values) for _, values in lines)
     step = (width - left - 10) / max(1, seconds - 1)
-    for at, (_, values) in enumerate(lines):
+    for who, values in lines:
         path = " ".join(f"{left + step * second:.1f},{down(value):.1f}" for second, value in enumerate(values))
-        colour = COLOURS[at % len(COLOURS)]
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(who)}" stroke-width="1.2"/>')
     parts.append(text(left, bottom + 20, "0 s"))
     parts.append(text(width - 10, bottom + 20, f"{seconds - 1} s", "end"))
     return figure(width, height, heading, legend([who for who, _ in lines], 44) + parts)
@@ -73,24 +71,27 @@ def percentiles(heading, lines):
     values = [part for _, points in lines for _, spread in points for part in spread]
     down, axis = logarithmic(values, left, width - 10, top, bottom)
     parts = legend([who for who, _ in lines], 44) + axis
-    step = (width - left - 40) / (len(lines[0][1]) - 1)
-    for at, (who, points) in enumerate(lines):
-        colour = COLOURS[at % len(COLOURS)]
+    step = (width - left - 44) / (len(lines[0][1]) - 1)
+    for who, points in lines:
         places = [(left + 20 + step * index, down(spread[0])) for index, (_, spread) in enumerate(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(who)}" stroke-width="2"/>')
         for (x, _), (_, (_, least, most)) in zip(places, points):
             ends = f'y1="{down(least):.1f}" y2="{down(most):.1f}"'
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}" stroke-width="5" opacity=".4"/>')
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour(who)}" stroke-width="5" opacity=".4"/>')
     for index, (name, _) in enumerate(lines[0][1]):
         parts.append(text(left + 20 + step * index, bottom + 18, name, "middle"))
     return figure(width, height, heading, parts)
 
 
+def colour(who, assigned={}):
+    return assigned.setdefault(who, COLOURS[len(assigned) % len(COLOURS)])
+
+
 def legend(names, y):
     parts, x = [], 10
-    for at, name in enumerate(names):
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="11" height="11" fill="{COLOURS[at % len(COLOURS)]}"/>')
+    for name in names:
+        parts.append(f'<rect x="{x}" y="{y - 10}" width="11" height="11" fill="{colour(name)}"/>')
         parts.append(text(x + 16, y, name))
         x += 34 + 7 * len(name)
     return parts
