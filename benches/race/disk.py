@@ -112,6 +112,8 @@ class Stage:
         return figures | {"max_us": job["read"]["clat_ns"]["max"] / 1e3}
 
     def rounds_of_reads(self):
+        if not any(self.race.missing(self.wanted, turn, ["disk-get"]) for turn in self.race.turns()):
+            return
         ways = {"atlaskv": self.atlaskv_reads, "rocksdb": lambda: self.rocksdb.reads(THREADS)}
         size = disk_bytes(self.race.dir / DATA)["tables"]
         with FioFile(self.race, size) if "fio" in self.names else contextlib.nullcontext() as file:
@@ -132,7 +134,7 @@ class Stage:
 
     def rounds_of_writes(self):
         """Longer ones, since merges come in waves."""
-        seconds = round(max(1, self.race.args.seconds * 6))
+        seconds = round(max(1, self.race.args.seconds * 4))
         ways = {
             "atlaskv": lambda: self.atlaskv_writes(seconds),
             "rocksdb": lambda: self.rocksdb.writes(THREADS, seconds),

@@ -77,8 +77,8 @@ def percentiles(heading, lines):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(who)}" stroke-width="2"/>')
         for (x, _), (_, (_, least, most)) in zip(places, points):
-            ends = f'y1="{down(least):.1f}" y2="{down(most):.1f}"'
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour(who)}" stroke-width="5" opacity=".4"/>')
+            ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{down(least):.1f}" y2="{down(most):.1f}"'
+            parts.append(f'<line {ends} stroke="{colour(who)}" stroke-width="5" opacity=".4"/>')
     for index, (name, _) in enumerate(lines[0][1]):
         parts.append(text(left + 20 + step * index, bottom + 18, name, "middle"))
     return figure(width, height, heading, parts)
