@@ -81,6 +81,8 @@ def arguments():
     args = parser.parse_args()
     if args.table and not args.dir:
         parser.error("--table is of a race that was kept: give its --dir")
+    if args.table and not (Path(args.dir) / "results.json").exists():
+        parser.error(f"--table: there is no results.json in {args.dir}")
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be more than nothing")
     # As anyone would give it: not where things are here.
