@@ -119,7 +119,10 @@ class Race:
 
 def measure(race, chosen):
     wanted = targets.pairs(chosen)
-    peers.install({who for _, who in wanted})
+    names = {who for _, who in wanted}
+    if "memcached" in names:
+        harness.needs(race.bin / "atlaskv-bench", "memcached://")
+    peers.install(names)
     about = {"machine": harness.machine(), "versions": peers.versions(race), "command": race.args.command}
     race.kept.begin({name: getattr(race.args, name) for name in PARAMETERS}, about)
     for title, its_loads, run in STAGES:
