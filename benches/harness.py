@@ -190,6 +190,8 @@ class Server:
             self.process.wait()
             raise SystemExit(f"atlaskv did not start; it said {line!r}, and more in {self.log.name}")
         self.address, self.pid = match[1], self.process.pid
+        # What the load generator is told; redis://ADDRESS is served on the same port.
+        self.target = f"atlaskv://{self.address}"
         self.start_io = process_io(self.pid)
 
     def __enter__(self):
@@ -242,7 +244,7 @@ class Server:
 
 def bench(server, cpus, *flags, check=True):
     """Runs atlaskv-bench against the server; returns its report. Progress goes to standard error."""
-    command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
+    command = ["taskset", "-c", cpus, server.bin / "atlaskv-bench", "--target", server.target]
     command += ["--server-pid", str(server.pid), "--json", "-", "--quiet", *map(str, flags)]
     result = subprocess.run(command, capture_output=True, text=True)
     if not result.stdout.strip():
@@ -348,7 +350,7 @@ class BackgroundBench:
     def __init__(self, server, cpus, report, *flags, nice=0):
         self.report, self.second = Path(report), -1
         command = ["nice", "-n", str(nice), "taskset", "-c", cpus]
-        command += [server.bin / "atlaskv-bench", "--target", f"atlaskv://{server.address}"]
+        command += [server.bin / "atlaskv-bench", "--target", server.target]
         command += ["--server-pid", str(server.pid), "--json", self.report, *map(str, flags)]
         self.report.unlink(missing_ok=True)
         self.process = spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -278,7 +278,7 @@ class RocksDb:
         first = [*before, "waitforcompaction"] if "--use_existing_db=1" in flags else []
         command = ["stdbuf", "-oL", "taskset", "-c", self.args.server_cpu, self.args.db_bench]
         command += ["--benchmarks=" + ",".join([*first, benchmark, "waitforcompaction"]), *self.flags, *flags]
-        marks, line = {}, None
+        marks, line, latency = {}, None, {}
         with open(Path(self.args.dir) / "rocksdb.log", "a") as log, harness.DiskWatch(self.data.parent) as watch:
             process = harness.spawn(command, stdout=subprocess.PIPE, stderr=log, text=True)
             for text in process.stdout:
@@ -288,6 +288,9 @@ class RocksDb:
                     marks.setdefault("before", sample(process.pid))
                 elif text.startswith(benchmark):
                     line, marks["after"] = text, sample(process.pid)
+                elif text.startswith("Percentiles:"):
+                    # Of the benchmark that ended last.
+                    latency = {name.lower(): float(value) for name, value in re.findall(r"(P[\d.]+): ([\d.]+)", text)}
                 elif text.startswith("waitforcompaction") and "finished" in text:
                     marks["rested"] = sample(process.pid)
                     if line is None:
@@ -300,7 +303,7 @@ class RocksDb:
             raise SystemExit(f"db_bench {benchmark} ended with {process.returncode}; see {self.args.dir}/rocksdb.log")
         ops, seconds = int(match[4]), float(match[3])
         rates = [int(row.split(",")[1]) for row in report.read_text().splitlines()[1:]][: int(seconds)]
-        figures = {"ops": ops, "ops_per_second": ops / seconds, "seconds": seconds}
+        figures = {"ops": ops, "ops_per_second": ops / seconds, "seconds": seconds, "service_us": latency}
         figures |= per_op(difference(marks["after"], marks["before"]), ops)
         found = re.search(r"\((\d+) of (\d+) found\)", line)
         if found:
@@ -316,9 +319,12 @@ class RocksDb:
     def others_bytes(self):
         return disk_bytes(self.data.parent)["all"] - disk_bytes(self.data)["all"]
 
-    def load(self):
+    def clear(self):
         if self.data.exists():
             shutil.rmtree(self.data)
+
+    def load(self):
+        self.clear()
         figures, rates = self.db_bench("filluniquerandom", "--sync=0", "--threads=1")
         # It shuffles all key numbers before it writes the first: seconds without a write at the beginning.
         idle = next((at for at, rate in enumerate(rates) if rate), 0)

@@ -13,9 +13,12 @@ use clap::{Parser, ValueEnum};
 use crate::keys::{KeySpace, Picker};
 use crate::lane::IN_FLIGHT_MAX;
 use crate::mix::{Mix, OpKind};
+use crate::wire::memcached;
 use crate::ycsb::{self, Core};
 
-/// Load generator for AtlasKV and for servers that speak Redis' protocol.
+/// Load generator for AtlasKV, and for servers that speak Redis' protocol or memcached's.
+///
+/// memcached is asked to get, set and delete: of the mix get, set, del, insert and rmw.
 ///
 /// Without --rate the loop is closed: every client keeps --pipeline requests in flight. With --rate it is
 /// open: requests are sent by a timetable made in advance, and latency counts from the time at which a
@@ -30,7 +33,7 @@ use crate::ycsb::{self, Core};
 #[derive(Clone, Debug, Parser)]
 #[command(version, name = "atlaskv-bench")]
 pub struct Args {
-    /// Server: atlaskv://HOST:PORT or redis://HOST:PORT
+    /// Server: atlaskv://HOST:PORT, redis://HOST:PORT or memcached://HOST:PORT
     #[arg(long, default_value = "atlaskv://127.0.0.1:7379")]
     pub target: Target,
 
@@ -202,6 +205,7 @@ pub enum Switch {
 pub enum Protocol {
     AtlasKv,
     Redis,
+    Memcached,
 }
 
 /// Where the server is and what it speaks.
@@ -219,8 +223,11 @@ impl FromStr for Target {
         let (protocol, default_port, rest) = match text.split_once("://") {
             Some(("atlaskv", rest)) => (Protocol::AtlasKv, 7379, rest),
             Some(("redis", rest)) => (Protocol::Redis, 6379, rest),
+            Some(("memcached", rest)) => (Protocol::Memcached, 11211, rest),
             Some((other, _)) => {
-                return Err(format!("{other}:// is not known; use atlaskv://HOST:PORT or redis://HOST:PORT"));
+                return Err(format!(
+                    "{other}:// is not known; use atlaskv://, redis:// or memcached:// and HOST:PORT"
+                ));
             }
             None => (Protocol::AtlasKv, 7379, text),
         };
@@ -278,6 +285,9 @@ impl Args {
         );
         ensure!((1..=65_535).contains(&self.mget_keys), "--mget-keys must be between 1 and 65535");
         ensure!(self.scan_limit > 0, "--scan-limit must be at least 1");
+        if self.target.protocol == Protocol::Memcached {
+            self.check_memcached(&mix)?;
+        }
         ensure!(
             !mix.has(OpKind::Scan) || self.target.protocol == Protocol::AtlasKv,
             "{}: Redis' protocol has no scan in the order of keys; use atlaskv://",
@@ -319,6 +329,29 @@ impl Args {
                 .with_context(|| format!("--json {}: cannot be written", path.display()))?;
         }
         Ok(Plan { args: self, mix, value_size, distribution, scan_limits, space, picker, pipeline, duration })
+    }
+
+    /// What memcached's text protocol has no words for.
+    fn check_memcached(&self, mix: &Mix) -> Result<()> {
+        for kind in [OpKind::Incr, OpKind::MGet, OpKind::Scan] {
+            ensure!(
+                !mix.has(kind),
+                "memcached is asked to get, set and delete only; --mix has {}",
+                kind.name()
+            );
+        }
+        ensure!(
+            self.key_size <= memcached::KEY_BYTES_MAX,
+            "--key-size {} is more than the {} bytes of a key of memcached",
+            self.key_size,
+            memcached::KEY_BYTES_MAX
+        );
+        ensure!(
+            self.key_prefix.bytes().all(|byte| byte.is_ascii_graphic()),
+            "--key-prefix {:?}: keys of memcached have no spaces or control characters",
+            self.key_prefix
+        );
+        Ok(())
     }
 
     fn mix(&self) -> Mix {
@@ -462,6 +495,8 @@ mod tests {
         assert_eq!((target.protocol, target.address.port()), (Protocol::Redis, 6379));
         let target: Target = "atlaskv://[::1]:99/".parse().unwrap();
         assert_eq!((target.protocol, target.address.port()), (Protocol::AtlasKv, 99));
+        let target: Target = "memcached://127.0.0.1".parse().unwrap();
+        assert_eq!((target.protocol, target.address.port()), (Protocol::Memcached, 11211));
         assert!("http://127.0.0.1:1".parse::<Target>().is_err());
         assert!("redis://user@127.0.0.1:1".parse::<Target>().is_err());
         assert!("redis://".parse::<Target>().is_err());
@@ -480,6 +515,9 @@ mod tests {
             ("--scan-limit 0", "--scan-limit"),
             ("--mix scan --target redis://127.0.0.1", "--mix"),
             ("--workload e --target redis://127.0.0.1", "--workload e is of scans"),
+            ("--mix get,mget --target memcached://127.0.0.1", "--mix has mget"),
+            ("--key-size 251 --target memcached://127.0.0.1", "--key-size 251"),
+            ("--key-prefix a\u{e9}b --target memcached://127.0.0.1", "--key-prefix"),
             ("--workload a --mix get", "--mix"),
             ("--workload g", "--workload"),
             ("--workload d --key-size 10", "inserted ones included; give at least 11"),

@@ -1,5 +1,5 @@
-//! `atlaskv-bench`, the load generator: for AtlasKV, and for servers that speak Redis' protocol, so that
-//! both are measured by the same means.
+//! `atlaskv-bench`, the load generator: for AtlasKV, and for servers that speak Redis' protocol or memcached's, so
+//! that all are measured by the same means.
 //!
 //! | module | owns |
 //! |---|---|
@@ -64,6 +64,7 @@ fn bench(args: Args) -> Result<bool> {
     }
     let report = match plan.args.target.protocol {
         Protocol::Redis => run::run::<wire::resp::Resp>(&plan, &stop)?,
+        Protocol::Memcached => run::run::<wire::memcached::Memcached>(&plan, &stop)?,
         Protocol::AtlasKv => run::run::<wire::atlas::Atlas>(&plan, &stop)?,
     };
     publish(&plan, &report)?;

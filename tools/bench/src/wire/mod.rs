@@ -2,6 +2,7 @@
 //! opening a connection.
 
 pub mod atlas;
+pub mod memcached;
 pub mod resp;
 
 use std::borrow::Cow;

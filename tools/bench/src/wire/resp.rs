@@ -133,7 +133,7 @@ fn take_bulk<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// What is between the first byte and the end of the line, and where the next line starts.
 #[inline]
-fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, WireError> {
+pub(super) fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, WireError> {
     let Some(end) = input.iter().position(|&byte| byte == b'\r') else {
         if input.len() > LINE_BYTES_MAX {
             return Err(WireError(format!("a reply's line has no end within {LINE_BYTES_MAX} bytes")));
@@ -150,7 +150,7 @@ fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, WireError> {
 
 /// The string of `len` bytes at `start`, if it and its end of line are there.
 #[inline]
-fn bulk_at(input: &[u8], start: usize, len: usize) -> Result<Option<&[u8]>, WireError> {
+pub(super) fn bulk_at(input: &[u8], start: usize, len: usize) -> Result<Option<&[u8]>, WireError> {
     match input.get(start + len..start + len + 2) {
         None => Ok(None),
         Some(b"\r\n") => Ok(Some(&input[start..start + len])),
@@ -171,7 +171,7 @@ fn bulk_len(line: &[u8]) -> Result<Option<usize>, WireError> {
 }
 
 #[inline]
-fn number(line: &[u8]) -> Result<i64, WireError> {
+pub(super) fn number(line: &[u8]) -> Result<i64, WireError> {
     let (negative, digits) = match line {
         [b'-', digits @ ..] => (true, digits),
         digits => (false, digits),
