@@ -6,6 +6,9 @@
 //! time of the thread. Writing goes to the simulated disk, so it includes a copy or two of the whole, and
 //! nothing of a device.
 
+#[allow(dead_code)] // other benchmarks use the rest
+mod common;
+
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -17,6 +20,8 @@ use atlaskv::env::sim::SimEnv;
 use atlaskv::slot::SlotRange;
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::common::cpu_time;
+
 /// The server's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -27,11 +32,7 @@ const TABLET: TabletId = TabletId(1);
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Without cargo's flag this is `cargo test --all-targets`: show that it runs.
-    let is_bench = args.iter().any(|arg| arg == "--bench");
-    let given = args.iter().find_map(|arg| arg.replace('_', "").parse().ok());
-    let pairs = pairs(given.unwrap_or(if is_bench { 200_000 } else { 5_000 }));
+    let pairs = pairs(common::arguments().or(200_000, 5_000));
     println!("{} entries; ns an entry, and a search", pairs.len());
     println!("codec   write  parse  present  absent   records a block  payload B  ratio");
     for codec in Codec::ALL {
@@ -131,13 +132,4 @@ fn timed<R>(work: impl FnOnce() -> R) -> (Duration, R) {
 
 fn nanos(time: Duration) -> f64 {
     time.as_nanos() as f64
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call fills the timespec it is given and keeps no pointer to it.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0, "every Linux has this clock");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -5,6 +5,9 @@
 //! A real engine on the simulated disk: it counts bytes, which depend on nothing but the seed, not time. Keys come
 //! in random order, then are overwritten uniformly, five times as many writes as keys; then nobody writes.
 
+#[allow(dead_code)] // other benchmarks use the rest
+mod common;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,12 +31,9 @@ const ROUNDS: u64 = 5;
 const TURN: u64 = 500;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Without cargo's flag this is `cargo test --all-targets`: show that it runs.
-    let is_bench = args.iter().any(|arg| arg == "--bench");
-    let given = args.iter().find_map(|arg| arg.replace('_', "").parse().ok());
-    let keys: u64 = given.unwrap_or(if is_bench { 300_000 } else { 3_000 });
-    let ratios: &[u64] = if is_bench { &[2, 3, 4, 6, 8] } else { &[4] };
+    let arguments = common::arguments();
+    let keys = arguments.or(300_000, 3_000) as u64;
+    let ratios: &[u64] = if arguments.is_bench { &[2, 3, 4, 6, 8] } else { &[4] };
     println!("{keys} keys, seed {SEED}; bytes written to tables per byte of keys and values");
     println!(
         "fan ratio   load  overwrite   space: mean  worst  idle   tables: mean worst   filters/get reads/get"

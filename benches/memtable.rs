@@ -4,6 +4,9 @@
 //! order come from a fixed seed. Times are CPU time of the thread, so that other work on the machine costs
 //! only cache and memory bandwidth: run it more than once all the same.
 
+#[allow(dead_code)] // other benchmarks use the rest
+mod common;
+
 use std::fs;
 use std::hint::black_box;
 use std::time::Duration;
@@ -11,6 +14,8 @@ use std::time::Duration;
 use atlaskv::base::{Lsn, OpKind};
 use atlaskv::engine::memtable::{Memtable, PREFETCH_MAX};
 use xxhash_rust::xxh3::xxh3_64;
+
+use self::common::cpu_time;
 
 /// The server's allocator.
 #[global_allocator]
@@ -28,10 +33,7 @@ struct Key {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Without cargo's flag this is `cargo test --all-targets`: show that it runs.
-    let is_bench = args.iter().any(|arg| arg == "--bench");
-    let mut sizes: Vec<usize> = args.iter().filter_map(|arg| arg.replace('_', "").parse().ok()).collect();
+    let common::Arguments { is_bench, numbers: mut sizes } = common::arguments();
     if sizes.is_empty() {
         sizes = if is_bench { vec![1_000_000, 4_000_000] } else { vec![10_000] };
     }
@@ -175,15 +177,6 @@ fn steps<T, R: More>(
 fn report(name: &str, operations: usize, (total, worst): (Duration, Duration)) {
     let each = total.as_nanos() as f64 / operations.max(1) as f64;
     println!("  {name:24} {each:6.0} ns each   worst stall {:6} us", worst.as_micros());
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call fills the timespec it is given and keeps no pointer to it.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0, "every Linux has this clock");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Resident bytes of this process, 0 where there is no such file.

@@ -4,10 +4,14 @@
 //! commands, as a read of a client that pipelines brings them. Keys and values come from a fixed seed. Times
 //! are CPU time of the thread.
 
+#[allow(dead_code)] // other benchmarks use the rest
+mod common;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use atlaskv::protocol::resp::{self, Args, Limits, Parsed, Parser};
+
+use self::common::Table;
 
 /// The server's allocator.
 #[global_allocator]
@@ -17,12 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const COUNT: usize = 1_000;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Without cargo's flag this is `cargo test --all-targets`: show that it runs.
-    let is_bench = args.iter().any(|arg| arg == "--bench");
-    let given = args.iter().find_map(|arg| arg.replace('_', "").parse().ok());
-    let rounds = given.unwrap_or(if is_bench { 2_000 } else { 2 });
-    println!("{rounds} rounds of {COUNT} commands; ns each");
+    let table = &Table::begin(common::arguments().or(2_000, 2));
     let mut rng = fastrand::Rng::with_seed(1);
     let mut key = move || format!("user:{:011}", rng.u64(..100_000_000_000)).into_bytes();
     let value = [b'v'; 100];
@@ -44,24 +43,23 @@ fn main() {
     });
     let inline = buffer(&|bytes, key| bytes.extend_from_slice(&[b"GET ", &key[..], b"\r\n"].concat()));
     let quoted = buffer(&|bytes, key| bytes.extend_from_slice(&[b"GET \"", &key[..], b"\"\r\n"].concat()));
-    let show = |name: &str, nanos: f64| println!("  {name:34} {nanos:6.1}");
-    show("parse PING", parse(rounds, &ping));
-    show("parse GET, key of 16", parse(rounds, &get));
-    show("parse SET … PX …, value of 100", parse(rounds, &set));
-    show("parse MGET of 10 keys", parse(rounds, &mget));
-    show("parse GET, inline", parse(rounds, &inline));
-    show("parse GET, inline with quotes", parse(rounds, &quoted));
-    show("GET in two reads, each cut within", parse_cut(rounds, &get));
-    show("write +OK", write(rounds, |out, _| resp::simple(out, "OK")));
-    show("write an integer of one digit", write(rounds, |out, at| resp::integer(out, at as i64 % 10)));
-    show("write an integer of ten", write(rounds, |out, at| resp::integer(out, at as i64 + 1_000_000_000)));
-    show("write a string of 100", write(rounds, |out, _| resp::bulk(out, black_box(&value))));
+    parse(table, "parse PING", &ping);
+    parse(table, "parse GET, key of 16", &get);
+    parse(table, "parse SET … PX …, value of 100", &set);
+    parse(table, "parse MGET of 10 keys", &mget);
+    parse(table, "parse GET, inline", &inline);
+    parse(table, "parse GET, inline with quotes", &quoted);
+    parse_cut(table, "GET in two reads, each cut within", &get);
+    write(table, "write +OK", |out, _| resp::simple(out, "OK"));
+    write(table, "write an integer of one digit", |out, at| resp::integer(out, at as i64 % 10));
+    write(table, "write an integer of ten", |out, at| resp::integer(out, at as i64 + 1_000_000_000));
+    write(table, "write a string of 100", |out, _| resp::bulk(out, black_box(&value)));
 }
 
 /// Parses all commands of a buffer, again and again.
-fn parse(rounds: usize, buffer: &[u8]) -> f64 {
+fn parse(table: &Table, name: &str, buffer: &[u8]) {
     let mut parser = Parser::new(Limits::default());
-    timed(rounds, || {
+    table.row(name, COUNT, || {
         let (mut at, mut commands) = (0, 0);
         let buffer = black_box(buffer);
         let mut args = Args::new();
@@ -74,14 +72,14 @@ fn parse(rounds: usize, buffer: &[u8]) -> f64 {
             commands += 1;
         }
         assert_eq!(commands, COUNT);
-    })
+    });
 }
 
 /// The same, but each command is seen in part before it is seen whole.
-fn parse_cut(rounds: usize, buffer: &[u8]) -> f64 {
+fn parse_cut(table: &Table, name: &str, buffer: &[u8]) {
     let mut parser = Parser::new(Limits::default());
     let len = buffer.len() / COUNT;
-    timed(rounds, || {
+    table.row(name, COUNT, || {
         let mut args = Args::new();
         for command in black_box(buffer).chunks_exact(len) {
             let part = parser.parse(&command[..len / 2], &mut args);
@@ -90,31 +88,14 @@ fn parse_cut(rounds: usize, buffer: &[u8]) -> f64 {
             assert!(matches!(whole, Ok(Parsed::Command { .. })));
             black_box(&args);
         }
-    })
+    });
 }
 
 /// Writes replies into a buffer that has been as large before.
-fn write(rounds: usize, reply: impl Fn(&mut Vec<u8>, usize)) -> f64 {
+fn write(table: &Table, name: &str, reply: impl Fn(&mut Vec<u8>, usize)) {
     let mut out = Vec::new();
-    timed(rounds, || {
+    table.row(name, COUNT, || {
         out.clear();
         (0..COUNT).for_each(|at| reply(black_box(&mut out), at));
-    })
-}
-
-/// Nanoseconds of one of the things that a round does [`COUNT`] of.
-fn timed(rounds: usize, mut round: impl FnMut()) -> f64 {
-    round();
-    let started = cpu_time();
-    (0..rounds).for_each(|_| round());
-    (cpu_time() - started).as_nanos() as f64 / (rounds * COUNT) as f64
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call fills the timespec it is given and keeps no pointer to it.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0, "every Linux has this clock");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    });
 }

@@ -76,6 +76,10 @@ counters! {
     bytes_in,
     /// Bytes written to clients.
     bytes_out,
+    /// Reads from clients' sockets that brought something.
+    receives,
+    /// Writes to clients' sockets that took something.
+    sends,
     /// Requests executed by this shard, whoever received them.
     requests,
     /// GETs, and keys of MGETs.

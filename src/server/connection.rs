@@ -465,6 +465,7 @@ impl<E: Env> Connection<E> {
                 let read = self.socket.poll_read(cx, &mut buffer[..size]);
                 if let Poll::Ready(Ok(len)) = read {
                     Metrics::add(&self.shard.metrics.bytes_in, len as u64);
+                    Metrics::add(&self.shard.metrics.receives, 1);
                     if rest.capacity() - rest.len() < len {
                         let whole = rest.len() + len;
                         // Of a frame that is on its way all, and no more.
@@ -520,6 +521,7 @@ impl<E: Env> Connection<E> {
                 Poll::Ready(Ok(len)) if len > 0 => {
                     most -= len;
                     Metrics::add(&self.shard.metrics.bytes_out, len as u64);
+                    Metrics::add(&self.shard.metrics.sends, 1);
                     self.out.borrow_mut().advance(len);
                     self.give_back_sent();
                     self.active_at.set(self.socket.seen_at());

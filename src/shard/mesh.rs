@@ -70,6 +70,8 @@ struct Incoming<M> {
 /// One peer's end of the mesh. Belongs to one thread.
 pub struct Port<M> {
     inbox: Arc<Inbox>,
+    /// Messages sent to others, ever.
+    sent: Cell<u64>,
     /// Whether some overflow list has become empty since this was last asked.
     is_relieved: Cell<bool>,
     outgoing: RefCell<Vec<Option<Outgoing<M>>>>,
@@ -103,6 +105,7 @@ pub fn mesh<M>(peers: usize, capacity: usize) -> Vec<Port<M>> {
         .zip(outgoing.into_iter().zip(incoming))
         .map(|(inbox, (outgoing, incoming))| Port {
             inbox,
+            sent: Cell::new(0),
             is_relieved: Cell::new(false),
             outgoing: RefCell::new(outgoing),
             incoming: RefCell::new(incoming),
@@ -131,6 +134,11 @@ impl<M> Port<M> {
         self.inbox.clone()
     }
 
+    /// Messages that this peer has sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
     /// Number of peers, this one included.
     pub fn peers(&self) -> usize {
         self.outgoing.borrow().len()
@@ -143,6 +151,7 @@ impl<M> Port<M> {
     pub fn send(&self, target: usize, message: M) {
         let mut outgoing = self.outgoing.borrow_mut();
         let out = outgoing[target].as_mut().expect("a peer sends only to others");
+        self.sent.set(self.sent.get() + 1);
         if out.overflow.is_empty() {
             if let Err(PushError::Full(message)) = out.ring.push(message) {
                 out.overflow.push_back(message);

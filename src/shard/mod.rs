@@ -501,9 +501,9 @@ impl<E: Env> Shard<E> {
         }
         let mut outbox = self.outbox.borrow_mut();
         for (peer, replies) in outbox.iter_mut().enumerate().filter(|(_, replies)| !replies.is_empty()) {
-            Metrics::add(&self.metrics.mesh_messages, 1);
             self.port.send(peer, Message::Replies(std::mem::take(replies)));
         }
+        self.metrics.mesh_messages.set(self.port.sent());
     }
 
     /// No more requests come: the tasks of this shard end when nothing is held any more.

@@ -169,7 +169,6 @@ impl<E: Env> Shard<E> {
             self.execute(origin, origin, frames);
         } else {
             Metrics::add(&self.metrics.forwarded, 1);
-            Metrics::add(&self.metrics.mesh_messages, 1);
             self.port.send(owner, Message::Requests { line: token, token, frames });
         }
         Dispatched::NeedMore { used: 0 }
@@ -305,7 +304,6 @@ impl<E: Env> Shard<E> {
     /// Sends what was collected for other shards.
     fn send_outbound(&self, token: u64, outbound: &mut Outbound) {
         for (owner, frames) in outbound.frames.iter_mut().enumerate().filter(|(_, f)| !f.is_empty()) {
-            Metrics::add(&self.metrics.mesh_messages, 1);
             let frames = std::mem::take(frames);
             self.port.send(owner, Message::Requests { line: token, token, frames });
         }

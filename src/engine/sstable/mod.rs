@@ -11,7 +11,7 @@ mod builder;
 mod codec;
 mod cursor;
 mod expiries;
-mod filter;
+pub mod filter;
 pub mod format;
 mod inspect;
 mod iterator;

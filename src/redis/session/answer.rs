@@ -166,10 +166,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Outcome {
         match (what, reply) {
-            (What::Value, Reply::Value { value, .. }) => {
-                out.reserve(value.len() + 16);
-                resp::bulk(out, value);
-            }
+            (What::Value, Reply::Value { value, .. }) => resp::bulk(out, value),
             (What::Value, Reply::Absent) => resp::null(out, proto),
             (What::Set, Reply::Written { .. }) => resp::simple(out, "OK"),
             (What::Set, Reply::ConditionFailed { .. }) => resp::null(out, proto),

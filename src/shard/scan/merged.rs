@@ -8,7 +8,6 @@ use crate::base::{Bug, planted};
 use crate::engine::scan::ScanRange;
 use crate::env::Env;
 use crate::error::{Code, Refusal};
-use crate::metrics::Metrics;
 use crate::protocol::binary::{
     Cursor, PAGE_OVERHEAD, PageEncoder, ScanEntries, decode_reply, decode_reply_header, encode_request,
     entry_len,
@@ -200,7 +199,6 @@ impl<E: Env> MergedPage<E> {
                 let at = Origin { peer: owner, token };
                 shard.execute(at, at, frames);
             } else {
-                Metrics::add(&shard.metrics.mesh_messages, 1);
                 shard.port.send(owner, Message::Requests { line: token, token, frames });
             }
         }
