@@ -15,12 +15,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use smallvec::SmallVec;
+
 use super::cache::BlockCache;
 use super::damage::MetBy;
 use super::expiry::Clock;
 use super::manifest::{self, LogMeta, ManifestError, ShardManifest, State};
 use super::marker::refuse_incomplete;
-use super::memtable::{Memtable, SpareChunks};
+use super::memtable::{Memtable, PREFETCH_MAX, SpareChunks};
 use super::pace::Pace;
 use super::ranges::RangeDelete;
 use super::scan::AHEAD_BYTES_MAX;
@@ -32,7 +34,7 @@ use super::wal::{
     parse_segment_name, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{BlockSeq, Bug, EntryIndex, LogId, Lsn, OpIter, OpKind, TableName, TabletId, planted};
+use crate::base::{BlockSeq, Bug, EntryIndex, LogId, Lsn, Op, OpIter, OpKind, TableName, TabletId, planted};
 use crate::disk::{DirEntry, Disk};
 use crate::env::{Env, Gate, Lock, Notify};
 use crate::metrics::Metrics;
@@ -401,7 +403,7 @@ impl<E: Env> Engine<E> {
 
     fn apply(&self, local: usize, index: EntryIndex, body: &[u8]) -> Result<(), String> {
         let tablet = self.tablet(local);
-        let mut active = self.active.borrow_mut();
+        let mut waiting = SmallVec::<[(Lsn, Op<'_>, u64); PREFETCH_MAX]>::new();
         for (ordinal, op) in OpIter::new(body).enumerate() {
             let op = op.map_err(|error| error.to_string())?;
             if planted(Bug::EntryTorn)
@@ -415,6 +417,7 @@ impl<E: Env> Engine<E> {
             let lsn = Lsn::new(index, ordinal);
             tablet.last_lsn.set(lsn);
             if op.kind == OpKind::RangeDelete {
+                self.insert_all(local, &mut waiting);
                 let range = RangeDelete::new(op.key, op.value, lsn).ok_or("an empty range")?;
                 self.take_range(local, &range);
                 continue;
@@ -422,8 +425,12 @@ impl<E: Env> Engine<E> {
             if !tablet.slots.get().contains(Slot::of_key(op.key)) {
                 return Err(format!("a key of another tablet than {}", tablet.id));
             }
-            active.insert(local, self.hash(op.key), op.key, lsn, op.kind, op.expiry_ms, op.value);
+            waiting.push((lsn, op, self.hash(op.key)));
+            if waiting.len() == PREFETCH_MAX {
+                self.insert_all(local, &mut waiting);
+            }
         }
+        self.insert_all(local, &mut waiting);
         let mut last = self.last.borrow_mut();
         if index != last[local].next() {
             return Err(format!("entry {index} follows {}", last[local]));
@@ -431,12 +438,21 @@ impl<E: Env> Engine<E> {
         last[local] = index;
         Ok(())
     }
+
+    /// Inserts operations, and takes them; what they touch of the memtable is fetched for all of them first.
+    fn insert_all(&self, local: usize, ops: &mut SmallVec<[(Lsn, Op<'_>, u64); PREFETCH_MAX]>) {
+        let mut active = self.active.borrow_mut();
+        let hashes: SmallVec<[u64; PREFETCH_MAX]> = ops.iter().map(|(_, _, hash)| *hash).collect();
+        active.prefetch(&hashes);
+        for (lsn, op, hash) in ops.drain(..) {
+            active.insert(local, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Op;
     use crate::disk::sim::SimDisk;
     use crate::env::sim::{SimEnv, SimWorld};
 
