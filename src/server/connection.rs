@@ -397,7 +397,7 @@ impl<E: Env> Connection<E> {
         if !self.share.grow(rest.len() + reserved, more) {
             return reserved;
         }
-        self.active_at.set(self.socket.seen_at());
+        self.active_at.set(self.shard.env.now());
         self.reserved.set(rest.len() + reserved + more);
         reserved + more
     }
@@ -524,7 +524,7 @@ impl<E: Env> Connection<E> {
                     Metrics::add(&self.shard.metrics.sends, 1);
                     self.out.borrow_mut().advance(len);
                     self.give_back_sent();
-                    self.active_at.set(self.socket.seen_at());
+                    self.active_at.set(self.shard.env.now());
                 }
                 Poll::Ready(result) => {
                     if let Err(error) = result {

@@ -43,7 +43,8 @@ impl Socket {
         self.place.poll_write(cx, || Ok(retry(|| send(&self.stream, bytes, flags))?))
     }
 
-    /// When its poller last looked for what has come, on the executor's clock.
+    /// When its poller last looked for what has come, on the executor's clock: about when what is read now came. While
+    /// nothing comes it does not look.
     pub fn seen_at(&self) -> Duration {
         self.place.seen_at()
     }

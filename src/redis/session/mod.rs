@@ -186,10 +186,14 @@ impl Session {
             {
                 return Taken::Pause;
             }
-            taken += 1;
-            if frames.is_empty() && self.read_at_once(input, used) {
-                continue;
+            if frames.is_empty() {
+                let read = self.read_at_once(input, used);
+                if read > 0 {
+                    taken += read;
+                    continue;
+                }
             }
+            taken += 1;
             let mut args = Args::new();
             let (step, len) = match self.parser.parse(&input[*used..], &mut args) {
                 Ok(Parsed::NeedMore { wanted }) => return Taken::NeedMore { wanted },
@@ -220,12 +224,12 @@ impl Session {
     }
 
     /// Answers the GETs that `input` goes on with, if nothing is before them, as far as this shard has what they ask for
-    /// in memory. Whether there were any. So in a pipeline of GETs the memory that they need is fetched for some at
+    /// in memory. How many that were. So in a pipeline of GETs the memory that they need is fetched for some at
     /// once, and no request is made, routed, answered and translated back.
-    fn read_at_once(&mut self, input: &[u8], used: &mut usize) -> bool {
+    fn read_at_once(&mut self, input: &[u8], used: &mut usize) -> u32 {
         let is_plain = self.now.is_idle && self.now.paused.is_none() && self.replies == Replies::On;
         if !is_plain || !self.pending.is_empty() || self.queue.is_some() || self.parser.is_amid() {
-            return false;
+            return 0;
         }
         let most = self.context.limits.key_bytes_max as usize;
         let mut keys = SmallVec::<[&[u8]; READ_AHEAD]>::new();
@@ -240,7 +244,7 @@ impl Session {
             keys.push(key);
         }
         if keys.is_empty() {
-            return false;
+            return 0;
         }
         let (out, proto) = (&mut self.out, self.proto);
         let read = self.context.reader.read(&keys, &mut |value| match value {
@@ -250,7 +254,7 @@ impl Session {
         if read > 0 {
             *used = ends[read - 1];
         }
-        read > 0
+        read as u32
     }
 
     /// The least bytes that more of the command at the start of `input` needs; `input` was taken in as far as it can
