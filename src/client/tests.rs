@@ -2,7 +2,7 @@ mod fake;
 mod overload;
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -205,6 +205,9 @@ fn a_server_with_too_many_connections_says_so_in_text() {
             let mut stream = stream.unwrap();
             stream.write_all(line).unwrap();
             stream.write_all(rest).unwrap();
+            // Closed with bytes unread it would be reset, and the text lost if the client were slow to read.
+            stream.shutdown(Shutdown::Write).unwrap();
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
     });
     let refused = Client::connect(Config::new(&address)).map(drop).unwrap_err();

@@ -158,12 +158,11 @@ fn one_that_was_handed_over_is_not_watched_any_more_though_it_lives_on() {
 #[test]
 fn with_nothing_to_do_it_looks_at_nothing() {
     with_socket(|env, poller, socket, mut client| async move {
-        // Busy first, so that it looks on for a while.
-        for _ in 0..1000 {
-            client.write_all(b"x").unwrap();
-            assert_eq!(read(&socket, 10).await, b"x");
-        }
-        assert!(poller.patience() > Duration::ZERO, "it is busy: {:?}", poller.mean_gap.get());
+        client.write_all(b"x").unwrap();
+        assert_eq!(read(&socket, 10).await, b"x");
+        // As after a busy time, so that it looks on for a while.
+        poller.mean_gap.set(GAP_MAX);
+        assert!(poller.patience() > GAP_MAX, "it looks on for longer than a gap");
         env.sleep(Duration::from_millis(20)).await;
         let looked_at = poller.seen_at.get();
         env.sleep(Duration::from_millis(200)).await;
@@ -171,4 +170,20 @@ fn with_nothing_to_do_it_looks_at_nothing() {
         client.write_all(b"y").unwrap();
         assert_eq!(read(&socket, 10).await, b"y");
     });
+}
+
+#[test]
+fn it_looks_on_only_as_long_as_requests_come_fast() {
+    let poller = Poller::new(true, Duration::ZERO).unwrap();
+    assert_eq!(poller.patience(), Duration::ZERO, "nothing is known yet");
+    (0..100).for_each(|_| poller.count_gap(Duration::from_micros(20)));
+    let patience = poller.patience();
+    assert!(patience >= Duration::from_micros(40) && patience < Duration::from_micros(60), "{patience:?}");
+    // One pause is forgotten soon.
+    poller.count_gap(Duration::from_secs(10));
+    assert_eq!(poller.patience(), Duration::ZERO);
+    (0..8).for_each(|_| poller.count_gap(Duration::from_micros(20)));
+    assert!(poller.patience() > Duration::ZERO);
+    (0..100).for_each(|_| poller.count_gap(Duration::from_millis(1)));
+    assert_eq!(poller.patience(), Duration::ZERO, "a thousand a second are no reason to burn a core");
 }
