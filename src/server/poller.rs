@@ -20,6 +20,7 @@ use std::time::Duration;
 use futures_lite::future::or;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
 use slab::Slab;
 
 use crate::env::glommio::readable;
@@ -127,10 +128,10 @@ impl Poller {
             let over = self.over.notified();
             let count = match self.look() {
                 Ok(count) => count,
+                Err(Errno::INTR) => continue,
+                // A shard that hears of no socket any more must not go on as if it served.
                 Err(error) => {
-                    // It was made here, and is never closed: no input leads here.
-                    tracing::error!("sockets can't be waited for: {error}");
-                    return;
+                    panic!("an epoll that is this poller's own, and open, has events to tell: {error}")
                 }
             };
             let now = env.now();

@@ -121,6 +121,11 @@ pub async fn serve(seed: ShardSeed) {
         Ok(env) => env,
         Err(error) => return tell(Event::Scanned(Err(error.to_string()))),
     };
+    // Before anything runs that would have to end in order.
+    let poller = match Poller::new(seed.may_spin, env.now()) {
+        Ok(poller) => poller,
+        Err(error) => return tell(Event::Scanned(Err(format!("no epoll can be made: {error}")))),
+    };
     let scans = recovery::scan(&env, &seed.state, seed.logs).await;
     tell(Event::Scanned(scans.map_err(|error| error.to_string())));
     let Some(start) = seed.start.take(seed.id).await else { return };
@@ -151,10 +156,6 @@ pub async fn serve(seed: ShardSeed) {
             drop(guard);
         });
     }
-    let poller = match Poller::new(seed.may_spin, env.now()) {
-        Ok(poller) => poller,
-        Err(error) => return tell(Event::Opened(Err(format!("no epoll can be made: {error}")))),
-    };
     {
         let (env, poller, guard) = (env.clone(), poller.clone(), running.enter());
         env.clone().spawn(Queue::Foreground, async move {

@@ -4,6 +4,7 @@
 use smallvec::SmallVec;
 
 use super::Shard;
+use super::budget::LARGE_REPLY_BYTES;
 use crate::engine::memtable::PREFETCH_MAX;
 use crate::engine::{Key, Loaded, Lookup};
 use crate::env::Env;
@@ -16,7 +17,7 @@ const VALUE_BYTES_MAX: usize = 16 << 10;
 
 impl<E: Env> Shard<E> {
     /// Gives the values of `keys` to `take`, of one after the other (`None`: absent), up to the first that this shard
-    /// does not own, has not in memory, may not tell of yet (its write is not durable), or that is long; and none while
+    /// does not own, has not in memory, may not tell of yet (its write is not durable), or that is long, or that comes when these are as much as one small reply may be; and none while
     /// a key is waited for by others, or its tablet moves. How many it gave. Expects that nothing which the same
     /// connection asked for before is under way.
     pub fn read_at_once(&self, keys: &[&[u8]], take: &mut dyn FnMut(Option<&[u8]>)) -> usize {
@@ -33,10 +34,10 @@ impl<E: Env> Shard<E> {
             let hashes: SmallVec<[u64; PREFETCH_MAX]> = found.iter().map(|key| key.hash).collect();
             self.engine.prefetch(&hashes);
         }
-        let (mut given, mut hits) = (0, 0);
+        let (mut given, mut given_bytes, mut hits) = (0, 0, 0);
         let loaded = Loaded::new();
         for key in &found {
-            if self.is_waited_for(key.hash) {
+            if given_bytes > LARGE_REPLY_BYTES || self.is_waited_for(key.hash) {
                 break;
             }
             let before = loaded.mark();
@@ -48,6 +49,7 @@ impl<E: Env> Shard<E> {
                     return None;
                 }
                 take(value);
+                given_bytes += value.map_or(0, <[u8]>::len);
                 Some(value.is_some())
             });
             let Ok(Lookup::Done(Some(is_hit))) = lookup else {
