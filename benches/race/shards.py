@@ -2,11 +2,14 @@
 
 Server and generators share two cores, since there may be no more. So two shards on two cores are compared with two
 servers of one shard, one on each of the same cores. All else is the same on both sides: four generators, two to a
-core; 48 connections; as much memory a shard. The binary protocol, whose clients know the shards if they are told to.
+core; as much memory a shard. The binary protocol, whose clients know the shards if they are told to.
 
-- paced: a fixed rate, and what is due within a millisecond goes together, so that as many requests come in one read
-  on both sides. Clients that know the shards have a connection to each, and are half as many.
-- pipelined: closed loops, 16 in flight on each connection.
+- paced: a fixed rate, and what is due within a tick goes together. A server alone has two generators, each of two
+  shards has four, of whose requests every other one is its own: so these have ticks twice as long. Then a shard is
+  woken as often, for as many requests on as many connections, as a server alone, and what differs is what is asked
+  for: the cost of a request.
+- pipelined: closed loops, 16 in flight on each connection. Clients that know the shards have a connection to each,
+  and are half as many.
 """
 
 import shutil
@@ -19,6 +22,7 @@ from .peers import AtlasKv
 
 GENERATORS = 4
 CONNECTIONS = 12  # of each generator
+TICK_MS = 1  # of a generator whose server is alone
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,12 @@ def together(race, servers, cpus, flags):
 def measure(race, load, servers, knows):
     flags = [*keys(race), "--mix", f"{load.mix}=1", "--warmup", "1s", "--duration", f"{race.args.seconds}s"]
     shards = 2 if knows else 1
-    flags += ["--shard-aware", "on" if knows else "off", "--clients", CONNECTIONS // shards]
+    flags += ["--shard-aware", "on" if knows else "off"]
     if load.paced:
-        flags += ["--rate", race.args.paced_rate // GENERATORS, "--tick", "1ms", "--pipeline", 1024]
+        flags += ["--clients", CONNECTIONS, "--tick", f"{TICK_MS * shards}ms"]
+        flags += ["--rate", race.args.paced_rate // GENERATORS, "--pipeline", 1024]
     else:
-        flags += ["--pipeline", 16 * shards]
+        flags += ["--clients", CONNECTIONS // shards, "--pipeline", 16 * shards]
     cpus = [race.args.server_cpu, race.args.generator_cpu] * 2
     reports = together(race, servers, cpus, flags)
     parts = [figures_of(report, load.mix) for report in reports]

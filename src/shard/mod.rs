@@ -219,6 +219,10 @@ pub struct Settings {
     pub connection_bytes: usize,
 }
 
+/// Requests that begin to wait for the disk before the ring is seen to, which hands their reads to the kernel. A whole
+/// pipeline taken in at once would be read at once: then core and disk take turns, and each waits for the other one.
+const READS_AT_ONCE: u32 = 16;
+
 /// One shard: an engine, and what it takes to serve from it.
 pub struct Shard<E: Env> {
     /// Its number, which is its place in the mesh.
@@ -254,6 +258,8 @@ pub struct Shard<E: Env> {
     replies_left: Notify,
     /// Where those rest who have done a step that took long.
     line: line::Line,
+    /// Requests that have begun to wait for the disk since the ring was last seen to.
+    reads_begun: Cell<u32>,
     /// Bytes that unfinished [gathers](gather) keep.
     gathered: Cell<usize>,
     /// Outlets that wait until they are less.
@@ -313,6 +319,7 @@ impl<E: Env> Shard<E> {
             scan_bytes_max: settings.connection_bytes / 8,
             replies_left: Notify::new(),
             line: line::Line::default(),
+            reads_begun: Cell::new(0),
             gathered: Cell::new(0),
             gather_line: RefCell::default(),
             waiting: RefCell::default(),
@@ -464,6 +471,13 @@ impl<E: Env> Shard<E> {
     /// Rests after a step that took long, until it is this task's turn to do another.
     pub async fn rest(&self) {
         self.line.rest(&self.env).await;
+        self.reads_begun.set(0);
+    }
+
+    /// Whether so many requests have begun to wait for the disk that their reads should be on their way before more
+    /// are taken in; who is held back by that [rests](Shard::rest).
+    pub fn should_rest(&self) -> bool {
+        self.reads_begun.get() >= READS_AT_ONCE
     }
 
     /// Has the turn end once all tasks that can run now have run, and the outlet behind `token` flushed then.

@@ -38,7 +38,7 @@ pub enum Dispatched {
         /// Bytes taken in.
         used: usize,
     },
-    /// Replies must leave, or come, first; or others have their turn.
+    /// Replies must leave, or come, first; or others have their turn, or [`Shard::should_rest`].
     Pause {
         /// Bytes taken in.
         used: usize,
@@ -90,6 +90,7 @@ impl<E: Env> Shard<E> {
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
                 || outlet.is_full()
                 || outlet.is_stalled()
+                || self.should_rest()
                 || taken == TURN_FRAMES_MAX;
             taken += 1;
             if must_wait {

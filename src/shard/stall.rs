@@ -374,6 +374,7 @@ impl<E: Env> Shard<E> {
         let mut out = Outputs { granted: std::mem::take(&mut out.granted), ..Outputs::default() };
         self.waiting.borrow_mut().entry(line).or_default().loading_bytes += bytes;
         let slots = self.begins(request);
+        self.reads_begun.set(self.reads_begun.get() + 1);
         let (shard, frame, guard) = (self.clone(), frame.to_vec(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
             for other in before {
@@ -416,6 +417,8 @@ impl<E: Env> Shard<E> {
                 out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
                 return;
             }
+            // What has come from the disk came with all that was waiting for the ring.
+            self.reads_begun.set(0);
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
             // It may have waited for long.

@@ -256,3 +256,52 @@ fn no_more_requests_are_taken_in_than_may_be_unanswered() {
         assert!(used > 0, "it paused");
     });
 }
+
+/// A pipeline that was taken in as a whole was read from disk as a whole: core and disk waited for each other.
+#[test]
+fn reads_of_a_pipeline_are_on_their_way_before_more_of_it_is_taken_in() {
+    const KEYS: usize = 40;
+    const PORTION: usize = super::READS_AT_ONCE as usize;
+    let world = SimWorld::new(5);
+    let env = SimEnv::new(&world, SimDisk::new(&world));
+    world.run(async {
+        let shard = start(&env).await;
+        let (client, token) = connect(&shard);
+        let key = |at: usize| format!("key {at}").into_bytes();
+        // Each has a block of its own.
+        (0..KEYS).for_each(|at| {
+            let used = shard.dispatch(token, client.as_ref(), &set(at as u64, &key(at), &[b'v'; 5_000]));
+            assert!(matches!(used, Dispatched::NeedMore { .. }), "{used:?}");
+        });
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        shard.engine.rotate();
+        while shard.engine.metrics().table_entries < KEYS as u64 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let bytes: Vec<u8> = (0..KEYS).flat_map(|at| get((KEYS + at) as u64, &key(at))).collect();
+        let (mut used, mut portions) = (0, 0);
+        while used < bytes.len() {
+            let before = client.in_flight.get() as usize;
+            let (Dispatched::NeedMore { used: more } | Dispatched::Pause { used: more }) =
+                shard.dispatch(token, client.as_ref(), &bytes[used..])
+            else {
+                panic!("these are requests");
+            };
+            used += more;
+            portions += 1;
+            assert!((1..=PORTION).contains(&(client.in_flight.get() as usize - before)), "portion {portions}");
+            if used < bytes.len() {
+                let again = shard.dispatch(token, client.as_ref(), &bytes[used..]);
+                assert_eq!(again, Dispatched::Pause { used: 0 }, "the ring was not seen to");
+                shard.rest().await;
+            }
+        }
+        assert_eq!(portions, KEYS.div_ceil(PORTION));
+        while client.in_flight.get() > 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.statuses(), [Status::Done; 2 * KEYS]);
+    });
+}

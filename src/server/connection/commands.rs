@@ -367,6 +367,11 @@ impl<E: Env> Connection<E> {
                     }
                 }
                 me.shard.end_turn();
+                if me.shard.should_rest() {
+                    // Nothing of its own need be on its way, so nobody would come by.
+                    me.shard.rest().await;
+                    continue;
+                }
                 futures_lite::future::or(moved, relieved).await;
             }
             me.speech.is_following.set(false);
