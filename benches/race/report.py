@@ -8,6 +8,7 @@ from . import svg
 
 NAMES = {
     "atlaskv": "AtlasKV",
+    "atlaskv-as-rocksdb": "AtlasKV, at the rate of RocksDB",
     "redis-always": "Redis, always",
     "redis": "Redis",
     "memcached": "memcached",
