@@ -78,6 +78,8 @@ pub struct Connection<E: Env> {
     takes_no_more: Cell<bool>,
     waits_for_pause: Cell<bool>,
     active_at: Cell<Duration>,
+    /// Bytes of those sent that the client's side had acknowledged when this was last looked at.
+    taken: Cell<i64>,
     /// Notified when replies came or left, and when the connection broke.
     moved: Notify,
     me: RefCell<Weak<Connection<E>>>,
@@ -180,6 +182,7 @@ impl<E: Env> Connection<E> {
         let connection = Rc::new(Connection {
             share: Share::new(shard.request_budget.clone(), moved.clone(), free),
             active_at: Cell::new(shard.env.now()),
+            taken: Cell::new(0),
             shard: shard.clone(),
             socket,
             token: Cell::new(0),
@@ -297,7 +300,7 @@ impl<E: Env> Connection<E> {
                         self.fetch_ahead(&rest).await;
                     }
                     at_once += len;
-                    self.active_at.set(self.socket.seen_at());
+                    self.is_active(self.socket.seen_at());
                     self.rest_bytes.set(rest.len());
                     self.count();
                 }
@@ -397,7 +400,7 @@ impl<E: Env> Connection<E> {
         if !self.share.grow(rest.len() + reserved, more) {
             return reserved;
         }
-        self.active_at.set(self.shard.env.now());
+        self.is_active(self.shard.env.now());
         self.reserved.set(rest.len() + reserved + more);
         reserved + more
     }
@@ -504,6 +507,7 @@ impl<E: Env> Connection<E> {
             && let Some(me) = self.me.borrow().upgrade()
         {
             self.is_writing.set(true);
+            self.has_taken(); // from here on it counts
             let env = self.shard.env.clone();
             env.spawn(Queue::Foreground, async move { me.write_rest().await });
         }
@@ -524,7 +528,7 @@ impl<E: Env> Connection<E> {
                     Metrics::add(&self.shard.metrics.sends, 1);
                     self.out.borrow_mut().advance(len);
                     self.give_back_sent();
-                    self.active_at.set(self.shard.env.now());
+                    self.is_active(self.shard.env.now());
                 }
                 Poll::Ready(result) => {
                     if let Err(error) = result {

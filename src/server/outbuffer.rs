@@ -40,6 +40,11 @@ impl OutBuffer {
         self.bytes.extend_from_slice(&bytes);
     }
 
+    /// How many bytes were sent, ever.
+    pub fn sent_total(&self) -> u64 {
+        self.sent_total
+    }
+
     /// What is still to be sent.
     pub fn unsent(&self) -> &[u8] {
         &self.bytes[self.sent..]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -59,6 +59,16 @@ impl Socket {
         let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
         // It does not wait.
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    }
+
+    /// Bytes that were written and that the peer's side has not acknowledged.
+    pub fn untaken(&self) -> io::Result<u32> {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and this request, which for a socket is SIOCOUTQ, writes one int there.
+        match unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } {
+            0 => Ok(bytes.unsigned_abs()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Ends one or both directions; pending reads and writes return. An error means that the peer was

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Server, connect, disk_dir, eventually, seed};
+use crate::harness::{Server, connect, disk_dir, eventually, open_sockets, seed};
 use crate::redis::{Redis, line, server};
 
 /// Longer than any test runs.
@@ -247,17 +247,21 @@ fn who_leaves_amid_a_pause_leaves_room_for_who_ends_it() {
     let mut operator = Redis::connect(server.address);
     assert_eq!(operator.ask(&format!("CLIENT PAUSE {LONG_MS} WRITE")), "+OK\r\n");
     drop(operator);
-    // More than a connection reads ahead, so that it reads no more and does not see the end.
-    let input =
-        [line("SET k v").as_slice(), &line(&format!("SET k {}", "x".repeat(1_000))).repeat(170)].concat();
-    for _ in 0..2 {
-        let leaving: Vec<Redis> = (0..35).map(|_| Redis::connect(server.address)).collect();
-        for mut redis in leaving {
-            redis.stream.set_nonblocking(true).expect("it is a socket");
-            // It is more than the connection reads, and no more than the kernel takes, which tells of the end then.
-            let _ = std::io::Write::write_all(&mut redis.stream, &input);
+    // More than a connection reads ahead, so that it reads no more and does not see the end; by so little that its kernel
+    // takes it, or that would not hear of the end either: who has sent more than both take has it still to send.
+    let ahead = connect(&server).topology().limits.pipeline_bytes_max as usize;
+    let command = line(&format!("SET k {}", "x".repeat(1_000)));
+    let input = command.repeat(ahead.div_ceil(command.len()) + 8);
+    for is_at_once in [true, false] {
+        let mut leaving: Vec<Redis> = (0..35).map(|_| Redis::connect(server.address)).collect();
+        leaving.iter_mut().for_each(|redis| redis.send(&input));
+        if !is_at_once {
+            eventually_paused(&server, 35);
         }
-        eventually("they are gone", || paused(&server) == 0);
+        drop(leaving);
+        // Though whoever leaves at once may not be seen to be paused before.
+        eventually("all are gone", || open_sockets(server.pid()) == Some(server.sockets));
+        eventually_paused(&server, 0);
     }
     let mut operator = Redis::connect(server.address);
     assert_eq!(operator.ask("CLIENT UNPAUSE"), "+OK\r\n");

@@ -228,7 +228,7 @@ impl<E: Env> Connection<E> {
         Metrics::add(&self.shard.metrics.clients_paused, if is_waiting { 1 } else { u64::MAX }); // modulo 2^64
         if !is_waiting {
             // The time was not its own.
-            self.active_at.set(self.shard.env.now());
+            self.is_active(self.shard.env.now());
         }
     }
 

@@ -32,6 +32,23 @@ impl<E: Env> Connection<E> {
         self.active_at.set((active_at + absent).min(now).max(active_at));
     }
 
+    /// The client did something at `at`, which may be before what is known: what is read now came when the poller last
+    /// looked, and it may not have looked since a pause, say, began.
+    pub(super) fn is_active(&self, at: Duration) {
+        self.active_at.set(self.active_at.get().max(at));
+    }
+
+    /// Whether the client has taken any of its replies since this was last asked: whether its side has acknowledged
+    /// some. That the socket has room for more is told only when a third of its buffer is free, which of a few MiB may
+    /// be minutes of a slow client.
+    pub(super) fn has_taken(&self) -> bool {
+        // Before this shard served it, another may have sent what is still on its way: then it begins below zero.
+        let sent = self.out.borrow().sent_total().cast_signed();
+        let Ok(untaken) = self.socket.untaken() else { return false };
+        let taken = sent - i64::from(untaken);
+        taken > self.taken.replace(taken)
+    }
+
     /// Disconnects it if it was idle, or held up others, for too long: see
     /// [`OpenConnections::sweep`](crate::server::open::OpenConnections::sweep).
     pub(in crate::server) fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
@@ -53,7 +70,9 @@ impl<E: Env> Connection<E> {
             tracing::debug!(token = self.token.get(), "disconnected: its client left while it was paused");
             self.abandon();
         } else if self.is_writing.get() {
-            if quiet >= stalled {
+            if self.has_taken() {
+                self.is_active(now);
+            } else if quiet >= stalled {
                 tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
                 self.abandon();
             }
