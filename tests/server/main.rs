@@ -28,3 +28,4 @@ mod redis;
 mod saves;
 mod scan;
 mod syscalls;
+mod together;
