@@ -14,6 +14,7 @@
 
 mod commands;
 mod ends;
+pub(in crate::server) mod kept;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,6 +25,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use self::commands::Speech;
+use self::kept::{Abroad, KeptBack};
 use super::open::OpenConnections;
 use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::poller::Poller;
@@ -58,6 +60,8 @@ pub struct Connection<E: Env> {
     speech: Speech,
     out: RefCell<OutBuffer>,
     in_flight: Cell<u32>,
+    abroad: Abroad,
+    kept_back: Rc<KeptBack<E>>,
     /// Of requests taken in and not answered.
     in_flight_bytes: Cell<usize>,
     /// Bytes read and not taken in.
@@ -91,6 +95,9 @@ impl<E: Env> Outlet for Connection<E> {
         assert!(replies.frame_bytes <= self.in_flight_bytes.get(), "no more is answered than was taken in");
         self.in_flight.set(self.in_flight.get() - replies.count);
         self.in_flight_bytes.set(self.in_flight_bytes.get() - replies.frame_bytes);
+        if owner != self.shard.id {
+            self.abroad.answer(replies.count);
+        }
         if self.in_flight.get() == 0 {
             assert!(self.in_flight_bytes.get() == 0, "all bytes are of requests");
             self.is_fenced.set(false);
@@ -150,8 +157,12 @@ impl<E: Env> Outlet for Connection<E> {
         self.abandon();
     }
 
+    fn sent_on(&self, count: u32) {
+        self.abroad.ask(count);
+    }
+
     fn flush(&self) {
-        self.write_now();
+        self.send_or_keep();
         self.let_owner_go_on();
         self.follow_up();
         self.moved.notify();
@@ -189,6 +200,8 @@ impl<E: Env> Connection<E> {
             speech: Speech::new(context, client),
             out: RefCell::default(),
             in_flight: Cell::new(0),
+            abroad: Abroad::default(),
+            kept_back: open.kept_back.clone(),
             in_flight_bytes: Cell::new(0),
             rest_bytes: Cell::new(0),
             reserved: Cell::new(0),
@@ -210,6 +223,8 @@ impl<E: Env> Connection<E> {
         Metrics::add(&shard.metrics.connections_total, 1);
         Metrics::add(&shard.metrics.connections_open, 1);
         let end = connection.read_loop(read).await;
+        // Of what was taken in last.
+        connection.end_turn();
         connection.rest_bytes.set(0);
         connection.reserved.set(0);
         connection.count();

@@ -6,6 +6,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::connection::kept::KeptBack;
 use crate::env::{Env, Gate, GateGuard};
 
 /// Connections that are looked at in one go; requests come in between.
@@ -18,6 +19,8 @@ pub struct OpenConnections<E: Env> {
     connections: RefCell<BTreeMap<u64, Weak<Connection<E>>>>,
     is_draining: Cell<bool>,
     is_abandoning: Cell<bool>,
+    /// Those whose replies wait for others.
+    pub(super) kept_back: Rc<KeptBack<E>>,
     /// Counts the tasks that serve them.
     pub gate: Gate,
 }
@@ -29,6 +32,7 @@ impl<E: Env> OpenConnections<E> {
             connections: RefCell::default(),
             is_draining: Cell::new(false),
             is_abandoning: Cell::new(false),
+            kept_back: KeptBack::new(),
             gate: Gate::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! Requests that concern several shards: asked of each, answered as one.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::mem;
@@ -12,7 +13,7 @@ use super::budget::Granted;
 use super::execute::too_large;
 use super::outputs::{Meta, Outputs, Replies};
 use super::sliced;
-use super::{Message, Origin, Outlet, Shard, Stall};
+use super::{Origin, Outlet, Shard, Stall};
 use crate::env::{Env, Queue};
 use crate::error::{Code, Refusal};
 use crate::metrics::MetricsSnapshot;
@@ -207,9 +208,9 @@ impl<E: Env> Gather<E> {
         let token = self.token.get();
         for (owner, frame) in parts {
             if owner == shard.id {
-                shard.execute(self.origin, Origin { peer: owner, token }, frame);
+                shard.execute(self.origin, Origin { peer: owner, token }, Cow::Owned(frame));
             } else {
-                shard.port.send(owner, Message::Requests { line: self.origin.token, token, frames: frame });
+                shard.forward(owner, self.origin.token, token, &frame);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! One executor: executes requests, knows who waits for which block, speaks to the mesh.
 //!
-//! The path of a request: whoever read it (an outlet, registered here under a token) groups the frames
-//! of one read by owner. Frames of this shard go to `Shard::execute` at once; those of another cross
-//! the mesh in one message and meet the same `execute` there. Replies come back by token: those that
+//! The path of a request: whoever read it (an outlet, registered here under a token) has the frames sorted
+//! by owner. Frames of this shard are executed at once; those of another cross the mesh in one message
+//! for all reads of a turn ([`outbound`]) and meet the same there. Replies come back by token: those that
 //! depend on nothing at once, those that a commit must cover when their block is durable, those that
 //! need a disk read when it is done.
 //!
@@ -26,6 +26,7 @@ pub mod held;
 mod line;
 pub mod mesh;
 mod moves;
+mod outbound;
 mod outputs;
 mod ranges;
 mod route;
@@ -48,6 +49,7 @@ use slab::Slab;
 use self::budget::{Budget, Granted, LARGE_REPLY_BYTES, Reader};
 use self::held::{Held, HeldReplies};
 use self::mesh::Port;
+use self::outbound::Requests;
 use self::outputs::Outputs;
 use crate::engine::Engine;
 use crate::env::{Env, Gate, Notify, Queue};
@@ -102,6 +104,9 @@ pub trait Outlet {
     /// A request of `bytes` was taken in, to be answered once.
     fn accept(&self, bytes: usize);
 
+    /// Of those taken in, so many more went to other shards, from which the answers come.
+    fn sent_on(&self, _count: u32) {}
+
     /// Requests taken in and not answered.
     fn in_flight(&self) -> u32;
 
@@ -143,15 +148,8 @@ pub struct Arrival {
 
 /// What crosses the mesh.
 pub enum Message {
-    /// Frames of one connection's read for one owner.
-    Requests {
-        /// The sender's token for the connection: its frames take effect in the order sent.
-        line: u64,
-        /// The sender's token for the replies: the connection's, or that of a gathered answer.
-        token: u64,
-        /// Whole frames, back to back.
-        frames: Vec<u8>,
-    },
+    /// Frames of one turn's reads for one owner.
+    Requests(Requests),
     /// Replies of one turn to one peer, for any of its tokens.
     Replies(Vec<Reply>),
     /// Replies for which the receiver had granted so much have left.
@@ -244,6 +242,8 @@ pub struct Shard<E: Env> {
     dirty: RefCell<Vec<u64>>,
     /// A task that ends the turn is on its way.
     ends_soon: Cell<bool>,
+    /// Requests that are gathered until the turn ends, by owner.
+    outbound: RefCell<Vec<Requests>>,
     outbox: RefCell<Vec<Vec<Reply>>>,
     held: RefCell<Held>,
     /// Requests that connections of this shard hold.
@@ -311,6 +311,7 @@ impl<E: Env> Shard<E> {
             generation: Cell::new(0),
             dirty: RefCell::new(Vec::new()),
             ends_soon: Cell::new(false),
+            outbound: RefCell::new((0..peers).map(|_| Requests::default()).collect()),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
             request_budget: Rc::new(Budget::new(settings.connection_bytes / 2)),
@@ -386,7 +387,7 @@ impl<E: Env> Shard<E> {
             return;
         }
         if owner != self.id {
-            self.port.send(owner, Message::Left(granted));
+            self.send(owner, Message::Left(granted));
             return;
         }
         self.reply_budget.give_back(granted.replies);
@@ -431,7 +432,7 @@ impl<E: Env> Shard<E> {
         if origin.peer == self.id {
             self.take_stall(self.id, origin.token, why);
         } else {
-            self.port.send(origin.peer, Message::Stall { token: origin.token, why });
+            self.send(origin.peer, Message::Stall { token: origin.token, why });
         }
     }
 
@@ -447,16 +448,17 @@ impl<E: Env> Shard<E> {
         if owner == self.id {
             self.resume_output(Origin { peer: self.id, token });
         } else {
-            self.port.send(owner, Message::Resume { token });
+            self.send(owner, Message::Resume { token });
         }
     }
 
     /// The outlet behind `token` is gone; nobody need go on with what it sent.
     pub fn forget_everywhere(self: &Rc<Self>, token: u64) {
         for owner in (0..self.slots.shards).filter(|owner| *owner != self.id) {
-            self.port.send(owner, Message::Forget { token });
+            self.send(owner, Message::Forget { token });
         }
         self.forget(Origin { peer: self.id, token });
+        self.end_turn_later();
     }
 
     fn hold(&self, block: crate::base::BlockSeq, origin: Origin, replies: Replies) {
@@ -498,9 +500,12 @@ impl<E: Env> Shard<E> {
         });
     }
 
-    /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message each.
+    /// Ends a turn: what was delivered is flushed, what goes to other shards is sent, one message of requests and one
+    /// of replies each.
     pub fn end_turn(&self) {
         self.ends_soon.set(false);
+        // First, so that others have something to do meanwhile.
+        self.send_outgoing();
         // Flushing a gathered answer soils the outlet that asked, so this may take two rounds.
         loop {
             let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
@@ -513,11 +518,17 @@ impl<E: Env> Shard<E> {
                 }
             }
         }
+        // Of gathered answers.
+        self.send_outgoing();
+        self.metrics.mesh_messages.set(self.port.sent());
+    }
+
+    fn send_outgoing(&self) {
+        self.send_all_gathered();
         let mut outbox = self.outbox.borrow_mut();
         for (peer, replies) in outbox.iter_mut().enumerate().filter(|(_, replies)| !replies.is_empty()) {
             self.port.send(peer, Message::Replies(std::mem::take(replies)));
         }
-        self.metrics.mesh_messages.set(self.port.sent());
     }
 
     /// No more requests come: the tasks of this shard end when nothing is held any more.
@@ -536,7 +547,7 @@ impl<E: Env> Shard<E> {
 
     /// Sends a connection to the shard that it asked for.
     pub fn hand_over(&self, target: usize, arrival: Arrival) {
-        self.port.send(target, Message::Connection(arrival));
+        self.send(target, Message::Connection(arrival));
     }
 
     /// Serves the mesh until told to close. `control` takes what is not a request or a reply.
@@ -553,10 +564,7 @@ impl<E: Env> Shard<E> {
             let is_idle = inbox.is_empty();
             for (source, message) in inbox.drain(..) {
                 match message {
-                    Message::Requests { line, token, frames } => {
-                        let at = |token| Origin { peer: source, token };
-                        self.execute(at(line), at(token), frames);
-                    }
+                    Message::Requests(requests) => self.take_requests(source, requests),
                     Message::Replies(replies) => {
                         for reply in replies {
                             self.deliver(source, reply.token, reply.replies);

@@ -277,13 +277,13 @@ impl<E: Env> Shard<E> {
     /// Does what peer `source` asks, and answers it.
     pub(super) fn take_ask(self: &Rc<Self>, source: usize, id: u64, ask: Ask) {
         let ask = match self.at_once(ask) {
-            Ok(()) => return self.port.send(source, Message::Answer { id, answer: Ok(Answer::Done) }),
+            Ok(()) => return self.send(source, Message::Answer { id, answer: Ok(Answer::Done) }),
             Err(ask) => ask,
         };
         let (shard, guard) = (self.clone(), self.pending.enter());
         self.env.spawn(Queue::Foreground, async move {
             let answer = shard.carry_out(ask).await;
-            shard.port.send(source, Message::Answer { id, answer });
+            shard.send(source, Message::Answer { id, answer });
             drop(guard);
         });
     }
@@ -294,7 +294,7 @@ impl<E: Env> Shard<E> {
             Ask::Hold { slots, owner, change } => {
                 self.slots.hold(Some(slots));
                 if owner != self.id {
-                    self.port.send(owner, Message::Quiet { change });
+                    self.send(owner, Message::Quiet { change });
                 }
             }
             Ask::Release(assigned) => {

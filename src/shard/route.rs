@@ -1,5 +1,6 @@
 //! From the bytes of a connection to the shards that own the keys.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::execute::REPLY_BYTES_MIN;
@@ -7,7 +8,7 @@ use super::gather::Gather;
 use super::outputs::{Meta, Outputs};
 use super::stall::Step;
 use super::topology::COORDINATOR;
-use super::{Message, Origin, Outlet, Shard};
+use super::{Origin, Outlet, Shard};
 use crate::engine::memtable::{Half, PREFETCH_MAX};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
@@ -54,32 +55,15 @@ pub enum Dispatched {
     },
 }
 
-/// Frames of one read, by owner.
-#[derive(Default)]
-struct Outbound {
-    /// Empty, as long as all are for this shard.
-    frames: Vec<Vec<u8>>,
-}
-
-impl Outbound {
-    fn of(&mut self, owner: usize, shards: usize) -> &mut Vec<u8> {
-        if self.frames.is_empty() {
-            self.frames.resize_with(shards, Vec::new);
-        }
-        &mut self.frames[owner]
-    }
-}
-
 impl<E: Env> Shard<E> {
-    /// Takes in the whole frames at the start of `bytes`, which `outlet` read under `token`.
+    /// Takes in the whole frames at the start of `bytes`, which `outlet` read under `token`. Those of other shards leave
+    /// when the turn ends, which the caller sees to.
     pub fn dispatch(self: &Rc<Self>, token: u64, outlet: &dyn Outlet, bytes: &[u8]) -> Dispatched {
         // One time for all that came with one read.
         self.engine.tick();
         let origin = Origin { peer: self.id, token };
         let mut out = Outputs::of(origin);
-        let mut outbound = Outbound::default();
-        let (mut used, mut fetched, mut taken) = (0, 0, 0);
-        // What is sent from here on leaves in one message per owner at the end.
+        let (mut used, mut fetched, mut taken, mut sent_on) = (0, 0, 0, 0);
         if self.congested() {
             return Dispatched::Pause { used };
         }
@@ -150,11 +134,11 @@ impl<E: Env> Shard<E> {
             if is_everywhere {
                 outlet.fence();
             }
-            self.send_to_owner(origin, frame, meta, &request, route, &mut outbound, &mut out);
+            sent_on += u32::from(self.send_to_owner(origin, frame, meta, &request, route, &mut out));
             used += len;
         };
+        outlet.sent_on(sent_on);
         self.settle(origin, out);
-        self.send_outbound(token, &mut outbound);
         result
     }
 
@@ -167,10 +151,11 @@ impl<E: Env> Shard<E> {
         outlet.accept(bytes.len());
         let (origin, frames) = (Origin { peer: self.id, token }, std::mem::take(bytes));
         if owner == self.id {
-            self.execute(origin, origin, frames);
+            self.execute(origin, origin, Cow::Owned(frames));
         } else {
             Metrics::add(&self.metrics.forwarded, 1);
-            self.port.send(owner, Message::Requests { line: token, token, frames });
+            outlet.sent_on(1);
+            self.forward_whole(owner, token, token, frames);
         }
         Dispatched::NeedMore { used: 0 }
     }
@@ -233,6 +218,7 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// Executes a request here, or sends it to its owner: whether that is another shard, which answers it.
     #[allow(clippy::too_many_arguments)] // the request, and where it goes
     fn send_to_owner(
         self: &Rc<Self>,
@@ -241,14 +227,13 @@ impl<E: Env> Shard<E> {
         meta: Meta,
         request: &Request<'_>,
         route: Route<'_>,
-        outbound: &mut Outbound,
         out: &mut Outputs,
-    ) {
+    ) -> bool {
         let owner = match route {
             Route::Anywhere => {
                 if let Request::Stats { section } = request {
                     self.gather_stats(origin, meta, section, out);
-                    return;
+                    return false;
                 }
                 let is_coordinated = matches!(request, Request::Tablets { .. } | Request::Checkpoint { .. });
                 if is_coordinated { COORDINATOR } else { self.id }
@@ -261,28 +246,27 @@ impl<E: Env> Shard<E> {
                 if let Request::DeleteRange(range) = request {
                     Gather::delete_range(self, origin, meta, range);
                 }
-                return;
+                return false;
             }
             Route::Keys(keys) if self.is_divided(keys) => {
-                // Its parts must not overtake what this connection sent before.
-                self.send_outbound(origin.token, outbound);
                 if let Step::Stalled(why) = self.gather(origin, meta, keys, out) {
                     self.stall(origin, origin, why, frame.to_vec());
                 }
-                return;
+                return false;
             }
             Route::Keys(mut keys) => keys.next().map_or(self.id, |key| self.slots.shard(Slot::of_key(key))),
         };
         if owner != self.id {
             Metrics::add(&self.metrics.forwarded, 1);
-            outbound.of(owner, self.slots.shards).extend_from_slice(frame);
-            return;
+            self.forward(owner, origin.token, origin.token, frame);
+            return true;
         }
         if self.has_stalled(origin) {
-            self.execute(origin, origin, frame.to_vec());
+            self.execute(origin, origin, Cow::Borrowed(frame));
         } else if let Step::Stalled(why) = self.step_request(origin, origin, frame, meta, request, out) {
             self.stall(origin, origin, why, frame.to_vec());
         }
+        false
     }
 
     /// Whether the answer is put together here from those of several shards.
@@ -300,14 +284,6 @@ impl<E: Env> Shard<E> {
         let mut owners = keys.map(|key| self.slots.shard(Slot::of_key(key)));
         let first = owners.next();
         owners.any(|owner| Some(owner) != first)
-    }
-
-    /// Sends what was collected for other shards.
-    fn send_outbound(&self, token: u64, outbound: &mut Outbound) {
-        for (owner, frames) in outbound.frames.iter_mut().enumerate().filter(|(_, f)| !f.is_empty()) {
-            let frames = std::mem::take(frames);
-            self.port.send(owner, Message::Requests { line: token, token, frames });
-        }
     }
 
     fn gather_stats(self: &Rc<Self>, origin: Origin, meta: Meta, section: &str, out: &mut Outputs) {

@@ -7,6 +7,7 @@
 //! Requests for the same key take effect in the order sent, though some wait for the disk: a key with a
 //! waiting request has a queue ([`Turns`]), and later requests for it wait in line.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -144,21 +145,20 @@ pub(super) enum Step {
 }
 
 impl<E: Env> Shard<E> {
-    /// Executes whole frames of `line`, behind what waits of it. Replies go to `origin`.
-    pub(super) fn execute(self: &Rc<Self>, line: Origin, origin: Origin, frames: Vec<u8>) {
+    /// Executes whole frames of `line`, behind what waits of it. Replies go to `origin`. What has to wait is kept.
+    pub(super) fn execute(self: &Rc<Self>, line: Origin, origin: Origin, frames: Cow<'_, [u8]>) {
         if let Some(waiting) = self.waiting.borrow_mut().get_mut(&line)
             && !waiting.frames.is_empty()
         {
-            waiting.frames.push_back(Frames { origin, bytes: frames, at: 0 });
+            waiting.frames.push_back(Frames { origin, bytes: frames.into_owned(), at: 0 });
             return;
         }
-        self.run(line, Frames { origin, bytes: frames, at: 0 });
+        self.run(line, origin, frames, 0);
     }
 
-    /// Runs frames until their end or until they stall.
-    fn run(self: &Rc<Self>, line: Origin, frames: Frames) -> Ran {
-        let Frames { origin, bytes: frames, mut at } = frames;
-        let begin = at;
+    /// Runs frames from the one at `begin` until their end or until they stall.
+    fn run(self: &Rc<Self>, line: Origin, origin: Origin, frames: Cow<'_, [u8]>, begin: usize) -> Ran {
+        let mut at = begin;
         // One time for all of them.
         self.engine.tick();
         let mut out = outputs(line, origin);
@@ -167,13 +167,16 @@ impl<E: Env> Shard<E> {
             if at >= fetched {
                 fetched = at + self.fetch_ahead(&frames[at..]);
             }
-            let len = frame_len(self, &frames[at..]);
             if out.len() > OUT_BYTES_MAX {
                 stall = Some(Stall::Output);
                 break;
             }
-            match self.step(line, origin, &frames[at..at + len], &mut out) {
-                Step::Taken => at += len,
+            let Ok(Some(header)) = decode_header(&frames[at..], &self.limits) else {
+                unreachable!("frames are checked before they are executed")
+            };
+            let end = at + header.frame_bytes();
+            match self.step(line, origin, &header, &frames[at..end], &mut out) {
+                Step::Taken => at = end,
                 Step::Stalled(why) => stall = Some(why),
             }
         }
@@ -181,20 +184,27 @@ impl<E: Env> Shard<E> {
         match stall {
             None => Ran::All,
             Some(why) => {
-                self.stall_at(line, why, Frames { origin, bytes: frames, at });
+                let frames = match frames {
+                    Cow::Owned(bytes) => Frames { origin, bytes, at },
+                    Cow::Borrowed(bytes) => Frames { origin, bytes: bytes[at..].to_vec(), at: 0 },
+                };
+                self.stall_at(line, why, frames);
                 if at > begin { Ran::Some } else { Ran::None }
             }
         }
     }
 
     /// Executes one whole frame that was checked before.
-    fn step(self: &Rc<Self>, line: Origin, origin: Origin, frame: &[u8], out: &mut Outputs) -> Step {
-        let header = match decode_header(frame, &self.limits) {
-            Ok(Some(header)) => header,
-            _ => unreachable!("frames are checked before they are executed"),
-        };
-        let meta = self.meta(&header);
-        let request = match decode_request(&header, &frame[HEADER_BYTES..], &self.limits) {
+    fn step(
+        self: &Rc<Self>,
+        line: Origin,
+        origin: Origin,
+        header: &FrameHeader,
+        frame: &[u8],
+        out: &mut Outputs,
+    ) -> Step {
+        let meta = self.meta(header);
+        let request = match decode_request(header, &frame[HEADER_BYTES..], &self.limits) {
             Ok(request) => request,
             Err(refusal) => {
                 Metrics::add(&self.metrics.refusals, 1);
@@ -618,7 +628,7 @@ impl<E: Env> Shard<E> {
             };
             let Some(frames) = frames else { return has_progressed };
             // While it runs its frames nothing else of this origin can come in between: all is one turn.
-            match self.run(origin, frames) {
+            match self.run(origin, frames.origin, Cow::Owned(frames.bytes), frames.at) {
                 Ran::All => has_progressed = true,
                 Ran::Some => return true,
                 Ran::None => return has_progressed,
@@ -634,12 +644,4 @@ impl<E: Env> Shard<E> {
 /// For frames of `line` whose replies go to `origin`. Whoever gathers has asked for the room already.
 fn outputs(line: Origin, origin: Origin) -> Outputs {
     if line == origin { Outputs::of(line) } else { Outputs::default() }
-}
-
-/// Length of the whole frame at the start of `bytes`.
-fn frame_len<E: Env>(shard: &Shard<E>, bytes: &[u8]) -> usize {
-    match decode_header(bytes, &shard.limits) {
-        Ok(Some(header)) => header.frame_bytes(),
-        _ => unreachable!("frames are checked before they are sent on"),
-    }
 }

@@ -6,6 +6,7 @@ mod expiry;
 mod expiry_model;
 mod greedy;
 mod moves;
+mod outbound;
 mod ranges;
 mod room;
 mod saves;

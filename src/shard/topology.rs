@@ -50,7 +50,7 @@ impl<E: Env> Shard<E> {
     fn tell(&self, shard: usize, ask: Ask) -> u64 {
         let id = self.moves.last_ask.get() + 1;
         self.moves.last_ask.set(id);
-        self.port.send(shard, Message::Ask { id, ask });
+        self.send(shard, Message::Ask { id, ask });
         id
     }
 

@@ -29,3 +29,4 @@ mod saves;
 mod scan;
 mod syscalls;
 mod timeouts;
+mod together;

@@ -1,5 +1,6 @@
 //! A page of the keys of all shards in one order: of each shard its own pages, merged.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
@@ -15,7 +16,7 @@ use crate::protocol::binary::{
 use crate::protocol::{Limits, Reply, Request, ScanRequest};
 use crate::shard::outputs::{Meta, Outputs, Replies};
 use crate::shard::stall::Step;
-use crate::shard::{Message, Origin, Outlet, Shard, Stall};
+use crate::shard::{Origin, Outlet, Shard, Stall};
 
 /// Times that parts are asked for one page. Each answers with something unless much that was deleted lies before
 /// it; and a page that took this long is better given as it is.
@@ -197,9 +198,9 @@ impl<E: Env> MergedPage<E> {
         for (owner, frames) in frames {
             if owner == shard.id {
                 let at = Origin { peer: owner, token };
-                shard.execute(at, at, frames);
+                shard.execute(at, at, Cow::Owned(frames));
             } else {
-                shard.port.send(owner, Message::Requests { line: token, token, frames });
+                shard.forward(owner, token, token, &frames);
             }
         }
     }

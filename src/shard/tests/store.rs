@@ -1,5 +1,6 @@
 //! Shards as the server runs them, several in one simulated world, with one client at shard 0.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -125,11 +126,17 @@ impl Connection {
 
     /// Sends requests with one read, which the shard must take in at once. Returns their numbers.
     pub fn send_all(&self, store: &Store, requests: &[Request<'_>]) -> Vec<u64> {
+        let ids = self.read(store, requests);
+        store.shards[self.shard].end_turn();
+        ids
+    }
+
+    /// The same, of which the turn does not end yet.
+    pub fn read(&self, store: &Store, requests: &[Request<'_>]) -> Vec<u64> {
         let (ids, frames): (Vec<u64>, Vec<Vec<u8>>) = requests.iter().map(|r| self.frame(r)).unzip();
         let (shard, bytes) = (&store.shards[self.shard], frames.concat());
         let dispatched = shard.dispatch(self.token, &*self.recorder, &bytes);
         assert_eq!(dispatched, Dispatched::NeedMore { used: bytes.len() });
-        shard.end_turn();
         ids
     }
 
@@ -140,10 +147,9 @@ impl Connection {
         let origin = Origin { peer: self.shard, token: self.token };
         let (shard, owner) = (&store.shards[self.shard], &store.shards[owner]);
         if owner.id == shard.id {
-            owner.execute(origin, origin, frame);
+            owner.execute(origin, origin, Cow::Owned(frame));
         } else {
-            let (line, token) = (self.token, self.token);
-            shard.port.send(owner.id, Message::Requests { line, token, frames: frame });
+            shard.forward(owner.id, self.token, self.token, &frame);
         }
         shard.end_turn();
         id

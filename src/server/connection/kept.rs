@@ -1,0 +1,163 @@
+//! Replies that wait for those of other shards. A client that knows nothing of shards asks several of them with one
+//! pipeline. Sent as they come, its replies are as many sends as shards, and as many pipelines from then on, each a
+//! part of the one before: the client asks anew for what was answered.
+//!
+//! So few replies are kept back until other shards have answered what they were asked before, for
+//! two [ticks](TICK) at most; after that nothing waits for these any more. Who has asked no other shard is not kept
+//! waiting.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use super::{Connection, SEND_BYTES};
+use crate::env::{Env, Queue};
+
+/// A reply is kept back for one to two of these at most. What is in memory comes from another shard within some ten
+/// microseconds if that is busy, and a commit takes a hundred to some hundreds.
+const TICK: Duration = Duration::from_micros(100);
+
+/// Whose replies are kept back.
+pub struct KeptBack<E: Env> {
+    /// Since before the last tick, and since then; and for which of the other shards' answers.
+    old: RefCell<Kept<E>>,
+    young: RefCell<Kept<E>>,
+    is_ticking: Cell<bool>,
+}
+
+type Kept<E> = Vec<(Weak<Connection<E>>, u64)>;
+
+impl<E: Env> KeptBack<E> {
+    /// Nobody's.
+    pub fn new() -> Rc<KeptBack<E>> {
+        Rc::new(KeptBack { old: RefCell::default(), young: RefCell::default(), is_ticking: Cell::new(false) })
+    }
+
+    fn add(self: &Rc<Self>, env: &E, connection: Weak<Connection<E>>, until: u64) {
+        self.young.borrow_mut().push((connection, until));
+        if self.is_ticking.replace(true) {
+            return;
+        }
+        // Detached: it holds nothing that the end of the shard waits for.
+        let (me, sleeper) = (self.clone(), env.clone());
+        env.spawn(Queue::Foreground, async move {
+            while !me.is_empty() {
+                sleeper.sleep(TICK).await;
+                me.tick();
+            }
+            me.is_ticking.set(false);
+        });
+    }
+
+    fn is_empty(&self) -> bool {
+        self.old.borrow().is_empty() && self.young.borrow().is_empty()
+    }
+
+    /// Sends what has waited for a tick or more.
+    fn tick(&self) {
+        let mut over = self.old.replace(self.young.take());
+        for (connection, until) in over.drain(..) {
+            if let Some(connection) = connection.upgrade() {
+                connection.wait_no_more(until);
+            }
+        }
+        // Its memory is of use again, unless some came meanwhile.
+        let mut young = self.young.borrow_mut();
+        if young.is_empty() {
+            *young = over;
+        }
+    }
+}
+
+/// What a connection has asked other shards.
+#[derive(Default)]
+pub(super) struct Abroad {
+    /// Requests, ever.
+    asked: Cell<u64>,
+    /// Of these, how many are answered.
+    answered: Cell<u64>,
+    /// Replies are kept back until so many are.
+    until: Cell<Option<u64>>,
+    /// Nothing waits for so many of them any more.
+    too_late: Cell<u64>,
+}
+
+impl Abroad {
+    pub fn ask(&self, count: u32) {
+        self.asked.set(self.asked.get() + u64::from(count));
+    }
+
+    pub fn answer(&self, count: u32) {
+        self.answered.set(self.answered.get() + u64::from(count));
+        assert!(self.answered.get() <= self.asked.get(), "other shards answer what they were asked");
+    }
+
+    /// Whether some replies are worth waiting for.
+    fn is_awaited(&self) -> bool {
+        let until = self.until.get().unwrap_or(self.asked.get());
+        self.answered.get() < until && until > self.too_late.get()
+    }
+}
+
+impl<E: Env> Connection<E> {
+    /// Sends what there is, unless it is little and more will come soon.
+    pub(super) fn send_or_keep(&self) {
+        let is_little = (1..SEND_BYTES).contains(&self.unsent()) && !self.is_writing.get();
+        if is_little && !self.is_broken.get() && self.abroad.is_awaited() {
+            if self.abroad.until.get().is_none() {
+                let until = self.abroad.asked.get();
+                self.abroad.until.set(Some(until));
+                self.kept_back.add(&self.shard.env, self.me.borrow().clone(), until);
+            }
+            return;
+        }
+        self.abroad.until.set(None);
+        self.write_now();
+    }
+
+    /// What was kept back until other shards have answered so many requests leaves now.
+    fn wait_no_more(&self, until: u64) {
+        if self.abroad.until.get() != Some(until) {
+            return;
+        }
+        self.abroad.until.set(None);
+        self.abroad.too_late.set(until);
+        self.write_now();
+        self.let_owner_go_on();
+        self.moved.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_wait_for_what_was_asked_before_and_only_once() {
+        let abroad = Abroad::default();
+        assert!(!abroad.is_awaited(), "nothing was asked");
+        abroad.ask(3);
+        assert!(abroad.is_awaited());
+        abroad.until.set(Some(3));
+        // What is asked meanwhile is not waited for.
+        abroad.ask(2);
+        abroad.answer(2);
+        assert!(abroad.is_awaited());
+        abroad.answer(1);
+        assert!(!abroad.is_awaited());
+        abroad.until.set(None);
+        assert!(abroad.is_awaited(), "the next ones wait for what was asked since");
+        abroad.too_late.set(5);
+        assert!(!abroad.is_awaited(), "that took too long");
+        abroad.ask(1);
+        assert!(abroad.is_awaited());
+        abroad.answer(3);
+        assert!(!abroad.is_awaited());
+    }
+
+    #[test]
+    #[should_panic(expected = "what they were asked")]
+    fn more_answers_than_questions_are_a_fault() {
+        Abroad::default().answer(1);
+    }
+}
