@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | I/O buffers | 1/16, 1 to 8 MiB | registered with the ring; more of it measured no difference |
 //! | memtables | 35 %, at most 1 GiB | active and sealed together; bounded because a restart replays that much log |
-//! | indexes and filters | 20 % | resident: about 24 B a block and 12 bits a key, 2 bytes a key of 16 bytes with a value of 100 |
+//! | indexes and filters | 20 % | resident: about 8 B a block and 12 bits a key, 1.8 bytes a key of 16 bytes with a value of 100 |
 //! | connections | 10 %, at least the largest frame | requests from the first byte read to the answer, large replies until they have left: see `shard/budget.rs` |
 //! | block cache | what is left | 28 to 35 %, and all that the memtables' bound leaves over; down to 5 % where values are allowed that a shard has hardly room for |
 

@@ -62,6 +62,9 @@ impl<E: Env> Engine<E> {
                     self.flush_trouble.replace(None);
                     // The active one may have been full all along.
                     self.rotate_if_full();
+                    if self.has_remains.get() {
+                        self.flush_remains();
+                    }
                     self.changed.notify();
                     self.dispose(sealed).await;
                 }

@@ -141,6 +141,8 @@ pub struct Engine<E: Env> {
     last: RefCell<Vec<EntryIndex>>,
     /// Whether a range was deleted since the last memtable was sealed.
     has_new_ranges: Cell<bool>,
+    /// Whether the active memtable has so much that a start recovered that it is sealed as soon as it may be.
+    has_remains: Cell<bool>,
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,

@@ -295,6 +295,7 @@ impl<E: Env> Engine<E> {
             tablets: tablets.into(),
             last: last.into(),
             has_new_ranges: std::cell::Cell::new(false),
+            has_remains: std::cell::Cell::new(false),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
             index_budget,
@@ -366,7 +367,7 @@ impl<E: Env> Engine<E> {
                 let Some(len) = block.await? else { break };
                 bytes += len as u64;
                 if self.active.borrow().bytes() >= self.options.memtable_bytes {
-                    self.flush_recovered().await?;
+                    self.seal_recovered().await?;
                 }
             }
         }
@@ -386,19 +387,30 @@ impl<E: Env> Engine<E> {
         }
         let is_much = self.active.borrow().bytes() >= self.options.memtable_bytes / FLUSH_PART;
         if is_much || logs >= OLD_LOGS_MAX {
-            self.rotate();
+            self.flush_remains();
         }
         Ok(())
     }
 
-    async fn flush_recovered(&self) -> Result<(), EngineError> {
-        self.rotate();
-        let sealed = self.sealed.borrow().front().cloned();
-        if let Some(sealed) = sealed {
+    /// Seals what was recovered so far. As many sealed memtables as may wait for their flush at any time do so, behind
+    /// the start: until tables hold what is in them the old logs stay. Those before them are flushed now.
+    async fn seal_recovered(&self) -> Result<(), EngineError> {
+        while self.sealed.borrow().len() >= self.options.sealed_max {
+            let Some(sealed) = self.sealed.borrow().front().cloned() else { break };
             self.flush(&sealed).await?;
             self.dispose(sealed).await;
         }
+        self.rotate();
         Ok(())
+    }
+
+    /// Has what was recovered last flushed as soon as a memtable more may be sealed.
+    pub(super) fn flush_remains(&self) {
+        let may_seal = self.sealed.borrow().len() < self.options.sealed_max;
+        self.has_remains.set(!may_seal);
+        if may_seal {
+            self.rotate();
+        }
     }
 
     fn apply(&self, local: usize, index: EntryIndex, body: &[u8]) -> Result<(), String> {

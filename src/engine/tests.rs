@@ -6,6 +6,7 @@
 //! place looks further.
 
 mod around;
+mod behind;
 mod checkpoint;
 mod crash;
 mod damage;

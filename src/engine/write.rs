@@ -326,6 +326,7 @@ impl<E: Env> Engine<E> {
             return;
         }
         self.has_new_ranges.set(false);
+        self.has_remains.set(false);
         self.wal.seal_open();
         let next = self.active.borrow().successor(self.tablets());
         let memtable = mem::replace(&mut *self.active.borrow_mut(), next);

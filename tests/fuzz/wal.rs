@@ -183,7 +183,7 @@ impl LogRecords {
     /// What is in a record. Returns its operations.
     fn record(&mut self, record: &Record<'_>, kind: &mut u64) -> usize {
         let mut count = 0;
-        if !record.is_intact {
+        if !record.is_intact() {
             *kind |= 1 << 8;
         } else if record.info.kind == Some(RecordKind::Data) {
             let (ops, error) = self.operations(record.body);
@@ -199,7 +199,7 @@ impl LogRecords {
             return count;
         };
         *kind ^= (known as u64 - 1) << 20;
-        if record.is_intact && record.tlv.is_empty() {
+        if record.is_intact() && record.tlv.is_empty() {
             self.again.resize(RECORD_HEADER_BYTES + record.body.len(), 0);
             encode_record(known, &record.info, record.body, &mut self.again);
             let again = Records::new(&self.again).next();

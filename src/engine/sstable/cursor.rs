@@ -360,10 +360,7 @@ impl<E: Env> TableCursor<E> {
             }
         }
         // Newer versions may be in the block before: then, and hardly ever else, that ends with this key.
-        let goes_on = match (&self.found, self.separator_before()) {
-            (Some(found), Some(separator)) => separator == found.key(),
-            _ => false,
-        };
+        let goes_on = self.found.as_ref().is_some_and(|found| self.is_separator_before(found.key()));
         self.block = None;
         match self.number.checked_sub(1) {
             Some(number) => self.number = number,
@@ -372,11 +369,16 @@ impl<E: Env> TableCursor<E> {
         self.found.is_some() && !goes_on
     }
 
-    /// What separates the block before from this one; `None`: this is the first.
-    fn separator_before(&self) -> Option<&[u8]> {
+    /// Whether this is what separates the block before from this one.
+    fn is_separator_before(&self, key: &[u8]) -> bool {
         match self.number.checked_sub(1) {
-            Some(before) => self.partition.as_ref().map(|partition| partition.separator(before)),
-            None => self.place?.checked_sub(1).map(|before| self.table.separator(before)),
+            Some(before) => {
+                self.partition.as_ref().is_some_and(|partition| partition.cmp_separator(before, key).is_eq())
+            }
+            None => {
+                let before = self.place.and_then(|place| place.checked_sub(1));
+                before.is_some_and(|before| self.table.separator(before) == key)
+            }
         }
     }
 

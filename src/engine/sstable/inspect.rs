@@ -135,7 +135,7 @@ impl Inspection<'_> {
                 self.walk(from, to, true);
             }
             self.partition(partition);
-            if partition.separator(partition.len() - 1) != top.separator(number) {
+            if partition.cmp_separator(partition.len() - 1, top.separator(number)).is_ne() {
                 let offset = top.handle(number).offset;
                 self.bad(&format!("partition at byte {offset}: the index above has another separator"));
             }
@@ -173,9 +173,9 @@ impl Inspection<'_> {
             let handle = partition.handle(number);
             let Some(block) = self.block(handle) else { continue };
             let last_key = block.entry(block.len() - 1).0;
-            if partition.separator(number) < last_key {
+            if partition.cmp_separator(number, last_key).is_lt() {
                 self.bad(&format!("block at byte {}: beyond its separator", handle.offset));
-            } else if number > 0 && block.entry(0).0 < partition.separator(number - 1) {
+            } else if number > 0 && partition.cmp_separator(number - 1, block.entry(0).0).is_gt() {
                 self.bad(&format!("block at byte {}: before the separator in front of it", handle.offset));
             }
         }

@@ -152,8 +152,10 @@ impl<E: Env> TableIter<E> {
         let mut len = handle.len;
         let (mut partition, mut ahead) = (partition.clone(), 0);
         let mut block = self.next_block + 1;
-        let is_past = |separator: &[u8]| !self.until.is_empty() && separator >= &self.until[..];
-        if is_past(partition.separator(self.next_block)) {
+        let is_past = |partition: &Partition, block: usize| {
+            !self.until.is_empty() && partition.cmp_separator(block, &self.until).is_ge()
+        };
+        if is_past(&partition, self.next_block) {
             return len;
         }
         loop {
@@ -163,7 +165,7 @@ impl<E: Env> TableIter<E> {
                     return len;
                 }
                 (len, block) = (len + next.len, block + 1);
-                if is_past(partition.separator(block - 1)) {
+                if is_past(&partition, block - 1) {
                     return len;
                 }
             }

@@ -1,7 +1,10 @@
 //! A partition: index and filter of consecutive blocks, together about a page, so that one read answers
-//! whether a key may be in the table and where. In memory it is what the file holds, searched in place.
+//! whether a key may be in the table and where. In memory it takes less: see [`Partition`].
 
+use std::cmp::Ordering;
+use std::iter::repeat_n;
 use std::ops::Range;
+use std::rc::Rc;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
@@ -17,12 +20,41 @@ use crate::base::{Bug, FileId, PAGE_SIZE, page_align, planted};
 /// Bytes of a block's places: page, pages, end of its separator.
 const PLACE_BYTES: usize = 8;
 
-/// A verified partition in memory.
+/// Of those, bytes of page and pages.
+const HANDLE_BYTES: usize = 6;
+
+/// A verified partition in memory: its filter as it stands in the file, and behind that its index, without what
+/// follows from the rest. Most separators of a partition begin with the same bytes, and blocks of small records are
+/// of one length, back to back.
 pub struct Partition {
-    /// Without the file's padding. Lines, since the filter in them is to be aligned.
-    lines: Box<[Line]>,
+    /// With those of all that were read to be kept together: each in memory of its own, every one would be rounded
+    /// up by the allocator, by a sixteenth on average.
+    lines: Rc<[Line]>,
+    start: u32,
+    filter_lines: u32,
+    count: u32,
+    /// Bytes that all separators begin with.
+    common_len: u16,
+    places: Places,
+}
+
+/// Where blocks stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Places {
+    /// Back to back from a page on, each of so many.
+    Even { page: u32, pages: u16 },
+    /// As in the file, in front of the rest of the index: the page of each, then the pages of each.
+    Listed,
+}
+
+/// A verified partition as it stands in the file.
+struct Stored<'a> {
+    bytes: &'a [u8],
     count: usize,
     filter: Range<usize>,
+    places: Places,
+    /// What all separators begin with.
+    common: &'a [u8],
 }
 
 /// Length of the partition that `bytes` seem to start with, if it is at most `rest`. A guess until it is parsed.
@@ -41,10 +73,24 @@ fn layout(header: &PartitionHeader) -> Option<(usize, Range<usize>)> {
     Some((end, start..start + header.filter_lines.get() as usize))
 }
 
-impl Partition {
-    /// Verifies and takes the bytes of the partition that belongs at `offset` of `file`. Everything is
-    /// checked here, so that later accesses can't fail.
-    pub fn parse(file: FileId, offset: u64, stored: &[u8]) -> Result<Partition, PartError> {
+/// Two bytes of an array.
+#[inline]
+fn half(array: &[u8], at: usize) -> usize {
+    usize::from(u16::from_le_bytes([array[2 * at], array[2 * at + 1]]))
+}
+
+/// Where a block stands, of those that `handles` lists.
+fn listed(handles: &[u8], count: usize, block: usize) -> BlockHandle {
+    let mut page = [0; 4];
+    page.copy_from_slice(&handles[4 * block..][..4]);
+    let offset = u64::from(u32::from_le_bytes(page)) * PAGE_SIZE as u64;
+    BlockHandle { offset, len: half(&handles[4 * count..], block) * PAGE_SIZE }
+}
+
+impl<'a> Stored<'a> {
+    /// Verifies the bytes of the partition that belongs at `offset` of `file`. Everything is checked here, so that
+    /// later accesses can't fail.
+    fn verify(file: FileId, offset: u64, stored: &'a [u8]) -> Result<Stored<'a>, PartError> {
         check_part(file, offset, stored)?;
         let header = PartitionHeader::ref_from_prefix(stored).map_err(|_| malformed("a partition"))?.0;
         let (end, filter) = layout(header).ok_or_else(|| malformed("a partition's lengths"))?;
@@ -53,11 +99,10 @@ impl Partition {
         if header.kind != PARTITION_KIND || count == 0 || filter.is_empty() || !is_whole {
             return Err(malformed("a partition's header"));
         }
-        let mut lines = vec![Line([0; LINE_BYTES]); filter.end].into_boxed_slice();
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
-        bytes.copy_from_slice(&stored[..filter.end * LINE_BYTES]);
-        let partition = Partition { lines, count, filter };
+        let mut partition = Stored { bytes: stored, count, filter, places: Places::Listed, common: &[] };
         partition.check(offset, end).ok_or_else(|| malformed("blocks and separators in order"))?;
+        partition.places = partition.places();
+        partition.common = partition.common();
         Ok(partition)
     }
 
@@ -80,14 +125,30 @@ impl Partition {
         (last_end == separators && block_end <= offset).then_some(())
     }
 
-    fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.lines)
+    fn places(&self) -> Places {
+        let BlockHandle { offset, len } = self.handle(0);
+        let even = |block: usize| BlockHandle { offset: offset + (block * len) as u64, len };
+        let place = (u32::try_from(offset / PAGE_SIZE as u64), u16::try_from(len / PAGE_SIZE));
+        match place {
+            (Ok(page), Ok(pages)) if (1..self.count).all(|block| self.handle(block) == even(block)) => {
+                Places::Even { page, pages }
+            }
+            _ => Places::Listed,
+        }
     }
 
-    /// Two bytes of an array behind the pages.
-    fn half(&self, at: usize) -> usize {
-        let at = PARTITION_HEADER_BYTES + self.count * 4 + at * 2;
-        usize::from(u16::from_le_bytes([self.bytes()[at], self.bytes()[at + 1]]))
+    /// What the first and the last begin with: they are in order.
+    fn common(&self) -> &'a [u8] {
+        let (first, last) = (self.separator(0), self.separator(self.count - 1));
+        &first[..first.iter().zip(last).take_while(|(a, b)| a == b).count()]
+    }
+
+    fn handles(&self) -> &'a [u8] {
+        &self.bytes[PARTITION_HEADER_BYTES..][..self.count * HANDLE_BYTES]
+    }
+
+    fn handle(&self, block: usize) -> BlockHandle {
+        listed(self.handles(), self.count, block)
     }
 
     fn separators_start(&self) -> usize {
@@ -95,24 +156,132 @@ impl Partition {
     }
 
     fn separator_end(&self, block: usize) -> usize {
-        self.half(self.count + block)
+        half(&self.bytes[PARTITION_HEADER_BYTES + self.count * HANDLE_BYTES..], block)
+    }
+
+    fn separator(&self, block: usize) -> &'a [u8] {
+        let start = if block == 0 { 0 } else { self.separator_end(block - 1) };
+        &self.bytes[self.separators_start()..][start..self.separator_end(block)]
+    }
+
+    /// Lines that it takes in memory.
+    fn lines(&self) -> usize {
+        let handles = if self.places == Places::Listed { self.count * HANDLE_BYTES } else { 0 };
+        let tails = self.separator_end(self.count - 1) - self.count * self.common.len();
+        let index = handles + 2 * self.count + self.common.len() + tails;
+        self.filter.len() + index.div_ceil(LINE_BYTES)
+    }
+
+    /// Writes it to the lines that are for it.
+    fn write(&self, lines: &mut [Line]) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
+        let mut at = 0;
+        let mut push = |part: &[u8]| {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        };
+        push(&self.bytes[self.filter.start * LINE_BYTES..self.filter.end * LINE_BYTES]);
+        if self.places == Places::Listed {
+            push(self.handles());
+        }
+        for block in 0..self.count {
+            let end = self.separator_end(block) - (block + 1) * self.common.len();
+            push(&u16::try_from(end).expect("not above the one in the file").to_le_bytes());
+        }
+        push(self.common);
+        (0..self.count).for_each(|block| push(&self.separator(block)[self.common.len()..]));
+    }
+}
+
+impl Partition {
+    /// Verifies and takes the bytes of the partition that belongs at `offset` of `file`.
+    pub fn parse(file: FileId, offset: u64, stored: &[u8]) -> Result<Partition, PartError> {
+        let mut partitions = Partition::take(&[Stored::verify(file, offset, stored)?]);
+        Ok(partitions.pop().expect("one of one"))
+    }
+
+    /// The same of several that are kept together, each with where it belongs. Fails with the place of one that is
+    /// not whole.
+    pub fn parse_run(file: FileId, run: &[(u64, &[u8])]) -> Result<Vec<Partition>, (u64, PartError)> {
+        let verify = |&(offset, bytes)| Stored::verify(file, offset, bytes).map_err(|error| (offset, error));
+        let stored: Vec<_> = run.iter().map(verify).collect::<Result<_, _>>()?;
+        Ok(Partition::take(&stored))
+    }
+
+    fn take(run: &[Stored<'_>]) -> Vec<Partition> {
+        let total = run.iter().map(Stored::lines).sum();
+        let mut lines: Rc<[Line]> = repeat_n(Line([0; LINE_BYTES]), total).collect();
+        let all = Rc::get_mut(&mut lines).expect("nobody else has it yet");
+        let mut start = 0;
+        for stored in run {
+            let end = start + stored.lines();
+            stored.write(&mut all[start..end]);
+            start = end;
+        }
+        start = 0;
+        let to_u32 = |number: usize| u32::try_from(number).expect("of parts that were read at once");
+        let partition = |stored: &Stored<'_>| {
+            let partition = Partition {
+                lines: lines.clone(),
+                start: to_u32(start),
+                filter_lines: to_u32(stored.filter.len()),
+                count: to_u32(stored.count),
+                common_len: u16::try_from(stored.common.len()).expect("a separator ends below 64 KiB"),
+                places: stored.places,
+            };
+            start += stored.lines();
+            partition
+        };
+        run.iter().map(partition).collect()
+    }
+
+    /// Its index, and perhaps what stands behind it.
+    #[inline]
+    fn index(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.lines[(self.start + self.filter_lines) as usize..])
+    }
+
+    /// Where separators end, what they begin with, and how they go on.
+    #[inline]
+    fn separators(&self) -> Separators<'_> {
+        let handles = if self.places == Places::Listed { self.len() * HANDLE_BYTES } else { 0 };
+        let (ends, rest) = self.index()[handles..].split_at(2 * self.len());
+        let (common, tails) = rest.split_at(usize::from(self.common_len));
+        Separators { ends, common, tails }
+    }
+
+    /// What separates a block from the next one, beside a key.
+    pub fn cmp_separator(&self, block: usize, key: &[u8]) -> Ordering {
+        let Separators { common, .. } = self.separators();
+        match key.strip_prefix(common) {
+            Some(tail) => self.separators().tail(block).cmp(tail),
+            None => common.cmp(key), // the first byte that differs is in it, or `key` ends before
+        }
     }
 
     /// What separates a block from the next one.
-    pub fn separator(&self, block: usize) -> &[u8] {
-        let start = if block == 0 { 0 } else { self.separator_end(block - 1) };
-        let at = self.separators_start();
-        &self.bytes()[at + start..at + self.separator_end(block)]
+    pub fn separator(&self, block: usize) -> Vec<u8> {
+        let separators = self.separators();
+        [separators.common, separators.tail(block)].concat()
     }
 
-    /// Bytes it takes in memory.
+    /// What each takes beside its lines: its counts, itself, and a pointer to it.
+    pub const OVERHEAD: usize = 2 * 8 + size_of::<Partition>() + 8;
+
+    /// Bytes it takes in memory, if it is there alone.
     pub fn memory_bytes(&self) -> usize {
-        self.bytes().len() + size_of::<Partition>()
+        self.run_bytes() + Partition::OVERHEAD
+    }
+
+    /// Bytes of the lines of all that it was read with, and of the line in front of them where they are counted.
+    pub fn run_bytes(&self) -> usize {
+        LINE_BYTES + size_of_val(&*self.lines)
     }
 
     /// Number of blocks.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.count
+        self.count as usize
     }
 
     /// Never: a partition is of at least one block.
@@ -125,29 +294,52 @@ impl Partition {
     /// # Panics
     /// Beyond the last.
     pub fn handle(&self, block: usize) -> BlockHandle {
-        assert!(block < self.count, "block {block} of {}", self.count);
-        let at = PARTITION_HEADER_BYTES + block * 4;
-        let mut page = [0; 4];
-        page.copy_from_slice(&self.bytes()[at..at + 4]);
-        let offset = u64::from(u32::from_le_bytes(page)) * PAGE_SIZE as u64;
-        BlockHandle { offset, len: self.half(block) * PAGE_SIZE }
+        assert!(block < self.len(), "block {block} of {}", self.count);
+        match self.places {
+            Places::Even { page, pages } => {
+                let offset = (u64::from(page) + block as u64 * u64::from(pages)) * PAGE_SIZE as u64;
+                BlockHandle { offset, len: usize::from(pages) * PAGE_SIZE }
+            }
+            Places::Listed => listed(self.index(), self.len(), block),
+        }
     }
 
     /// The first block that may hold `key`: where its newest version is, if there is one here.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
-        let (mut low, mut high) = (0, self.count);
+        let separators = self.separators();
+        let Some(wanted) = key.strip_prefix(separators.common) else {
+            return (key < separators.common).then_some(0);
+        };
+        let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = (low + high) / 2;
-            if self.separator(middle) < key { low = middle + 1 } else { high = middle }
+            if separators.tail(middle) < wanted { low = middle + 1 } else { high = middle }
         }
-        (low < self.count).then_some(low)
+        (low < self.len()).then_some(low)
     }
 
     /// Whether a key with this hash may be in these blocks; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: u64) -> bool {
-        filter::may_contain(&self.lines[self.filter.clone()], hash)
+        let start = self.start as usize;
+        filter::may_contain(&self.lines[start..start + self.filter_lines as usize], hash)
             && !(planted(Bug::FilterForgets) && hash >> 56 == 0)
+    }
+}
+
+/// The separators of a partition.
+struct Separators<'a> {
+    ends: &'a [u8],
+    common: &'a [u8],
+    tails: &'a [u8],
+}
+
+impl<'a> Separators<'a> {
+    /// What one has behind what is common.
+    #[inline]
+    fn tail(&self, block: usize) -> &'a [u8] {
+        let start = if block == 0 { 0 } else { half(self.ends, block - 1) };
+        &self.tails[start..half(self.ends, block)]
     }
 }
 

@@ -28,6 +28,15 @@ pub(super) struct Charge {
     bytes: usize,
 }
 
+impl Charge {
+    /// Gives back what is more than `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let excess = self.bytes.saturating_sub(bytes);
+        self.budget.used.set(self.budget.used.get() - excess);
+        self.bytes -= excess;
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         let used = self.budget.used.get();

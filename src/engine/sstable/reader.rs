@@ -18,9 +18,6 @@ use crate::slot::SlotRange;
 
 /// Bytes of partitions read at once.
 const READ_BYTES: usize = 256 << 10;
-/// What a resident partition takes beside its bytes: lists, counts, the allocator's rounding.
-const PIN_OVERHEAD: u64 = 96;
-
 /// An immutable table, the top of its index in memory. Partitions are numbered from 0 in the order of keys,
 /// and the blocks of each from 0 as well.
 ///
@@ -163,14 +160,14 @@ async fn read_run(
         (count, len) = (count + 1, len + next.len);
     }
     let bytes = disk_file.read_at(start, len).await?;
-    let parse = |number: usize| {
+    let part = |number: usize| {
         let BlockHandle { offset, len } = top.handle(number);
-        let at = (offset - start) as usize;
-        Partition::parse(name.file, offset, &bytes[at..at + len])
-            .map(Rc::new)
-            .map_err(|error| corrupt(&name.path(), "partition", offset, error))
+        (offset, &bytes[(offset - start) as usize..][..len])
     };
-    (first..first + count).map(parse).collect()
+    let parts: Vec<_> = (first..first + count).map(part).collect();
+    let parsed = Partition::parse_run(name.file, &parts);
+    let partitions = parsed.map_err(|(offset, error)| corrupt(&name.path(), "partition", offset, error))?;
+    Ok(partitions.into_iter().map(Rc::new).collect())
 }
 
 impl<E: Env> Table<E> {
@@ -275,13 +272,19 @@ impl<E: Env> Table<E> {
         drop(part);
         let shape = &parts.meta.shape;
         let charge = budget.charge(parts.top.memory_bytes());
-        let wanted = shape.partition_bytes.saturating_add(shape.partitions.saturating_mul(PIN_OVERHEAD));
-        let reserved = usize::try_from(wanted).ok().and_then(|wanted| budget.reserve(wanted, shape.is_last));
-        let Some(reserved) = reserved else { return Ok((parts, charge, None)) };
+        // As much as they take in the file is more than they will take: how much less is known when they are read.
+        let overhead = parts.top.len() * Partition::OVERHEAD;
+        let wanted = usize::try_from(shape.partition_bytes).ok().map(|bytes| bytes.saturating_add(overhead));
+        let reserved = wanted.and_then(|wanted| budget.reserve(wanted, shape.is_last));
+        let Some(mut reserved) = reserved else { return Ok((parts, charge, None)) };
         let mut partitions = Vec::with_capacity(parts.top.len());
+        let mut bytes = overhead;
         while partitions.len() < parts.top.len() {
             match read_run(disk_file, name, &parts.top, partitions.len()).await {
-                Ok(run) => partitions.extend(run),
+                Ok(run) => {
+                    bytes += run[0].run_bytes();
+                    partitions.extend(run);
+                }
                 // Of a start it would be the end; so it is of the reads that need it.
                 Err(error)
                     if matches!(error, TableError::Corrupt { .. }) || is_live && error.is_unreadable() =>
@@ -292,6 +295,7 @@ impl<E: Env> Table<E> {
                 Err(error) => return Err(error),
             }
         }
+        reserved.shrink_to(bytes);
         let pins = budget.pin(partitions, reserved, shape.is_last);
         Ok((parts, charge, Some(pins)))
     }

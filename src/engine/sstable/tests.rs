@@ -478,10 +478,16 @@ fn a_walk_that_is_under_way_survives_that_its_pins_are_displaced() {
         build_with(&env, 2, &model, PLAIN).await;
         let budget = IndexBudget::new(1 << 30);
         let one = Table::<SimEnv>::open(&env, name(1), &budget).await.unwrap();
-        let two = Table::<SimEnv>::open(&env, name(2), &budget).await.unwrap();
-        // A little less than both need.
-        let limit = budget.used() - 1;
-        drop((one, two));
+        let needed = budget.used();
+        let without = IndexBudget::new(0);
+        let two = Table::<SimEnv>::open(&env, name(2), &without).await.unwrap();
+        // Beside the first and the top of the second a little less than is asked for its partitions: what they take
+        // on disk.
+        let shape = two.meta().shape;
+        let asked = shape.partition_bytes as usize + shape.partitions as usize * Partition::OVERHEAD;
+        let limit = needed + without.used() + asked - 1;
+        drop(one);
+        assert_eq!(budget.used(), 0, "whatever was asked for, all that was kept of it is given back");
         let budget = IndexBudget::new(limit);
         let last = Rc::new(Table::open(&env, name(1), &budget).await.unwrap());
         assert!(last.pinned(0).is_some());

@@ -353,8 +353,15 @@ pub struct Record<'a> {
     pub tlv: &'a [u8],
     /// Its contents.
     pub body: &'a [u8],
-    /// Whether the contents fit their checksum.
-    pub is_intact: bool,
+    contents: &'a [u8],
+    body_crc: u32,
+}
+
+impl Record<'_> {
+    /// Whether the contents fit their checksum: worth asking only where that of their block does not, or is not known.
+    pub fn is_intact(&self) -> bool {
+        crc32c(self.contents) == self.body_crc
+    }
 }
 
 /// Why records can't be read on.
@@ -443,7 +450,8 @@ impl<'a> Records<'a> {
             },
             tlv: &contents[..tlv_len],
             body: &contents[tlv_len..],
-            is_intact: crc32c(contents) == raw.body_crc.get(),
+            contents,
+            body_crc: raw.body_crc.get(),
         })
     }
 }
@@ -505,7 +513,7 @@ mod tests {
             let bytes = raw_record(kind, HAS_TLV, b"tlv", b"body");
             let record = Records::new(&bytes).next().unwrap().unwrap();
             assert_eq!(record.info.kind.map(|k| k as u8), Some(kind));
-            assert_eq!((record.tlv, record.body, record.is_intact), (&b"tlv"[..], &b"body"[..], true));
+            assert_eq!((record.tlv, record.body, record.is_intact()), (&b"tlv"[..], &b"body"[..], true));
         }
     }
 
@@ -524,7 +532,7 @@ mod tests {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         let record = Records::new(&bytes).next().unwrap().unwrap();
-        assert!(!record.is_intact);
+        assert!(!record.is_intact());
         assert_eq!(record.info.index, EntryIndex(9));
         bytes[8] ^= 1;
         assert_eq!(Records::new(&bytes).next(), Some(Err(RecordError::Damaged(0))));

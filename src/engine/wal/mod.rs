@@ -12,6 +12,7 @@
 //! - After a failed write nothing is appended or acknowledged any more.
 //! - A segment is reused only when every tablet with records in it has flushed past them.
 
+mod ahead;
 pub mod format;
 mod plan;
 mod replay;

@@ -2,25 +2,30 @@
 
 use std::rc::Rc;
 
+use super::ahead::{LOOK_BYTES, SegmentRead};
 use super::format::{BlockInfo, Record, RecordKind, Records};
 use super::plan::Place;
-use super::scan::{LogScan, read_segment};
+use super::scan::LogScan;
 use super::{ReplayPlan, WalError};
 use crate::base::{EntryIndex, TabletId};
 use crate::env::Env;
 
-/// Streams the entries of one log in order. Holds one segment in memory at a time.
+/// Streams the entries of one log in order. Holds two segments in memory: one, and the next, which is
+/// read meanwhile.
 pub struct LogReader<E: Env> {
     env: E,
     scan: Rc<LogScan>,
     next: usize,
     segment: Option<(u32, Vec<u8>)>,
+    ahead: Option<(u32, SegmentRead)>,
+    /// Bytes handed out since the read ahead was looked at.
+    bytes: usize,
 }
 
 impl<E: Env> LogReader<E> {
     /// From the first valid block of a scanned log.
     pub fn new(env: &E, scan: Rc<LogScan>) -> LogReader<E> {
-        LogReader { env: env.clone(), scan, next: 0, segment: None }
+        LogReader { env: env.clone(), scan, next: 0, segment: None, ahead: None, bytes: 0 }
     }
 
     /// Moves to the next block and hands each of its data entries that counts to `visit`. Returns the
@@ -33,9 +38,21 @@ impl<E: Env> LogReader<E> {
         let Some(&(segment, offset)) = self.scan.blocks.get(self.next) else { return Ok(None) };
         self.next += 1;
         if self.segment.as_ref().is_none_or(|(loaded, _)| *loaded != segment) {
-            self.segment = None; // freed before the next is read
-            let bytes = read_segment(&self.env, &self.scan.segments[segment as usize]).await?;
+            let spare = self.segment.take().map_or_else(Vec::new, |(_, bytes)| bytes);
+            let read = |number: u32, buffer| {
+                SegmentRead::new(&self.env, &self.scan.segments[number as usize], buffer)
+            };
+            let ahead = self.ahead.take().filter(|(number, _)| *number == segment);
+            let bytes = ahead.map_or_else(|| read(segment, Vec::new()), |(_, read)| read).land().await?;
+            let later = self.scan.blocks[self.next..].iter().find(|(number, _)| *number != segment);
+            self.ahead = later.map(|(number, _)| (*number, read(*number, spare)));
             self.segment = Some((segment, bytes));
+        }
+        if self.bytes >= LOOK_BYTES
+            && let Some((_, read)) = &mut self.ahead
+        {
+            self.bytes = 0;
+            read.go_on(&self.env).await;
         }
         let file = &self.scan.segments[segment as usize];
         let damaged = |lost: String| WalError::Rot {
@@ -55,6 +72,7 @@ impl<E: Env> LogReader<E> {
                 visit(record.info.tablet, record.info.index, record.body).map_err(damaged)?;
             }
         }
+        self.bytes += info.padded_len();
         Ok(Some(info.padded_len()))
     }
 }

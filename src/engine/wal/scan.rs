@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::ahead::{LOOK_BYTES, SegmentRead};
 use super::format::{
     BLOCK_HEADER_BYTES, BlockInfo, RecordError, RecordInfo, Records, SEGMENT_HEADER_BYTES, SegmentHeader,
     parse_segment_name, segment_path,
@@ -17,11 +18,9 @@ use super::format::{
 use super::plan::{Place, RunBuilder};
 use super::{WINDOW_MAX, WalError};
 use crate::base::{BlockSeq, Bug, EntryIndex, LogId, PAGE_SIZE, TabletId, planted};
-use crate::disk::{Disk, File, OpenMode, OpenOptions};
+use crate::disk::Disk;
 use crate::env::Env;
 
-/// Bytes of a segment read at once.
-const READ_BYTES: usize = 1 << 20;
 /// Identities that an error names; the rest is counted.
 const LOST_NAMED_MAX: usize = 8;
 
@@ -89,39 +88,6 @@ pub async fn remove_log<E: Env>(env: &E, segments: &[SegmentFile]) -> Result<(),
     Ok(env.disk().sync_dir("wal").await?)
 }
 
-/// Reads a whole segment. Its size bounds the memory this takes.
-pub(super) async fn read_segment<E: Env>(env: &E, segment: &SegmentFile) -> Result<Vec<u8>, WalError> {
-    let file = env.disk().open(&segment.path, OpenOptions { mode: OpenMode::Read, dsync: false }).await?;
-    // A segment that was being filled when the machine stopped may end anywhere.
-    let len = file.len() - file.len() % PAGE_SIZE as u64;
-    let mut bytes = Vec::with_capacity(len as usize);
-    let mut result = Ok(());
-    while result.is_ok() && (bytes.len() as u64) < len {
-        // Two requests in flight keep the disk busy while the first is copied.
-        let at = bytes.len() as u64;
-        let first = (len - at).min(READ_BYTES as u64);
-        let second = (len - at - first).min(READ_BYTES as u64);
-        if second == 0 {
-            result = file.read_at(at, first as usize).await.map(|piece| bytes.extend_from_slice(&piece));
-            continue;
-        }
-        let both = futures_lite::future::zip(
-            file.read_at(at, first as usize),
-            file.read_at(at + first, second as usize),
-        );
-        result = match both.await {
-            (Ok(a), Ok(b)) => {
-                bytes.extend_from_slice(&a);
-                bytes.extend_from_slice(&b);
-                Ok(())
-            }
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        };
-    }
-    file.close().await?;
-    Ok(result.map(|()| bytes)?)
-}
-
 /// The identity of a record, as phase one keeps it.
 #[derive(Clone, Copy, Debug)]
 struct Identity {
@@ -158,44 +124,52 @@ fn nonce_of(bytes: &[u8], header: Option<SegmentHeader>, log: LogId, before: Opt
 }
 
 /// Finds the blocks of one segment: those that fit (log, segment, nonce, header crc), whatever their
-/// payload. A damaged segment may not tell its nonce; then any will do. Returns where the last header stands that
-/// is damaged itself: of its block nothing is known.
-fn walk_segment(
-    bytes: &[u8],
+/// payload. A damaged segment may not tell its nonce; then any will do.
+struct SegmentWalk<'a> {
+    bytes: &'a [u8],
     log: LogId,
     nonce: Option<u64>,
     number: u64,
     place: u32,
-    path: &str,
-    found: &mut Vec<Found>,
-) -> Result<Option<u32>, WalError> {
-    let mut broken = None;
-    let mut offset = SEGMENT_HEADER_BYTES;
-    while offset + PAGE_SIZE <= bytes.len() {
-        let info = BlockInfo::decode(&bytes[offset..]);
-        if info.is_none()
-            && nonce.is_some_and(|nonce| BlockInfo::was_here(&bytes[offset..], log, number, nonce))
-        {
-            broken = Some(offset as u32);
+    path: &'a str,
+    offset: usize,
+    /// Where the last header stands that is damaged itself: of its block nothing is known.
+    broken: Option<u32>,
+}
+
+impl SegmentWalk<'_> {
+    /// Walks over `len` bytes more, and to the end of a block. Whether there are more.
+    fn go_on(&mut self, len: usize, found: &mut Vec<Found>) -> Result<bool, WalError> {
+        let (bytes, log, number) = (self.bytes, self.log, self.number);
+        let until = self.offset.saturating_add(len);
+        while self.offset < until && self.offset + PAGE_SIZE <= bytes.len() {
+            let offset = self.offset;
+            let info = BlockInfo::decode(&bytes[offset..]);
+            if info.is_none()
+                && self.nonce.is_some_and(|nonce| BlockInfo::was_here(&bytes[offset..], log, number, nonce))
+            {
+                self.broken = Some(offset as u32);
+            }
+            let is_ours = |info: &BlockInfo| {
+                let is_of_it = info.segment == number && self.nonce.is_none_or(|nonce| nonce == info.nonce);
+                info.log == log && (is_of_it || planted(Bug::StaleBlockTaken))
+            };
+            let Some(info) = info.filter(is_ours) else {
+                self.offset += PAGE_SIZE;
+                continue;
+            };
+            let is_intact = info.payload(&bytes[offset..]).is_some();
+            let end = (offset + BLOCK_HEADER_BYTES + info.payload_len).min(bytes.len());
+            let payload = &bytes[offset + BLOCK_HEADER_BYTES..end];
+            let (records, at) = identities(payload, self.path)?;
+            let knows_all = at == info.payload_len;
+            let (segment, offset) = (self.place, offset as u32);
+            found.push(Found { segment, offset, info, is_intact, records, knows_all });
+            // The length of a damaged block is trusted: its header is whole.
+            self.offset += info.padded_len();
         }
-        let is_ours = |info: &BlockInfo| {
-            let is_of_it = info.segment == number && nonce.is_none_or(|nonce| nonce == info.nonce);
-            info.log == log && (is_of_it || planted(Bug::StaleBlockTaken))
-        };
-        let Some(info) = info.filter(is_ours) else {
-            offset += PAGE_SIZE;
-            continue;
-        };
-        let is_intact = info.payload(&bytes[offset..]).is_some();
-        let end = (offset + BLOCK_HEADER_BYTES + info.payload_len).min(bytes.len());
-        let payload = &bytes[offset + BLOCK_HEADER_BYTES..end];
-        let (records, at) = identities(payload, path)?;
-        let knows_all = at == info.payload_len;
-        found.push(Found { segment: place, offset: offset as u32, info, is_intact, records, knows_all });
-        // The length of a damaged block is trusted: its header is whole.
-        offset += info.padded_len();
+        Ok(self.offset + PAGE_SIZE <= bytes.len())
     }
-    Ok(broken)
 }
 
 /// Entries whose record headers are readable, and how far they reach.
@@ -244,19 +218,39 @@ pub async fn scan_log_behind<E: Env>(
     let mut bytes_read = 0;
     let (mut nonce, mut broken) = (None, None);
     let mut beheaded = Vec::new();
+    let mut next = segments.first().map(|first| SegmentRead::new(env, first, Vec::new()));
+    let mut spare = Vec::new();
     for (place, segment) in (0u32..).zip(&segments) {
-        let bytes = read_segment(env, segment).await?;
+        let Some(read) = next.take() else { break };
+        let bytes = read.land().await?;
+        let later = segments.get(place as usize + 1);
+        next = later.map(|later| SegmentRead::new(env, later, std::mem::take(&mut spare)));
         bytes_read += bytes.len() as u64;
         let header = SegmentHeader::decode(&bytes)
             .map_err(|version| WalError::Newer { path: segment.path.clone(), version })?;
         nonce = nonce_of(&bytes, header, log, nonce);
-        let last = walk_segment(&bytes, log, nonce, segment.number, place, &segment.path, &mut found)?;
-        broken = last.map(|offset| (place, offset)).or(broken);
+        let mut walk = SegmentWalk {
+            bytes: &bytes,
+            log,
+            nonce,
+            number: segment.number,
+            place,
+            path: &segment.path,
+            offset: SEGMENT_HEADER_BYTES,
+            broken: None,
+        };
+        while walk.go_on(LOOK_BYTES, &mut found)? {
+            if let Some(next) = &mut next {
+                next.go_on(env).await;
+            }
+        }
+        broken = walk.broken.map(|offset| (place, offset)).or(broken);
         let first = bytes.get(SEGMENT_HEADER_BYTES..).unwrap_or_default();
         let was_first = |nonce| BlockInfo::was_here(first, log, segment.number, nonce);
         if BlockInfo::decode(first).is_none() && nonce.is_some_and(was_first) {
             beheaded.push(place);
         }
+        spare = bytes;
         env.yield_now().await;
     }
     // The first segment is there until a block behind it is durable.
@@ -463,8 +457,10 @@ pub fn inspect_segment(bytes: &[u8]) -> Result<(SegmentHeader, Vec<InspectedBloc
         Err(version) => return Err(format!("format version {version} is newer than this build reads")),
     };
     let mut found = Vec::new();
-    walk_segment(bytes, header.log, Some(header.nonce), header.segment, 0, "segment", &mut found)
-        .map_err(|e| e.to_string())?;
+    let (log, nonce, number) = (header.log, Some(header.nonce), header.segment);
+    let (place, path, offset) = (0, "segment", SEGMENT_HEADER_BYTES);
+    let mut walk = SegmentWalk { bytes, log, nonce, number, place, path, offset, broken: None };
+    walk.go_on(usize::MAX, &mut found).map_err(|error| error.to_string())?;
     let blocks = found
         .into_iter()
         .map(|block| {
@@ -472,7 +468,7 @@ pub fn inspect_segment(bytes: &[u8]) -> Result<(SegmentHeader, Vec<InspectedBloc
             let end = (start + block.info.payload_len).min(bytes.len());
             let records = Records::new(&bytes[start..end])
                 .map_while(Result::ok)
-                .map(|record| (record.info, record.is_intact))
+                .map(|record| (record.info, record.is_intact()))
                 .collect();
             let offset = u64::from(block.offset);
             InspectedBlock { offset, info: block.info, is_intact: block.is_intact, records }

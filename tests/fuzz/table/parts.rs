@@ -202,8 +202,8 @@ impl Decoder for Partitions {
             assert!(handle.offset >= last_end && handle.len >= PAGE_SIZE, "block {number} in another");
             last_end = handle.offset + handle.len as u64;
             let separator = partition.separator(number);
-            assert!(partition.find(separator).is_some_and(|first| first <= number), "block {number}");
-            let _ = partition.may_contain(hash(separator));
+            assert!(partition.find(&separator).is_some_and(|first| first <= number), "block {number}");
+            let _ = partition.may_contain(hash(&separator));
         }
         assert!(last_end <= PARTITION_PLACE, "a block behind its partition");
         Outcome { is_accepted: true, kind: 1, at: partition.memory_bytes(), items: len }

@@ -91,7 +91,7 @@ fn every_key_leads_to_its_first_block_and_is_in_its_filter() {
                 let first_here = keys[*first..].iter().position(|other| other == key).unwrap();
                 assert_eq!(partition.find(key), Some(first_here), "seed {seed}");
             }
-            let above = [partition.separator(partition.len() - 1), &[0]].concat();
+            let above = [&partition.separator(partition.len() - 1)[..], &[0]].concat();
             assert_eq!(partition.find(&above), None, "seed {seed}");
             covered += partition.len();
         }
@@ -153,4 +153,57 @@ fn forged_partitions_are_refused_or_read_but_never_panic() {
     seal_part(FileId(1), 0, &mut part);
     assert!(Partition::parse(FileId(1), 0, &part).is_err(), "blocks behind the partition");
     assert!(Partition::parse(FileId(1), place, &whole[..100]).is_err());
+}
+
+/// As tables of small records have them: blocks of one length, back to back, and separators that begin alike.
+#[test]
+fn a_run_takes_no_memory_for_what_follows_from_the_rest() {
+    const BLOCKS: usize = 60;
+    let key = |number: usize| format!("user:00012{number:06}").into_bytes();
+    let mut builder = PartitionBuilder::new(12);
+    // The second has a gap between its blocks, where other partitions stand.
+    let handle = |number: usize| {
+        let gap = if number > BLOCKS + 7 { 3 } else { 0 };
+        BlockHandle { offset: ((number + gap) * PAGE_SIZE) as u64, len: PAGE_SIZE }
+    };
+    let mut run = Vec::new();
+    for number in 0..2 * BLOCKS {
+        builder.push(handle(number), &key(number), &[hash(&key(number))]);
+        if number % BLOCKS == BLOCKS - 1 {
+            assert_eq!(builder.finish(&mut run), PAGE_SIZE);
+        }
+    }
+    let place = 1 << 30;
+    seal_run(FileId(1), place, &[PAGE_SIZE, PAGE_SIZE], &mut run);
+    let (one, two) = run.split_at(PAGE_SIZE);
+    let parts = [(place, one), (place + PAGE_SIZE as u64, two)];
+    let partitions = Partition::parse_run(FileId(1), &parts).unwrap();
+    for (number, partition) in (0..2 * BLOCKS).map(|number| (number, &partitions[number / BLOCKS])) {
+        let block = number % BLOCKS;
+        assert_eq!(partition.handle(block), handle(number));
+        assert_eq!(partition.separator(block), key(number));
+        assert_eq!(partition.find(&key(number)), Some(block));
+        assert!(partition.may_contain(hash(&key(number))));
+        // Keys before and behind all, whether they begin alike or end before they differ.
+        for (other, first) in
+            [(&b"user:0001"[..], Some(0)), (b"user", Some(0)), (b"a", Some(0)), (b"v", None)]
+        {
+            assert_eq!(partition.find(other), first);
+            assert_eq!(partition.cmp_separator(block, other), key(number)[..].cmp(other));
+        }
+        assert!(partition.cmp_separator(block, &key(number)).is_eq());
+        assert!(partition.cmp_separator(block, &key(number + 1)).is_lt());
+        assert!(number == 0 || partition.cmp_separator(block, &key(number - 1)).is_gt());
+    }
+    // Of a block the end of its separator, and two or three digits; where they don't follow, its page and pages.
+    let filter = filter::lines_for(BLOCKS, 12) * LINE_BYTES;
+    let index = BLOCKS * (2 + 3) + 16 + LINE_BYTES;
+    let most = LINE_BYTES + 2 * (filter + index) + BLOCKS * HANDLE_BYTES;
+    assert!(partitions[0].run_bytes() <= most, "{} bytes, {most} expected", partitions[0].run_bytes());
+    // Damage is that of the one which has it.
+    run[PAGE_SIZE + 100] ^= 1;
+    let (one, two) = run.split_at(PAGE_SIZE);
+    let parts = [(place, one), (place + PAGE_SIZE as u64, two)];
+    let damaged = Partition::parse_run(FileId(1), &parts).err().map(|(at, _)| at);
+    assert_eq!(damaged, Some(parts[1].0));
 }
