@@ -101,13 +101,13 @@ pub fn wal(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
                 Some(kind) => format!("{kind:?}").to_lowercase(),
                 None => "of a newer version".to_owned(),
             };
-            let intact = if record.is_intact { "" } else { "  DAMAGED: its body does not fit its checksum" };
+            let intact = if record.is_intact() { "" } else { "  DAMAGED: its body does not fit its checksum" };
             writeln!(
                 out,
                 "           {kind}: tablet {} term {} index {} operations {}{intact}",
                 info.tablet, info.term, info.index, info.ops
             )?;
-            if info.kind != Some(RecordKind::Data) || !record.is_intact {
+            if info.kind != Some(RecordKind::Data) || !record.is_intact() {
                 continue;
             }
             for op in OpIter::new(record.body) {
