@@ -111,7 +111,7 @@ fn read(segment: &[u8]) -> usize {
         let payload = info.payload(&segment[at..]).unwrap_or_else(|| panic!("block {} is whole", info.seq.0));
         for record in Records::new(payload) {
             let record = record.unwrap_or_else(|error| panic!("{error}"));
-            assert!(record.is_intact, "it was just written");
+            assert!(record.is_intact(), "it was just written");
             count += OpIter::new(record.body).filter(Result::is_ok).count();
         }
         at += info.padded_len();

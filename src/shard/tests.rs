@@ -292,7 +292,10 @@ fn reads_of_a_pipeline_are_on_their_way_before_more_of_it_is_taken_in() {
             };
             used += more;
             portions += 1;
-            assert!((1..=PORTION).contains(&(client.in_flight.get() as usize - before)), "portion {portions}");
+            assert!(
+                (1..=PORTION).contains(&(client.in_flight.get() as usize - before)),
+                "portion {portions}"
+            );
             if used < bytes.len() {
                 let again = shard.dispatch(token, client.as_ref(), &bytes[used..]);
                 assert_eq!(again, Dispatched::Pause { used: 0 }, "the ring was not seen to");

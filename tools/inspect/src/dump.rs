@@ -101,7 +101,8 @@ pub fn wal(file: &Path, bytes: &[u8], detail: Detail, out: &mut impl Write) -> O
                 Some(kind) => format!("{kind:?}").to_lowercase(),
                 None => "of a newer version".to_owned(),
             };
-            let intact = if record.is_intact() { "" } else { "  DAMAGED: its body does not fit its checksum" };
+            let intact =
+                if record.is_intact() { "" } else { "  DAMAGED: its body does not fit its checksum" };
             writeln!(
                 out,
                 "           {kind}: tablet {} term {} index {} operations {}{intact}",
