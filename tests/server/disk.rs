@@ -11,7 +11,7 @@ use std::ptr;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tempfile::TempDir;
 
-use crate::harness::{disk_dir, is_root};
+use crate::harness::{disk_dir, eventually, is_root};
 
 /// Which file system, and what makes and breaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +71,20 @@ impl SmallDisk {
             .unwrap_or_else(|why| panic!("{why}; a loop device and {:?} are needed", self.kind));
     }
 
-    /// Takes it away. Nobody may use it.
+    /// Takes it away, once nobody uses it: of a server that has just ended the kernel closes what its ring had open a
+    /// moment later.
     pub fn unmount(&self) {
-        run(Command::new("umount").arg(self.path())).expect("nobody uses it");
+        let mut last = String::new();
+        eventually("it is unmounted", || match run(Command::new("umount").arg(self.path())) {
+            Ok(()) => true,
+            Err(why) => {
+                if why != last {
+                    println!("not yet: {why}");
+                    last = why;
+                }
+                false
+            }
+        });
     }
 
     /// Has the file system give up, as it does when its disk fails: nothing can be written until it is mounted

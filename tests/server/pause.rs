@@ -151,10 +151,12 @@ fn a_pause_under_load_loses_nothing_and_disconnects_nobody() {
                 late = Some(raw);
                 idle.ping_behind(8);
             });
-            read_much(&mut behind);
+            // All at once: each of them has until its own timeout, however slow the machine is.
+            let reader = scope.spawn(move || read_much(&mut behind));
             assert_eq!(late.expect("it has connected").answer().expect("it is served").id, 7);
             assert_eq!(idle.answer().expect("it had asked in time, as far as it could").id, 8);
             idle.ping(9).expect("nobody has lost a connection by the pause");
+            reader.join().expect("it had its replies");
             go_on(&at());
             let found = connect(&server).get(b"short-lived").expect("a read");
             assert_eq!(found, None, "its time has passed meanwhile");
