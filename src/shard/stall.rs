@@ -422,13 +422,14 @@ impl<E: Env> Shard<E> {
             .expect("it was decoded when it came");
         let mut loaded = Loaded::new();
         loop {
-            if let Err(error) = self.engine.load_all(missing.drain(..), &mut loaded).await {
+            let result = self.engine.load_all(missing.drain(..), &mut loaded).await;
+            // What has come from the disk came with all that was waiting for the ring.
+            self.reads_begun.set(0);
+            if let Err(error) = result {
                 Metrics::add(&self.metrics.refusals, 1);
                 out.ready(meta, &Reply::Refused(super::execute::refusal(error)));
                 return;
             }
-            // What has come from the disk came with all that was waiting for the ring.
-            self.reads_begun.set(0);
             let (changed, durable) =
                 (self.engine.changed().notified(), self.engine.wal().durable_changed().notified());
             // It may have waited for long.

@@ -266,7 +266,11 @@ impl Store {
                 Dispatched::NeedMore { used } => at += used,
                 Dispatched::Pause { used: 0 } => {
                     self.resume_output();
-                    futures_lite::future::or(came, shard.relieved.notified()).await;
+                    if shard.should_rest() {
+                        shard.rest().await;
+                    } else {
+                        futures_lite::future::or(came, shard.relieved.notified()).await;
+                    }
                 }
                 Dispatched::Pause { used } => at += used,
                 other => {

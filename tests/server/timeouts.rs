@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{connect, eventually, open_sockets};
+use crate::harness::{Server, connect, disk_dir, eventually, open_sockets};
 use crate::redis::{Redis, line, server};
 
 /// A client whose kernel keeps little for it, so that the server can send little that it has not read.
@@ -57,6 +57,36 @@ fn who_takes_replies_slowly_gets_all_and_who_takes_none_is_disconnected() {
     let mut kept = Vec::new();
     let _ = stopped.read_to_end(&mut kept); // it may be a reset
     assert!(kept.len() < whole - received, "{} bytes: it was given up", kept.len());
+}
+
+/// Large replies of one shard wait for those of the other, in the order of the commands, and hold memory meanwhile: for
+/// that they seemed to be stuck, though it was the client that was slow.
+#[test]
+fn who_takes_slowly_what_two_shards_answer_gets_all() {
+    const STALL: Duration = Duration::from_secs(4);
+    const COUNT: usize = 200;
+    const KEYS: usize = 20;
+    let dir = disk_dir();
+    let server = Server::start(dir.path(), &["--cores", "2", "--oversubscribe", "--stall-timeout", "4s"]);
+    let value = "v".repeat(100_000);
+    let mut client = Redis::connect(server.address);
+    (0..KEYS).for_each(|at| assert_eq!(client.ask(&format!("SET large{at} {value}")), "+OK\r\n"));
+    client.send(&(0..COUNT).flat_map(|at| line(&format!("GET large{}", at % KEYS))).collect::<Vec<u8>>());
+    let mut stream = client.stream;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout that is not zero");
+    let (begin, mut received) = (Instant::now(), 0);
+    while begin.elapsed() < 3 * STALL {
+        // Not a wait for anything: slow is what it is.
+        thread::sleep(Duration::from_millis(100));
+        let len = stream.read(&mut [0; 10_000]).expect("it is served");
+        assert!(len > 0, "disconnected after {:?} and {received} bytes", begin.elapsed());
+        received += len;
+    }
+    let whole = COUNT * (format!("${}\r\n", value.len()).len() + value.len() + 2);
+    assert!(received < whole / 4, "{received} bytes: it was not slow");
+    let mut rest = vec![0; whole - received];
+    stream.read_exact(&mut rest).expect("all of it comes");
+    assert!(rest.ends_with(b"vv\r\n"));
 }
 
 /// What it had sent before the pause counted as of then when it was read after the pause: if it takes no replies, nothing

@@ -9,8 +9,9 @@ use crate::redis::fault::Fault;
 use crate::redis::number::parse_i64;
 use crate::redis::{introspect, table};
 
-/// Longest name of a client.
-const NAME_BYTES_MAX: usize = 256;
+/// Longest name of a client, and of its library; a connection keeps three of them.
+const NAME_BYTES_MAX: usize = 512;
+const LONG_NAME: &str = "ERR a client's name has 512 bytes at most";
 
 impl Session {
     /// A command that is none on keys that it names.
@@ -249,8 +250,8 @@ impl Session {
                     rest = tail;
                 }
                 (b"setname", [wanted, tail @ ..]) => {
-                    if !is_name(wanted) || wanted.len() > NAME_BYTES_MAX {
-                        return self.say_error(BAD_NAME);
+                    if let Some(error) = fault_of_name(wanted) {
+                        return self.say_error(error);
                     }
                     // Stays, whatever is wrong with what follows.
                     self.name = wanted.to_vec();
@@ -312,8 +313,8 @@ impl Session {
     }
 
     fn set_name(&mut self, name: &[u8]) {
-        if !is_name(name) || name.len() > NAME_BYTES_MAX {
-            return self.say_or_queue(|out, _| resp::error(out, BAD_NAME));
+        if let Some(error) = fault_of_name(name) {
+            return self.say_or_queue(|out, _| resp::error(out, error));
         }
         self.name = name.to_vec();
         self.say_or_queue(|out, _| resp::simple(out, "OK"));
@@ -455,6 +456,11 @@ fn is_known_at_once(name: &str) -> bool {
 
 /// That a client can't be called so.
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+/// Why a client can't be called that.
+fn fault_of_name(name: &[u8]) -> Option<&'static str> {
+    if !is_name(name) { Some(BAD_NAME) } else { (name.len() > NAME_BYTES_MAX).then_some(LONG_NAME) }
+}
 
 fn is_name(name: &[u8]) -> bool {
     name.iter().all(|byte| (b'!'..=b'~').contains(byte))

@@ -130,6 +130,18 @@ impl Speech {
         self.of(awaited).flatten()
     }
 
+    /// Whether it has a large reply that came early.
+    pub fn has_early(&self) -> bool {
+        self.early_since.get().is_some()
+    }
+
+    /// Its client takes what comes before, so what came early is not stuck: it counts from now on.
+    pub fn advances(&self, now: Duration) {
+        if self.has_early() {
+            self.early_since.set(Some(now));
+        }
+    }
+
     /// All grants that are held, which the connection's end gives back.
     pub fn give_up(&self) -> Vec<(usize, Granted)> {
         self.early_since.set(None);

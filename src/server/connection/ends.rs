@@ -52,6 +52,10 @@ impl<E: Env> Connection<E> {
     /// Disconnects it if it was idle, or held up others, for too long: see
     /// [`OpenConnections::sweep`](crate::server::open::OpenConnections::sweep).
     pub(in crate::server) fn sweep(&self, now: Duration, idle: Option<Duration>, stalled: Duration) {
+        if (self.is_writing.get() || self.speech.has_early()) && self.has_taken() {
+            self.is_active(now);
+            self.speech.advances(now);
+        }
         let quiet = now.saturating_sub(self.active_at.get());
         if quiet >= stalled && self.is_silent() && self.shard.request_budget.is_short() {
             tracing::debug!(
@@ -70,9 +74,7 @@ impl<E: Env> Connection<E> {
             tracing::debug!(token = self.token.get(), "disconnected: its client left while it was paused");
             self.abandon();
         } else if self.is_writing.get() {
-            if self.has_taken() {
-                self.is_active(now);
-            } else if quiet >= stalled {
+            if quiet >= stalled {
                 tracing::debug!(token = self.token.get(), "disconnected: it does not read its replies");
                 self.abandon();
             }
