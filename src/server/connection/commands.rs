@@ -3,7 +3,8 @@
 //!
 //! Replies leave in the order of the commands. One that comes early waits in the session, and with it what was granted
 //! for it: so two connections can wait for each other, each with a large reply that came early from the shard whose
-//! room the other waits for. Who holds such a grant for the stall timeout is disconnected.
+//! room the other waits for. Who holds such a grant for the stall timeout, and whose client takes nothing meanwhile, is
+//! disconnected.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
