@@ -134,6 +134,11 @@ impl BlockCache {
         self.get_part(Place::Block(handle).key(table)).and_then(Part::block)
     }
 
+    /// A block of this file, if it is here. Nobody wants it yet.
+    pub fn peek(&self, file: FileId, handle: BlockHandle) -> Option<Rc<Block>> {
+        self.cache.borrow().peek(&(file, handle.offset)).cloned().and_then(Part::block)
+    }
+
     /// A partition, if it is here.
     pub fn get_partition<E: Env>(&self, table: &Table<E>, number: usize) -> Option<Rc<Partition>> {
         self.get_part(Place::Partition(number).key(table)).and_then(Part::partition)

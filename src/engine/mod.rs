@@ -27,6 +27,7 @@ pub mod compaction;
 mod damage;
 mod descend;
 pub mod expiry;
+mod fetch;
 mod flush;
 mod load;
 pub mod manifest;
@@ -146,6 +147,8 @@ pub struct Engine<E: Env> {
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,
+    /// Whether the last lookups found blocks in memory.
+    finds_blocks: Cell<bool>,
     index_budget: Rc<IndexBudget>,
     metrics: Rc<Metrics>,
     pace: Pace,

@@ -282,6 +282,7 @@ impl<E: Env> Engine<E> {
     /// [to be looked up again](Loaded::forget_reads).
     pub fn count_reads(&self, loaded: &Loaded) {
         let reads = loaded.reads.replace(Reads::NONE);
+        self.finds_blocks.set(reads.cache_hits > 0);
         let counts = [
             (&self.metrics.memtable_hits, reads.memtable_hits),
             (&self.metrics.upper_hits, reads.upper_hits),

@@ -298,6 +298,7 @@ impl<E: Env> Engine<E> {
             has_remains: std::cell::Cell::new(false),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
+            finds_blocks: std::cell::Cell::new(false),
             index_budget,
             options,
             metrics,

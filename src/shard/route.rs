@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::execute::REPLY_BYTES_MIN;
 use super::gather::Gather;
 use super::outputs::{Meta, Outputs};
 use super::stall::Step;
 use super::topology::COORDINATOR;
 use super::{Origin, Outlet, Shard};
+use crate::engine::Key;
 use crate::engine::memtable::{Half, PREFETCH_MAX};
 use crate::env::Env;
 use crate::error::{Code, Refusal};
@@ -16,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::protocol::binary::{
     FrameError, HEADER_BYTES, Keys, VERSION, decode_header, decode_request, encode_refusal,
 };
-use crate::protocol::{Hello, HelloRequest, Reply, Request, Route, ShardRange};
+use crate::protocol::{Hello, HelloRequest, OpCode, Reply, Request, Route, ShardRange};
 use crate::slot::{Slot, SlotRange};
 
 /// Replies waiting to be sent above which a connection takes in nothing more.
@@ -179,23 +182,29 @@ impl<E: Env> Shard<E> {
     /// Looks over the next whole frames and has the memory fetched that those of this shard will touch.
     /// Returns how far it looked.
     pub(super) fn fetch_ahead(&self, bytes: &[u8]) -> usize {
-        let mut hashes = smallvec::SmallVec::<[u64; PREFETCH_MAX]>::new();
+        let mut hashes = SmallVec::<[u64; PREFETCH_MAX]>::new();
+        let mut read = SmallVec::<[Key<'_>; PREFETCH_MAX]>::new();
         let mut at = 0;
         let mut frames = 0;
         while frames < PREFETCH_MAX
             && let Ok(Some(header)) = decode_header(&bytes[at..], &self.limits)
             && let Some(frame) = bytes.get(at..at + header.frame_bytes())
         {
-            if let Some(key) = header.key(&frame[HEADER_BYTES..])
-                && self.slots.shard(Slot::of_key(key)) == self.id
+            if let Some(bytes) = header.key(&frame[HEADER_BYTES..])
+                && let Some(tablet) = self.slots.local_on(self.id, Slot::of_key(bytes))
             {
-                hashes.push(self.engine.hash(key));
+                let hash = self.engine.hash(bytes);
+                hashes.push(hash);
+                if header.opcode == OpCode::Get {
+                    read.push(Key { bytes, hash, tablet });
+                }
             }
             at += header.frame_bytes();
             frames += 1;
         }
         if frames > 1 {
             self.engine.prefetch(&hashes);
+            self.engine.fetch_of_tables(&read);
         }
         at.max(1)
     }

@@ -4,6 +4,7 @@ mod batch;
 mod clients;
 mod expiry;
 mod expiry_model;
+mod fetched;
 mod greedy;
 mod moves;
 mod outbound;
