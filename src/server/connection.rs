@@ -278,6 +278,10 @@ impl<E: Env> Connection<E> {
             }
             if at_once >= AT_ONCE_BYTES {
                 at_once = 0;
+                if self.shard.should_rest() {
+                    self.shard.rest_for_reads().await;
+                    continue;
+                }
                 self.shard.rest().await;
             }
             let free = self.share.free();

@@ -33,14 +33,24 @@ impl Drop for Place<'_> {
 impl Line {
     /// Rests until all who came before have rested and gone on.
     pub async fn rest<E: Env>(&self, env: &E) {
+        self.rest_if(env, || true).await;
+    }
+
+    /// As [`Line::rest`], but only if that is still needed when its turn comes: those before it may have rested for
+    /// all. Whether it was.
+    pub async fn rest_if<E: Env>(&self, env: &E, is_needed: impl Fn() -> bool) -> bool {
         let number = self.next.get();
         self.next.set(number + 1);
         let turn = Notify::new();
         self.waiting.borrow_mut().push_back((number, turn.clone()));
         let place = Place { line: self, number };
         turn.until(|| self.waiting.borrow().front().is_some_and(|(first, _)| *first == number)).await;
-        env.rest().await;
+        let rests = is_needed();
+        if rests {
+            env.rest().await;
+        }
         drop(place);
+        rests
     }
 }
 

@@ -476,8 +476,16 @@ impl<E: Env> Shard<E> {
         self.reads_begun.set(0);
     }
 
+    /// Has the reads of requests that wait for the disk handed to it, if [they should be](Shard::should_rest). Of many
+    /// who are held back by that one rests, and then as many go on as may begin to wait.
+    pub async fn rest_for_reads(&self) {
+        if self.line.rest_if(&self.env, || self.should_rest()).await {
+            self.reads_begun.set(0);
+        }
+    }
+
     /// Whether so many requests have begun to wait for the disk that their reads should be on their way before more
-    /// are taken in; who is held back by that [rests](Shard::rest).
+    /// are taken in: who is held back by that [waits for it](Shard::rest_for_reads).
     pub fn should_rest(&self) -> bool {
         self.reads_begun.get() >= READS_AT_ONCE
     }

@@ -67,6 +67,7 @@ impl<E: Env> Shard<E> {
         let origin = Origin { peer: self.id, token };
         let mut out = Outputs::of(origin);
         let (mut used, mut fetched, mut taken, mut sent_on) = (0, 0, 0, 0);
+        let begun = self.reads_begun.get();
         if self.congested() {
             return Dispatched::Pause { used };
         }
@@ -77,7 +78,8 @@ impl<E: Env> Shard<E> {
             let must_wait = outlet.backlog() + out.len() > BACKLOG_MAX
                 || outlet.is_full()
                 || outlet.is_stalled()
-                || self.should_rest()
+                // One is taken in of whoever comes: only pipelines are divided.
+                || self.should_rest() && self.reads_begun.get() > begun
                 || taken == TURN_FRAMES_MAX;
             taken += 1;
             if must_wait {

@@ -267,7 +267,7 @@ impl Store {
                 Dispatched::Pause { used: 0 } => {
                     self.resume_output();
                     if shard.should_rest() {
-                        shard.rest().await;
+                        shard.rest_for_reads().await;
                     } else {
                         futures_lite::future::or(came, shard.relieved.notified()).await;
                     }

@@ -259,7 +259,12 @@ impl<E: Env> Connection<E> {
                     assert!(at == frames.len(), "a session makes whole frames");
                 }
                 Dispatched::Pause { used: 0 } => break,
-                Dispatched::Pause { used } => at += used,
+                Dispatched::Pause { used } => {
+                    at += used;
+                    if self.shard.should_rest() {
+                        break;
+                    }
+                }
                 Dispatched::OutOfStep | Dispatched::MoveTo { .. } => {
                     tracing::error!(token = self.token.get(), "a command became a frame that none can be");
                     return Err(End::OutOfStep);
@@ -382,7 +387,7 @@ impl<E: Env> Connection<E> {
                 me.shard.end_turn();
                 if me.shard.should_rest() {
                     // Nothing of its own need be on its way, so nobody would come by.
-                    me.shard.rest().await;
+                    me.shard.rest_for_reads().await;
                     continue;
                 }
                 futures_lite::future::or(moved, relieved).await;
