@@ -262,14 +262,14 @@ fn no_more_requests_are_taken_in_than_may_be_unanswered() {
 /// A pipeline that was taken in as a whole was read from disk as a whole: core and disk waited for each other.
 #[test]
 fn reads_of_a_pipeline_are_on_their_way_before_more_of_it_is_taken_in() {
-    const KEYS: usize = 40;
+    const KEYS: usize = 160;
     const PORTION: usize = super::READS_AT_ONCE as usize;
     let world = SimWorld::new(5);
     let env = SimEnv::new(&world, SimDisk::new(&world));
     world.run(async {
         let shard = start(&env).await;
         let (client, token) = connect(&shard);
-        let key = |at: usize| format!("key {at:02}").into_bytes();
+        let key = |at: usize| format!("key {at:03}").into_bytes();
         // Each has a block of its own.
         (0..KEYS).for_each(|at| {
             let used = shard.dispatch(token, client.as_ref(), &set(at as u64, &key(at), &[b'v'; 5_000]));
