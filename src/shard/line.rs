@@ -93,4 +93,29 @@ mod tests {
         assert!(line.waiting.borrow().is_empty());
         world.kill();
     }
+
+    #[test]
+    fn one_rests_for_all_who_need_it_no_more() {
+        let (world, env) = SimEnv::fresh(4);
+        world.run(async {
+            let (line, is_needed, rested) =
+                (Rc::new(Line::default()), Rc::new(Cell::new(true)), Rc::new(RefCell::new(Vec::new())));
+            for _ in 0..5 {
+                let (line, is_needed, rested) = (line.clone(), is_needed.clone(), rested.clone());
+                let own = env.clone();
+                env.spawn(Queue::Foreground, async move {
+                    let has_rested = line.rest_if(&own, || is_needed.get()).await;
+                    // Whoever comes fourth needs it anew.
+                    is_needed.set(rested.borrow().len() == 2);
+                    rested.borrow_mut().push(has_rested);
+                });
+            }
+            while rested.borrow().len() < 5 {
+                env.sleep(std::time::Duration::from_micros(1)).await;
+            }
+            assert_eq!(*rested.borrow(), [true, false, false, true, false]);
+            assert!(line.waiting.borrow().is_empty());
+        });
+        world.kill();
+    }
 }
