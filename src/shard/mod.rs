@@ -2,7 +2,7 @@
 //!
 //! The path of a request: whoever read it (an outlet, registered here under a token) has the frames sorted
 //! by owner. Frames of this shard are executed at once; those of another cross the mesh in one message
-//! for all reads of a turn ([`outbound`]) and meet the same there. Replies come back by token: those that
+//! for all reads of a turn (`outbound.rs`) and meet the same there. Replies come back by token: those that
 //! depend on nothing at once, those that a commit must cover when their block is durable, those that
 //! need a disk read when it is done.
 //!
