@@ -20,36 +20,41 @@ impl<E: Env> Wal<E> {
             if self.closing.get() || self.failed.borrow().is_some() {
                 return;
             }
+            if self.state.borrow().standby.is_none() {
+                // Before anything is removed: writers wait for this one, and that may fail again and again.
+                self.prepare_standby().await;
+                continue;
+            }
             let surplus = {
                 let mut state = self.state.borrow_mut();
                 if state.free.len() > FREE_MAX { state.free.pop_front() } else { None }
             };
-            if let Some(segment) = surplus {
-                if let Err((segment, error)) = segment.remove(&self.env).await {
-                    tracing::warn!("a free log segment could not be removed: {error}; trying again");
-                    self.give_back(segment);
-                    self.pause().await;
-                }
-                continue;
-            }
-            if self.state.borrow().standby.is_some() {
+            let Some(segment) = surplus else {
                 next.await;
                 continue;
+            };
+            if let Err((segment, error)) = segment.remove(&self.env).await {
+                tracing::warn!("a free log segment could not be removed: {error}; trying again");
+                self.give_back(segment);
+                self.pause(|| self.state.borrow().standby.is_none()).await;
             }
-            match self.prepare().await {
-                Ok(segment) => {
-                    self.state.borrow_mut().standby = Some(segment);
-                    self.full.replace(None);
-                    self.changed.notify();
-                    // The commit loop may wait for a place for a seal.
-                    self.work.notify();
-                }
-                Err(error) => {
-                    tracing::error!("no new log segment: {error}; trying again");
-                    self.full.replace(Some(error.to_string()));
-                    self.changed.notify();
-                    self.pause().await;
-                }
+        }
+    }
+
+    async fn prepare_standby(&self) {
+        match self.prepare().await {
+            Ok(segment) => {
+                self.state.borrow_mut().standby = Some(segment);
+                self.full.replace(None);
+                self.changed.notify();
+                // The commit loop may wait for a place for a seal.
+                self.work.notify();
+            }
+            Err(error) => {
+                tracing::error!("no new log segment: {error}; trying again");
+                self.full.replace(Some(error.to_string()));
+                self.changed.notify();
+                self.pause(|| false).await;
             }
         }
     }
@@ -69,8 +74,10 @@ impl<E: Env> Wal<E> {
         }
     }
 
-    async fn pause(&self) {
-        futures_lite::future::or(self.env.sleep(RETRY), self.work.until(|| self.closing.get())).await;
+    /// Rests before another try, or until the log closes or something `is_urgent`.
+    async fn pause(&self, is_urgent: impl Fn() -> bool) {
+        let ends = || self.closing.get() || is_urgent();
+        futures_lite::future::or(self.env.sleep(RETRY), self.work.until(ends)).await;
     }
 
     /// A free segment is still what it was. It stays the oldest: were a later one given up before it, the
