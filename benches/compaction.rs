@@ -50,6 +50,7 @@ fn options(fan: usize, ratio: u64) -> EngineOptions {
         memtable_bytes: 1 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        row_bytes: 1 << 20,
         index_bytes: 64 << 20,
         compression: Compression { upper: Codec::None, last: Codec::None },
         segment_bytes: 4 << 20,

@@ -220,6 +220,8 @@ counters! {
     partition_misses,
     /// Keys whose newest entry was in a memtable, tombstones included.
     memtable_hits,
+    /// Keys whose newest entry is in a table, and that were in the row cache.
+    row_hits,
     /// Keys whose newest entry was in a table above the last level.
     upper_hits,
     /// Keys whose newest entry was in the last level.
@@ -236,6 +238,8 @@ counters! {
     cache_misses,
     /// Bytes in the cache.
     cache_bytes,
+    /// Bytes that the row cache has taken of those it may.
+    row_bytes,
     /// Blocks, and parts of indexes and filters, that were read from disk into the cache.
     disk_reads,
     /// Snapshots that are open.

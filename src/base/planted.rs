@@ -27,6 +27,8 @@ pub enum Bug {
     MoveForgets,
     /// The block cache takes parts of a removed file for those of another.
     CacheStale,
+    /// A flush leaves in the row cache what its table has in newer versions.
+    RowStale,
     /// Only the first condition of a batch is looked at.
     ConditionIgnored,
     /// Writes are answered before they are durable.
@@ -59,7 +61,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 26] = [
         Bug::TombstoneDropped,
         Bug::ExpiryLost,
         Bug::RangeNotFlushed,
@@ -71,6 +73,7 @@ impl Bug {
         Bug::ClipIgnored,
         Bug::MoveForgets,
         Bug::CacheStale,
+        Bug::RowStale,
         Bug::ConditionIgnored,
         Bug::ReplyTooEarly,
         Bug::FilterForgets,

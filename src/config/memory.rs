@@ -10,7 +10,7 @@
 //! | memtables | 35 %, at most 1 GiB | active and sealed together; bounded because a restart replays that much log |
 //! | indexes and filters | 20 % | resident: about 8 B a block and 12 bits a key, 1.8 bytes a key of 16 bytes with a value of 100 |
 //! | connections | 10 %, at least the largest frame | requests from the first byte read to the answer, large replies until they have left: see `shard/budget.rs` |
-//! | block cache | what is left | 28 to 35 %, and all that the memtables' bound leaves over; down to 5 % where values are allowed that a shard has hardly room for |
+//! | caches | what is left | 28 to 35 %, and all that the memtables' bound leaves over; down to 5 % where values are allowed that a shard has hardly room for. 1/4 of it for rows, the rest for blocks |
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,8 @@ pub struct ShardMemory {
     pub memtables: u64,
     /// Blocks of tables.
     pub block_cache: u64,
+    /// Single entries of tables.
+    pub row_cache: u64,
     /// Indexes and filters of open tables.
     pub indexes: u64,
     /// Requests that were read and not answered, and large replies that have not left.
@@ -112,8 +114,10 @@ pub fn split(memory: u64, shards: u64, value_bytes_max: u64) -> ShardMemory {
     let memtables = (total / 100 * 35).min(MEMTABLES_BYTES_MAX);
     let indexes = total / 100 * 20;
     let connections = (total / 10).max(value_bytes_max.max(ENTRY_BYTES_MAX as u64) + FRAME_OVERHEAD);
-    let block_cache = total - io_buffers - memtables - indexes - connections;
-    ShardMemory { total, memtables, block_cache, indexes, connections, io_buffers }
+    let caches = total - io_buffers - memtables - indexes - connections;
+    let row_cache = caches / 4;
+    let block_cache = caches - row_cache;
+    ShardMemory { total, memtables, block_cache, row_cache, indexes, connections, io_buffers }
 }
 
 /// What bounds this process's memory, and by how much.
@@ -230,8 +234,8 @@ mod tests {
                 (300 << 30, 16 * MIB),
             ] {
                 let shard = split(memory, shards, value);
-                let parts =
-                    [shard.memtables, shard.block_cache, shard.indexes, shard.connections, shard.io_buffers];
+                let caches = shard.block_cache + shard.row_cache;
+                let parts = [shard.memtables, caches, shard.indexes, shard.connections, shard.io_buffers];
                 assert_eq!(parts.iter().sum::<u64>(), shard.total);
                 assert!(shard.total * shards + COMMON_BYTES <= memory);
                 assert!(parts.iter().all(|part| *part >= MIB), "{shard:?}");

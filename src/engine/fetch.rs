@@ -1,5 +1,6 @@
 //! Fetches into the processor's cache what lookups of several keys will touch, all of one kind before what depends on
-//! it. A lookup alone waits for each of these in turn: of a table in memory some ten lines, each of which lies anywhere.
+//! it. A lookup alone waits for each of these in turn: two or three lines for what is in a memtable or a row, and of a
+//! table in memory some ten, each of which lies anywhere.
 //!
 //! Nothing is looked up for good here, and nothing counts as used: a lookup that follows does both, and finds what
 //! it needs near by. So it does not matter what of this is left out: tables whose index is not resident are.
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Engine;
-use super::memtable::PREFETCH_MAX;
+use super::memtable::{Half, PREFETCH_MAX};
 use super::read::Key;
 use super::sstable::{BlockHandle, Partition};
 use crate::base::FileId;
@@ -24,13 +25,41 @@ struct Candidate {
 }
 
 impl<E: Env> Engine<E> {
-    /// Fetches what lookups of `keys` will touch of tables, at most [`PREFETCH_MAX`] of them, if the lookups before
-    /// these found blocks in memory. What they touch of the memtable was [fetched](Engine::prefetch) before.
-    pub fn fetch_of_tables(&self, keys: &[Key<'_>]) {
-        if !self.finds_blocks.get() {
+    /// Fetches what requests will touch whose keys have these `hashes`; `read` are those of them that are read. At most
+    /// [`PREFETCH_MAX`] of each.
+    pub fn fetch(&self, hashes: &[u64], read: &[Key<'_>]) {
+        let read = &read[..read.len().min(PREFETCH_MAX)];
+        let rows = self.rows.borrow();
+        // On their way while the memtable is seen to.
+        read.iter().for_each(|key| rows.prefetch_slots(key.hash));
+        let active = self.active.borrow();
+        active.prefetch(hashes);
+        if rows.is_empty() && !self.finds_blocks.get() {
             return;
         }
-        let keys = &keys[..keys.len().min(PREFETCH_MAX)];
+        let of_tables =
+            read.iter().filter(|key| !active.may_contain(key.hash) && !rows.prefetch_row(key.hash));
+        let of_tables: SmallVec<[Key<'_>; PREFETCH_MAX]> = of_tables.copied().collect();
+        if !of_tables.is_empty() && self.finds_blocks.get() {
+            self.fetch_of_tables(&of_tables);
+        }
+    }
+
+    /// The same of one request that reads, in two halves, between which others should have their turn.
+    #[inline]
+    pub fn fetch_half(&self, hash: u64, half: Half) {
+        self.active.borrow().prefetch_half(hash, half);
+        let rows = self.rows.borrow();
+        match half {
+            Half::Slot => rows.prefetch_slots(hash),
+            Half::Record => {
+                rows.prefetch_row(hash);
+            }
+        }
+    }
+
+    /// Of keys that no memtable has and no row.
+    fn fetch_of_tables(&self, keys: &[Key<'_>]) {
         let mut candidates = self.candidates_of(keys);
         candidates.retain(|one| one.partition.may_contain(keys[one.key].hash));
         // The newest of each key. Another one is needed only if the filter has erred.
@@ -51,15 +80,10 @@ impl<E: Env> Engine<E> {
         }
     }
 
-    /// Parts of tables that are in memory and may have one of `keys`, of which the memtable has none; by key, newest
-    /// first.
+    /// Parts of tables that are in memory and may have one of `keys`; by key, newest first.
     fn candidates_of(&self, keys: &[Key<'_>]) -> SmallVec<[Candidate; PREFETCH_MAX]> {
-        let active = self.active.borrow();
         let mut candidates = SmallVec::new();
         for (at, key) in keys.iter().enumerate() {
-            if active.get(key.hash, key.bytes).is_some() {
-                continue;
-            }
             for (member, _) in self.tablet(key.tablet).version().candidates(key.bytes) {
                 let table = &member.table;
                 let found = table.find_partition(key.bytes).and_then(|number| table.pinned(number));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::expiry::Cutoff;
 use super::manifest::{Change, Edit, ManifestError, TableRef};
+use super::rows::Removals;
 use super::sstable::{TableBuilder, TableError, TableMeta};
 use super::version::Member;
 use super::write::Sealed;
@@ -235,7 +236,8 @@ impl<E: Env> Engine<E> {
     }
 
     /// Writes of each key the newest version, and the newest not after each of `lsns`, which descend: without
-    /// those that are gone for the reader.
+    /// those that are gone for the reader. Rows of these keys go: until tables have what is written here, lookups find
+    /// it in the memtable, so none of them comes back before that.
     async fn write_entries(
         &self,
         sealed: &Sealed,
@@ -246,8 +248,12 @@ impl<E: Env> Engine<E> {
         pacer: &mut Pacer<E>,
     ) -> Result<(), TableError> {
         let (mut steps, mut bytes, mut keys) = (0, 0, 0);
+        let mut rows = Removals::default();
         for (key, newest) in sealed.memtable.iter(local, b"") {
             let hash = self.hash(key);
+            if !planted(Bug::RowStale) {
+                rows.push(&mut self.rows.borrow_mut(), hash);
+            }
             if !cutoff.removes(key, &newest, lsns) {
                 builder.add(key, hash, &cutoff.apply(newest)).await?;
             }
@@ -282,6 +288,7 @@ impl<E: Env> Engine<E> {
                 self.flush_goes_on(STEP);
             }
         }
+        rows.finish(&mut self.rows.borrow_mut());
         self.flush_goes_on(keys % STEP);
         Ok(())
     }
@@ -359,6 +366,7 @@ mod tests {
             memtable_bytes: 64 << 20,
             sealed_max: 1,
             cache_bytes: 1 << 20,
+            row_bytes: 1 << 20,
             index_bytes: 1 << 20,
             compression: Compression::default(),
             segment_bytes: 4 << 20,

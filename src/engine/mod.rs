@@ -41,6 +41,7 @@ mod purge;
 pub mod ranges;
 mod read;
 pub mod recovery;
+mod rows;
 pub mod run;
 pub mod scan;
 mod scrub;
@@ -78,6 +79,7 @@ use self::memtable::Memtable;
 use self::pace::Pace;
 use self::ranges::RangeDeletes;
 use self::recovery::OldLog;
+use self::rows::RowCache;
 use self::snapshot::Snapshot;
 use self::sstable::{AheadBytes, IndexBudget, Table, TableError, TableMeta};
 use self::transfer::{Leaving, Presence};
@@ -147,6 +149,7 @@ pub struct Engine<E: Env> {
     /// Oldest first.
     sealed: RefCell<VecDeque<Rc<Sealed>>>,
     cache: BlockCache,
+    rows: RefCell<RowCache>,
     /// Whether the last lookups found blocks in memory.
     finds_blocks: Cell<bool>,
     index_budget: Rc<IndexBudget>,
@@ -308,19 +311,6 @@ impl<E: Env> Engine<E> {
         self.tablets.borrow().clone()
     }
 
-    /// Fetches what lookups of keys with these hashes touch first; at most
-    /// [`PREFETCH_MAX`](memtable::PREFETCH_MAX) of them.
-    #[inline]
-    pub fn prefetch(&self, hashes: &[u64]) {
-        self.active.borrow().prefetch(hashes);
-    }
-
-    /// The same of one hash in two halves, between which others should have their turn.
-    #[inline]
-    pub fn prefetch_half(&self, hash: u64, half: memtable::Half) {
-        self.active.borrow().prefetch_half(hash, half);
-    }
-
     fn next_file(&self) -> FileId {
         let number = self.next_file.get();
         self.next_file.set(number + 1);
@@ -349,6 +339,7 @@ impl<E: Env> Engine<E> {
         let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
         snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;
         snapshot.cache_bytes = self.cache.bytes();
+        snapshot.row_bytes = self.rows.borrow().bytes();
         snapshot.disk_reads = self.cache.disk_reads();
         let (open, oldest) = self.snapshot_ages();
         (snapshot.snapshots, snapshot.snapshot_age_ms) = (open, oldest.as_millis() as u64);

@@ -19,6 +19,8 @@ pub struct EngineOptions {
     pub sealed_max: usize,
     /// Block cache.
     pub cache_bytes: usize,
+    /// Row cache; 0: there is none.
+    pub row_bytes: usize,
     /// Indexes and filters that stay in memory. Those that don't fit go through the block cache.
     pub index_bytes: usize,
     /// How blocks of tables are compressed.

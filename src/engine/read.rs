@@ -1,4 +1,4 @@
-//! The read path: memtables newest first, then the tables of the key's tablet newest first. An entry whose
+//! The read path: memtables newest first, then the row cache, then the tables of the key's tablet newest first. An entry whose
 //! range was deleted later is absent, and tables that hold only such of the key are passed over.
 //!
 //! A lookup is synchronous as long as every block it needs is in memory. Where one is missing, it says
@@ -89,6 +89,7 @@ pub struct Loaded {
 #[derive(Clone, Copy, Default)]
 struct Reads {
     memtable_hits: u32,
+    row_hits: u32,
     upper_hits: u32,
     last_hits: u32,
     filter_checks: u32,
@@ -135,6 +136,7 @@ impl Loaded {
 impl Reads {
     const NONE: Reads = Reads {
         memtable_hits: 0,
+        row_hits: 0,
         upper_hits: 0,
         last_hits: 0,
         filter_checks: 0,
@@ -151,8 +153,10 @@ impl Reads {
 enum Probe {
     /// Nothing, for certain.
     Absent,
-    /// If anything, it is in this block.
-    Block(Rc<Block>),
+    /// If anything, it is in this block, which was loaded for the request.
+    Loaded(Rc<Block>),
+    /// If anything, it is in this block, which was in memory.
+    Cached(Rc<Block>),
     /// Load this first.
     Missing(Place),
 }
@@ -180,6 +184,10 @@ impl<E: Env> Engine<E> {
             }
         }
         drop(sealed);
+        if let Some(entry) = self.rows.borrow_mut().get(key.hash, key.bytes) {
+            loaded.note(|reads| reads.row_hits += 1);
+            return Ok(Lookup::Done(visit(self.found_in_tables(key, entry, covering))));
+        }
         self.lookup_tables(key, covering, loaded, visit)
     }
 
@@ -189,6 +197,15 @@ impl<E: Env> Engine<E> {
         }
         let wait = self.wal.block_of(self.tablet(key.tablet).log, entry.lsn.index());
         Found { entry: self.live(entry), wait }
+    }
+
+    /// Tables hold only what was durable when they were written.
+    #[inline]
+    fn found_in_tables<'a>(&self, key: &Key<'_>, entry: Entry<'a>, covering: Option<Lsn>) -> Found<'a> {
+        match covering {
+            Some(covering) if entry.lsn < covering => self.not_found(key, Some(covering)),
+            _ => Found { entry: self.live(entry), wait: None },
+        }
     }
 
     /// A key that is absent, maybe because its range was deleted at `covering`: that is news as well.
@@ -209,9 +226,10 @@ impl<E: Env> Engine<E> {
             if covering.is_some_and(|covering| member.meta().max_lsn < covering) {
                 continue; // whatever it has of the key is gone
             }
-            let block = match self.probe(&member.table, key, loaded) {
+            let (block, is_cached) = match self.probe(&member.table, key, loaded) {
                 Probe::Absent => continue,
-                Probe::Block(block) => block,
+                Probe::Loaded(block) => (block, false),
+                Probe::Cached(block) => (block, true),
                 Probe::Missing(place) => {
                     return Ok(Lookup::Missing(MissingBlock { table: member.table.clone(), place }));
                 }
@@ -221,11 +239,13 @@ impl<E: Env> Engine<E> {
                     true => reads.last_hits += 1,
                     false => reads.upper_hits += 1,
                 });
-                if covering.is_some_and(|covering| entry.lsn < covering) {
-                    break;
+                let is_covered = covering.is_some_and(|covering| entry.lsn < covering);
+                // What is read from disk for the first time may be all that is wanted of its block. And nothing may
+                // come in here that a range delete hides: rows outlive those.
+                if is_cached && !is_covered && entry.kind == OpKind::Put {
+                    self.rows.borrow_mut().insert(key.hash, key.bytes, &entry);
                 }
-                // Tables hold only what was durable when they were written.
-                return Ok(Lookup::Done(visit(Found { entry: self.live(entry), wait: None })));
+                return Ok(Lookup::Done(visit(self.found_in_tables(key, entry, covering))));
             }
             loaded.note(|reads| reads.filter_false_positives += 1);
         }
@@ -250,12 +270,12 @@ impl<E: Env> Engine<E> {
         let handle = partition.handle(block);
         if let Some(block) = loaded.blocks.get(&(table.file(), handle.offset)) {
             loaded.note(|reads| reads.cache_misses += 1);
-            return Probe::Block(block.clone());
+            return Probe::Loaded(block.clone());
         }
         match self.cache.get(table, handle) {
             Some(block) => {
                 loaded.note(|reads| reads.cache_hits += 1);
-                Probe::Block(block)
+                Probe::Cached(block)
             }
             None => Probe::Missing(Place::Block(handle)),
         }
@@ -285,6 +305,7 @@ impl<E: Env> Engine<E> {
         self.finds_blocks.set(reads.cache_hits > 0);
         let counts = [
             (&self.metrics.memtable_hits, reads.memtable_hits),
+            (&self.metrics.row_hits, reads.row_hits),
             (&self.metrics.upper_hits, reads.upper_hits),
             (&self.metrics.last_hits, reads.last_hits),
             (&self.metrics.filter_checks, reads.filter_checks),

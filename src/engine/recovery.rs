@@ -25,6 +25,7 @@ use super::marker::refuse_incomplete;
 use super::memtable::{Memtable, PREFETCH_MAX, SpareChunks};
 use super::pace::Pace;
 use super::ranges::RangeDelete;
+use super::rows::RowCache;
 use super::scan::AHEAD_BYTES_MAX;
 use super::sstable::{AheadTotals, IndexBudget, Table};
 use super::startable::check_startable;
@@ -298,6 +299,7 @@ impl<E: Env> Engine<E> {
             has_remains: std::cell::Cell::new(false),
             sealed: std::cell::RefCell::default(),
             cache: BlockCache::new(options.cache_bytes),
+            rows: RowCache::new(options.row_bytes).into(),
             finds_blocks: std::cell::Cell::new(false),
             index_budget,
             options,

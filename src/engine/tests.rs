@@ -17,6 +17,7 @@ mod model;
 mod pace;
 mod ranges;
 mod restart;
+mod rows;
 mod scrub;
 mod store;
 mod transfer;

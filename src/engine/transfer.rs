@@ -425,6 +425,8 @@ impl<E: Env> Engine<E> {
         self.count_tables(&Version::default(), &version);
         let tablet = Rc::new(Tablet::new(state, log, version, EntryIndex::ZERO, Vec::new()));
         self.count_debt(&tablet);
+        // Some may be from when it was here before.
+        self.rows.borrow_mut().clear();
         tablet.memtables_from.set(self.active_number.get());
         let mut tablets = self.tablets.borrow_mut();
         let mut last = self.last.borrow_mut();

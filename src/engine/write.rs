@@ -315,6 +315,8 @@ impl<E: Env> Engine<E> {
         let tablet = self.tablet(tablet);
         let ranges = tablet.ranges().with(range);
         tablet.ranges.replace(Rc::new(ranges));
+        // Rows would outlive it: it is forgotten once no table has what it hides.
+        self.rows.borrow_mut().clear();
         self.has_new_ranges.set(true);
     }
 

@@ -145,6 +145,7 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         memtable_bytes: memory.memtable_seal_bytes() as usize,
         sealed_max: 1,
         cache_bytes: memory.block_cache as usize,
+        row_bytes: memory.row_cache as usize,
         index_bytes: memory.indexes as usize,
         compression: config.compression,
         segment_bytes,

@@ -32,8 +32,7 @@ impl<E: Env> Shard<E> {
         }
         if found.len() > 1 {
             let hashes: SmallVec<[u64; PREFETCH_MAX]> = found.iter().map(|key| key.hash).collect();
-            self.engine.prefetch(&hashes);
-            self.engine.fetch_of_tables(&found);
+            self.engine.fetch(&hashes, &found);
         }
         let (mut given, mut given_bytes, mut hits) = (0, 0, 0);
         let loaded = Loaded::new();

@@ -205,8 +205,7 @@ impl<E: Env> Shard<E> {
             frames += 1;
         }
         if frames > 1 {
-            self.engine.prefetch(&hashes);
-            self.engine.fetch_of_tables(&read);
+            self.engine.fetch(&hashes, &read);
         }
         at.max(1)
     }
@@ -224,7 +223,7 @@ impl<E: Env> Shard<E> {
         }
         let hash = self.engine.hash(key);
         for half in Half::ALL {
-            self.engine.prefetch_half(hash, half);
+            self.engine.fetch_half(hash, half);
             self.env.yield_now().await;
         }
     }

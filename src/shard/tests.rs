@@ -109,6 +109,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        row_bytes: 1 << 20,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 8 << 20,

@@ -84,6 +84,7 @@ fn options() -> EngineOptions {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 64 << 20,
+        row_bytes: 16 << 20,
         // All indexes and filters are resident.
         index_bytes: 64 << 20,
         compression: Compression::default(),

@@ -37,6 +37,7 @@ fn options(rng: &mut Rng) -> EngineOptions {
         memtable_bytes: 2 << 20,
         sealed_max: 2,
         cache_bytes: 64 << 10,
+        row_bytes: 32 << 10,
         compression: Compression { upper: codec(), last: codec() },
         index_bytes: if rng.bool() { 0 } else { 1 << 20 },
         segment_bytes: 32 << 10,

@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use atlaskv::base::Bug;
 
-const BUGS: [Bug; 6] = [
+const BUGS: [Bug; 7] = [
     Bug::TombstoneDropped,
     Bug::EntryTorn,
     Bug::MoveForgets,
     Bug::CacheStale,
+    Bug::RowStale,
     Bug::ReplyTooEarly,
     Bug::FilterForgets,
 ];

@@ -30,11 +30,12 @@ impl Shape {
         let compression = Compression { upper: codec(), last: codec() };
         let is_durable = rng.u8(..6) > 0;
         let least = (entry_bytes_max as u64 + (64 << 10)).next_multiple_of(4 << 10);
-        let options = EngineOptions {
+        let mut options = EngineOptions {
             // A memtable takes a mebibyte as soon as it holds anything; most are sealed by the test.
             memtable_bytes: [(1 << 20) + 1, 2 << 20, 64 << 20][rng.usize(..3)],
             sealed_max: rng.usize(1..=2),
             cache_bytes: [16 << 10, 64 << 10, 1 << 20][rng.usize(..3)],
+            row_bytes: 0,
             // No index is resident, some are, all are.
             index_bytes: [0, 12 << 10, 1 << 20][rng.usize(..3)],
             compression,
@@ -49,6 +50,7 @@ impl Shape {
             last_table_bytes: [1, 8 << 10, 32 << 10, 1 << 20][rng.usize(..4)],
             reserve_bytes: 0,
         };
+        options.row_bytes = options.cache_bytes / 2;
         let ring_messages = [2, 16, 256][rng.usize(..3)];
         let shards = rng.usize(1..=4);
         let connection_bytes = [256 << 10, 4 << 20, AMPLE_BYTES][rng.usize(..3)];

@@ -196,6 +196,12 @@ impl Memtable {
         }
     }
 
+    /// Whether a key with this hash is in here, for nearly certain.
+    #[inline]
+    pub fn may_contain(&self, hash: u64) -> bool {
+        self.index.candidate(hash).is_some()
+    }
+
     /// A half of [`Memtable::prefetch`] for one hash.
     #[inline]
     pub fn prefetch_half(&self, hash: u64, half: Half) {

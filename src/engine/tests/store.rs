@@ -55,6 +55,7 @@ impl Shape {
             memtable_bytes: 64 << 20,
             sealed_max: 1,
             cache_bytes: 64 << 10,
+            row_bytes: 32 << 10,
             index_bytes: 1 << 20,
             compression: Compression::default(),
             segment_bytes: 32 << 10,
@@ -83,6 +84,7 @@ impl Shape {
         options.window = rng.usize(1..=3);
         // No index is resident, some are, all are.
         options.index_bytes = [0, 12 << 10, 1 << 20][rng.usize(..3)];
+        options.row_bytes = [0, 8 << 10, 32 << 10][rng.usize(..3)];
         let mut codec = || Codec::ALL[rng.usize(..3)];
         options.compression = Compression { upper: codec(), last: codec() };
         options.lazy = (rng.u8(..5) == 0).then_some(Duration::from_millis(3));

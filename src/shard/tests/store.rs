@@ -257,6 +257,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     memtable_bytes: 64 << 20,
     sealed_max: 1,
     cache_bytes: 64 << 10,
+    row_bytes: 32 << 10,
     index_bytes: 1 << 20,
     compression: Compression { upper: Codec::None, last: Codec::Lz4 },
     segment_bytes: 4 << 20,

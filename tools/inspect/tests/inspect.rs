@@ -41,6 +41,7 @@ async fn fill(env: SimEnv) {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        row_bytes: 1 << 20,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 1 << 20,

@@ -22,6 +22,7 @@ pub fn options() -> EngineOptions {
         memtable_bytes: 64 << 20,
         sealed_max: 1,
         cache_bytes: 1 << 20,
+        row_bytes: 1 << 20,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 1 << 20,

@@ -77,6 +77,7 @@ fn random_options(rng: &mut fastrand::Rng) -> EngineOptions {
         compression,
         sealed_max: rng.usize(1..=2),
         cache_bytes: [1, 16 << 10, 1 << 20][rng.usize(..3)],
+        row_bytes: [0, 16 << 10][rng.usize(..2)],
         // No index is resident, some are, all are.
         index_bytes: [0, 12 << 10, 1 << 20][rng.usize(..3)],
         segment_bytes: [32 << 10, 64 << 10, 256 << 10][rng.usize(..3)],
