@@ -73,7 +73,7 @@ def memory_shares(memory, shards=1, value_bytes_max=16 * MIB):
     return {
         "memtables": memtables,
         "indexes": indexes,
-        "block_cache": total - io - memtables - indexes - connections,
+        "caches": total - io - memtables - indexes - connections,
     }
 
 

@@ -21,7 +21,7 @@ What makes it a comparison of like with like:
 - Keys of 16 bytes, values of 100 that compress to about half, on both sides, each key loaded once in random order.
 - Direct I/O for reads, flushes and compactions on both sides. RocksDB's log goes through the page cache, as it only
   can; the bytes are counted when pages are dirtied, and for AtlasKV when written: /proc/PID/io.
-- RocksDB gets the block cache that AtlasKV gets of --memory, and two write buffers that are together AtlasKV's
+- RocksDB gets a block cache of what AtlasKV gets for its caches, and two write buffers that are together AtlasKV's
   memtables. Its indexes and filters are resident beside that, as AtlasKV's are. Bloom filters of 10 bits a key.
 - Compression as AtlasKV has it by default: none but in the last level, and there LZ4 (none at all for an AtlasKV
   without compression). With dynamic level sizes RocksDB counts levels for that from the first one in use: the second
@@ -261,7 +261,7 @@ class RocksDb:
             f"--db={self.data}", f"--num={args.keys}", f"--key_size={KEY}", f"--value_size={VALUE}",
             f"--compression_ratio={args.compression_ratio}", "--seed=1",
             "--use_direct_reads=1", "--use_direct_io_for_flush_and_compaction=1",
-            f"--cache_size={shares['block_cache']}", "--cache_index_and_filter_blocks=0",
+            f"--cache_size={shares['caches']}", "--cache_index_and_filter_blocks=0",
             f"--write_buffer_size={shares['memtables'] // 2}", "--max_write_buffer_number=2",
             "--bloom_bits=10", f"--compression_type={codec}", "--min_level_to_compress=2", "--num_levels=7",
             "--level_compaction_dynamic_level_bytes=1", "--disable_wal=0", "--histogram=1",

@@ -167,7 +167,7 @@ def full(args, results):
     if not data.exists():
         with Server(args.bin, data, args.server_cpu, args.memory, "--sync", "interval=1000") as server:
             load(args, server, args.keys)
-    hot_keys = harness.memory_shares(harness.size(args.memory))["block_cache"] // 2 // (KEY + VALUE)
+    hot_keys = harness.memory_shares(harness.size(args.memory))["caches"] * 3 // 8 // (KEY + VALUE)
     with Server(args.bin, data, args.server_cpu, args.memory) as server:
         server.settle()
         alone = scan(server)

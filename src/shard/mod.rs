@@ -219,8 +219,8 @@ pub struct Settings {
 
 /// Requests that begin to wait for the disk before the ring is seen to, which hands their reads to the kernel. A whole
 /// deep pipeline taken in at once would be read at once: then core and disk take turns, and each waits for the other
-/// one. Far fewer bound what is read a second when rounds of the executor are long, as beside many writes.
-const READS_AT_ONCE: u32 = 64;
+/// one. Few also bound what a round of the executor reads, and so how long it takes.
+const READS_AT_ONCE: u32 = 16;
 
 /// One shard: an engine, and what it takes to serve from it.
 pub struct Shard<E: Env> {
