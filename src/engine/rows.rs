@@ -19,7 +19,7 @@
 //! - A range delete hides the rows it concerns by their LSN, as it hides entries of tables, until it is forgotten: so
 //!   one [clears](RowCache::clear) all. So does a tablet that comes: its rows may be from when it was here before.
 //!
-//! Bounded by the bytes it is given, 1/8 of which are slots. Not touched before it is used.
+//! Bounded by the bytes it is given, 1/8 of which are slots. Memory is taken as rows come, not before.
 
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -38,9 +38,16 @@ const OLD_EIGHTHS: u64 = 6;
 const PLACE_BITS: u32 = 48;
 const PLACE_MAX: u64 = (1 << PLACE_BITS) - 1;
 
+/// Buckets that are made together: 4 KiB of them.
+const PAGE_BUCKETS: usize = 64;
+/// Words by which the ring grows in its first lap.
+const GROWTH: usize = (64 << 10) / WORD;
+
 #[repr(C, align(64))]
-#[derive(Clone, Copy, bytemuck::Zeroable)]
+#[derive(Clone, Copy)]
 struct Bucket([u64; WAYS]);
+
+type Page = [Bucket; PAGE_BUCKETS];
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -55,8 +62,13 @@ const HEADER: usize = size_of::<RowHeader>();
 
 /// See the top of this file.
 pub struct RowCache {
-    buckets: Box<[Bucket]>,
-    ring: Box<[u64]>,
+    /// Buckets by page; one of which no bucket was ever used is not there.
+    pages: Box<[Option<Box<Page>>]>,
+    pages_made: usize,
+    buckets: usize,
+    /// As long as it was used so far, within its capacity.
+    ring: Vec<u64>,
+    words: usize,
     /// Where the next row goes.
     head: u64,
     /// Where the lap began in which `head` is.
@@ -77,8 +89,12 @@ impl RowCache {
         let buckets = bytes / 8 / CACHE_LINE;
         let words = (bytes - buckets * CACHE_LINE) / WORD;
         let mut cache = RowCache {
-            buckets: bytemuck::zeroed_slice_box(buckets),
-            ring: vec![0; words].into_boxed_slice(),
+            pages: (0..buckets.div_ceil(PAGE_BUCKETS)).map(|_| None).collect(),
+            pages_made: 0,
+            buckets,
+            // Not touched by that, unlike zeros would be where the allocator has used memory.
+            ring: Vec::with_capacity(words),
+            words,
             head: 0,
             lap: 0,
             floor: 0,
@@ -94,7 +110,7 @@ impl RowCache {
     }
 
     fn words(&self) -> u64 {
-        self.ring.len() as u64
+        self.words as u64
     }
 
     /// Whether it holds nothing.
@@ -103,11 +119,9 @@ impl RowCache {
         self.head == self.floor
     }
 
-    /// Bytes that it has touched so far, of those it may.
+    /// Bytes that it has taken so far, of those it may.
     pub fn bytes(&self) -> u64 {
-        let ring = if self.lap > self.words() { self.words() } else { self.head - self.lap };
-        let buckets = if ring == 0 { 0 } else { self.buckets.len() * CACHE_LINE };
-        ring * WORD as u64 + buckets as u64
+        (self.ring.len() * WORD + self.pages_made * size_of::<Page>()) as u64
     }
 
     /// Drops all rows.
@@ -115,9 +129,31 @@ impl RowCache {
         self.floor = self.head;
     }
 
+    /// Page, and place in it.
     #[inline]
-    fn bucket_of(&self, hash: u64) -> usize {
-        (((hash & 0xffff_ffff) * self.buckets.len() as u64) >> 32) as usize
+    fn place_of_bucket(&self, hash: u64) -> (usize, usize) {
+        let number = (((hash & 0xffff_ffff) * self.buckets as u64) >> 32) as usize;
+        (number / PAGE_BUCKETS, number % PAGE_BUCKETS)
+    }
+
+    #[inline]
+    fn bucket(&self, hash: u64) -> Option<&Bucket> {
+        if self.is_empty() {
+            return None;
+        }
+        let (page, at) = self.place_of_bucket(hash);
+        self.pages[page].as_deref().map(|page| &page[at])
+    }
+
+    /// The slots for this hash, made if need be.
+    fn slots_mut(&mut self, hash: u64) -> &mut [u64; WAYS] {
+        let (page, at) = self.place_of_bucket(hash);
+        let made = &mut self.pages_made;
+        let page = self.pages[page].get_or_insert_with(|| {
+            *made += 1;
+            Box::new([Bucket([0; WAYS]); PAGE_BUCKETS])
+        });
+        &mut page[at].0
     }
 
     #[inline]
@@ -146,7 +182,7 @@ impl RowCache {
     /// Live places of rows whose hash may be this one, and the number of the slot.
     #[inline]
     fn places(&self, hash: u64) -> impl Iterator<Item = (usize, u64)> {
-        let slots = if self.is_empty() { &[][..] } else { &self.buckets[self.bucket_of(hash)].0 };
+        let slots = self.bucket(hash).map_or(&[][..], |bucket| &bucket.0);
         let own = slots.iter().enumerate().filter(move |(_, slot)| **slot >> PLACE_BITS == tag(hash));
         own.map(|(way, slot)| (way, slot & PLACE_MAX)).filter(|(_, place)| self.is_live(*place))
     }
@@ -154,8 +190,8 @@ impl RowCache {
     /// Starts to fetch what every other access with this hash looks at first.
     #[inline]
     pub fn prefetch_slots(&self, hash: u64) {
-        if !self.is_empty() {
-            prefetch(&self.buckets[self.bucket_of(hash)]);
+        if let Some(bucket) = self.bucket(hash) {
+            prefetch(bucket);
         }
     }
 
@@ -185,10 +221,10 @@ impl RowCache {
         let words = words_of(key.len() + entry.value.len());
         let from = self.offset(place);
         let moved = self.advance(words as u64);
+        let to = self.offset(moved);
         // It may overlap with where it was.
-        self.ring.copy_within(from..from + words, self.offset(moved));
-        let bucket = self.bucket_of(hash);
-        self.buckets[bucket].0[way] = (tag(hash) << PLACE_BITS) | moved;
+        self.ring.copy_within(from..from + words, to);
+        self.slots_mut(hash)[way] = (tag(hash) << PLACE_BITS) | moved;
         moved
     }
 
@@ -203,18 +239,22 @@ impl RowCache {
         }
         let place = self.head;
         self.head += words;
+        let used = (self.head - self.lap) as usize;
+        if used > self.ring.len() {
+            self.ring.resize(used.next_multiple_of(GROWTH).min(self.words), 0);
+        }
         place
     }
 
     /// Takes in a key's newest entry in tables, a put that is not in here. One that is too long is not.
     pub fn insert(&mut self, hash: u64, key: &[u8], entry: &Entry<'_>) {
         let len = key.len() + entry.value.len();
-        if self.buckets.is_empty() || len > ROW_BYTES_MAX {
+        if self.buckets == 0 || len > ROW_BYTES_MAX {
             return;
         }
         assert!(entry.kind == OpKind::Put, "rows are puts");
         if self.head + 2 * self.words() > PLACE_MAX {
-            self.buckets.fill(Bucket([0; WAYS])); // after 2 PiB
+            self.pages.iter_mut().flatten().for_each(|page| page.fill(Bucket([0; WAYS]))); // after 2 PiB
             self.begin();
         }
         let place = self.advance(words_of(len) as u64);
@@ -229,10 +269,12 @@ impl RowCache {
         row[..HEADER].copy_from_slice(header.as_bytes());
         row[HEADER..HEADER + key.len()].copy_from_slice(key);
         row[HEADER + key.len()..].copy_from_slice(entry.value);
-        let bucket = self.bucket_of(hash);
         // The oldest goes. Slots that are free, or whose row is gone, are older than any other.
-        let slots = &mut self.buckets[bucket].0;
-        let oldest = slots.iter_mut().min_by_key(|slot| **slot & PLACE_MAX).expect("a bucket has slots");
+        let oldest = self
+            .slots_mut(hash)
+            .iter_mut()
+            .min_by_key(|slot| **slot & PLACE_MAX)
+            .expect("a bucket has slots");
         *oldest = (tag(hash) << PLACE_BITS) | place;
     }
 
@@ -242,8 +284,7 @@ impl RowCache {
         loop {
             let first = self.places(hash).next();
             let Some((way, _)) = first else { return };
-            let bucket = self.bucket_of(hash);
-            self.buckets[bucket].0[way] = 0;
+            self.slots_mut(hash)[way] = 0;
         }
     }
 }
