@@ -329,7 +329,7 @@ impl<E: Env> Engine<E> {
     }
 
     /// As [`Engine::load`], of all parts that one request misses: their reads are on their way together, up to
-    /// [`READS_MAX`] of them. After an error some may be missing still.
+    /// `READS_MAX` of them. After an error some may be missing still.
     pub async fn load_all(
         &self,
         missing: impl IntoIterator<Item = MissingBlock<E>>,

@@ -109,6 +109,11 @@ impl RowCache {
         (self.lap, self.floor) = (self.head, self.head);
     }
 
+    /// Whether places of another lap can be told.
+    fn counts_on(&self) -> bool {
+        self.head + 2 * self.words() <= PLACE_MAX
+    }
+
     fn words(&self) -> u64 {
         self.words as u64
     }
@@ -209,7 +214,7 @@ impl RowCache {
     #[inline]
     pub fn get(&mut self, hash: u64, key: &[u8]) -> Option<Entry<'_>> {
         let (way, place) = self.places(hash).find(|(_, place)| self.row(*place).0 == key)?;
-        let is_old = self.head - place > self.words() / 8 * OLD_EIGHTHS;
+        let is_old = self.head - place > self.words() / 8 * OLD_EIGHTHS && self.counts_on();
         let place = if is_old { self.move_up(hash, way, place) } else { place };
         Some(self.row(place).1)
     }
@@ -253,7 +258,8 @@ impl RowCache {
             return;
         }
         assert!(entry.kind == OpKind::Put, "rows are puts");
-        if self.head + 2 * self.words() > PLACE_MAX {
+        debug_assert!(self.places(hash).all(|(_, place)| self.row(place).0 != key), "it is not in here");
+        if !self.counts_on() {
             self.pages.iter_mut().flatten().for_each(|page| page.fill(Bucket([0; WAYS]))); // after 2 PiB
             self.begin();
         }

@@ -381,7 +381,7 @@ impl<E: Env> Table<E> {
         self.parse(handle.offset, &bytes[..])
     }
 
-    /// Reads blocks of a partition from `first` on, one at least and about [`READ_BYTES`] at most, past the cache,
+    /// Reads blocks of a partition from `first` on, one at least and about `READ_BYTES` at most, past the cache,
     /// and verifies each; `damaged` is told of those that are not whole. Returns how many these are, and their
     /// bytes. Suspends.
     pub async fn check_blocks(
