@@ -1,5 +1,5 @@
-//! The read path: memtables newest first, then the row cache, then the tables of the key's tablet newest first. An entry whose
-//! range was deleted later is absent, and tables that hold only such of the key are passed over.
+//! The read path: memtables newest first, then the row cache, then the tables of the key's tablet newest first.
+//! An entry whose range was deleted later is absent, and tables that hold only such of the key are passed over.
 //!
 //! A lookup is synchronous as long as every block it needs is in memory. Where one is missing, it says
 //! which; the caller loads it and looks again *from the start*. So whoever reads in order to write

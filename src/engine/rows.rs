@@ -17,7 +17,7 @@
 //! - A key that is in a memtable is found there. The flush that takes it from there [removes](RowCache::remove) the
 //!   row, some time before tables have what is newer.
 //! - A range delete hides the rows it concerns by their LSN, as it hides entries of tables, until it is forgotten: so
-//!   one [clears](RowCache::clear) all. So does a tablet that comes: its rows may be from when it was here before.
+//!   one [clears](RowCache::clear) all. So do a tablet that goes and one that comes.
 //!
 //! Bounded by the bytes it is given, 1/8 of which are slots. Memory is taken as rows come, not before.
 
