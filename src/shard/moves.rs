@@ -6,8 +6,10 @@
 //! come ([`Message::Quiet`]); what is behind that in the ring is none for the tablet.
 //!
 //! What may still be at the owner then: requests that wait for the disk or for memory, which it lets end; and
-//! frames that wait for their client, or others, to take replies, which nobody may wait for. Those are refused when their
-//! time comes, if the tablet has gone: nothing of them was done, and the client may try again.
+//! frames that wait for their client, or others, to take replies. Nobody may wait for clients: frames that wait for
+//! others get a while ([`REPLIES_MAX`]), since others take theirs as a rule, those that wait for their own client none.
+//! What is left then is refused when its time comes, if the tablet has gone: nothing of it was done, and the client may
+//! try again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,6 +30,8 @@ use crate::slot::{SLOT_COUNT, Slot, SlotRange};
 const HELD: usize = usize::MAX;
 /// How long requests under way may keep a tablet from moving. Most wait for one disk read.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
+/// How long those that wait for room for their replies may do so.
+const REPLIES_MAX: Duration = Duration::from_millis(20);
 /// How long the other shards may take to say that nothing more comes: longer than any of them runs one task.
 const QUIET_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at what is under way.
@@ -401,7 +405,8 @@ impl<E: Env> Shard<E> {
             return Err(Trouble::Failed("another shard did not answer in time; try again".to_owned()));
         }
         let since = self.env.now();
-        while self.is_busy_with(slots) {
+        let may_wait = || self.env.now() - since <= REPLIES_MAX;
+        while self.is_busy_with(slots, may_wait()) {
             if self.env.now() - since > DRAIN_MAX {
                 let message = "its requests wait for the disk or for memory all the time; try again later";
                 return Err(Trouble::Failed(message.to_owned()));
@@ -413,8 +418,9 @@ impl<E: Env> Shard<E> {
         Ok(())
     }
 
-    /// Whether requests for some of `slots` are under way, or wait here for something that comes soon.
-    fn is_busy_with(&self, slots: SlotRange) -> bool {
+    /// Whether requests for some of `slots` are under way, or wait here for something that comes soon; room for replies
+    /// may be such a thing.
+    fn is_busy_with(&self, slots: SlotRange, room_is_soon: bool) -> bool {
         let held = usize::from(slots.first())..=usize::from(slots.last());
         let is_under_way =
             self.moves.under_way.borrow().get(held).is_some_and(|counts| counts.iter().any(|n| *n > 0));
@@ -422,7 +428,7 @@ impl<E: Env> Shard<E> {
             return true;
         }
         let waiting = self.waiting.borrow();
-        let soon = waiting.values().filter(|waiting| !waiting.waits_for_output());
+        let soon = waiting.values().filter(|waiting| !waiting.waits_for_clients(room_is_soon));
         soon.flat_map(|waiting| waiting.frames()).any(|frames| self.has_request_for(frames, slots))
     }
 

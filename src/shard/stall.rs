@@ -60,9 +60,10 @@ struct Frames {
 }
 
 impl Waiting {
-    /// Whether they wait for replies to be taken, which may be for ever, or for moves to end.
-    pub fn waits_for_output(&self) -> bool {
-        self.for_output || self.for_replies || self.for_move
+    /// Whether they wait for replies to be taken, which may be for ever, or for moves to end. Replies to others may count
+    /// as taken soon.
+    pub fn waits_for_clients(&self, room_is_soon: bool) -> bool {
+        self.for_output || self.for_move || self.for_replies && !room_is_soon
     }
 
     /// What was not executed.

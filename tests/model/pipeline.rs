@@ -214,6 +214,10 @@ impl Run {
             match op {
                 Op::Page(_) => {}
                 Op::DeleteRange { .. } => fates.pass_range(connection_of),
+                // Nothing was done. Pipelines of large replies, and moves, have to come together for it.
+                _ if self.changing_at_start && matches!(answer, Answer::Refused(Code::SlotMoving, _)) => {
+                    self.met.sent_away += 1;
+                }
                 // Together these may be more than a frame takes.
                 Op::Mget(keys) if matches!(answer, Answer::Refused(Code::ReplyTooLarge, _)) => {
                     self.met.too_large += 1;

@@ -25,6 +25,8 @@ pub struct Met {
     pub unmet: u64,
     pub ranges: u64,
     pub ranges_refused: u64,
+    /// Requests that found that their tablet had moved, since room for their replies was short until then.
+    pub sent_away: u64,
     pub expired: u64,
     /// How often the wall clock was set back.
     pub turned_back: u64,
@@ -46,6 +48,7 @@ impl Met {
         for ((_, sum), (_, more)) in self.each().into_iter().zip((*other).clone().each()) {
             *sum += *more;
         }
+        self.sent_away += other.sent_away;
     }
 
     fn each(&mut self) -> [(&'static str, &mut u64); 18] {
@@ -82,8 +85,11 @@ impl Met {
         self.damage_on_read += other.damage_on_read;
     }
 
-    /// Panics if something was never met.
+    /// Panics if something was never met, or too often.
     pub fn check(mut self) {
+        let most = 2 + self.ops / 200_000;
+        let away = self.sent_away;
+        assert!(away <= most, "{away} of {} requests were sent away by moves, more than {most}", self.ops);
         for (what, count) in self.each() {
             assert!(*count > 0, "a test without {what} shows little");
         }
