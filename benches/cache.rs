@@ -45,14 +45,14 @@ fn main() {
     let mut order = |of: usize| (0..COUNT).map(|_| rng.usize(..of)).collect::<Vec<_>>();
     let (few, many) = (order(8), order(blocks));
     // All blocks fit, and as much again for what is kept beside them.
-    let cache = BlockCache::new(2 * blocks * 4096);
+    let cache = BlockCache::new(2 * blocks * 4096, 128);
     all.read(&world, &cache, 0..blocks);
     table.row("find one of 8 blocks", COUNT, || all.find(&cache, &few, COUNT));
     table.row(&format!("find one of {blocks} blocks"), COUNT, || all.find(&cache, &many, COUNT));
-    let empty = BlockCache::new(2 * blocks * 4096);
+    let empty = BlockCache::new(2 * blocks * 4096, 128);
     table.row("find that a block is absent", COUNT, || all.find(&empty, &many, 0));
     // A tenth of all blocks fit; they come in turn, so none is there when it is its turn again.
-    let small = BlockCache::new(blocks / 10 * 4096);
+    let small = BlockCache::new(blocks / 10 * 4096, 128);
     let (some, mut next) = (blocks / 100, 0);
     table.row("take up a block, for which one goes", some, || {
         all.read(&world, &small, next..next + some);

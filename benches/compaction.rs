@@ -51,6 +51,7 @@ fn options(fan: usize, ratio: u64) -> EngineOptions {
         sealed_max: 1,
         cache_bytes: 1 << 20,
         row_bytes: 1 << 20,
+        reads_max: 128,
         index_bytes: 64 << 20,
         compression: Compression { upper: Codec::None, last: Codec::None },
         segment_bytes: 4 << 20,

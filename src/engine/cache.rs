@@ -10,7 +10,7 @@ use quick_cache::unsync::Cache;
 
 use super::sstable::{Block, BlockHandle, InMemory, Partition, Table, TableError};
 use crate::base::{Bug, FileId, planted};
-use crate::env::{Env, Notify};
+use crate::env::{Env, Notify, Permits};
 
 /// File and offset; of a partition the offset and one. So whatever an index says, a block is never taken for
 /// a partition.
@@ -104,6 +104,8 @@ struct Flight {
 pub struct BlockCache {
     cache: RefCell<Cache<Key, Part, ByBytes>>,
     reading: RefCell<HashMap<Key, Rc<Flight>>>,
+    /// For those that the device has at a time.
+    reads: Permits,
     disk_reads: Cell<u64>,
 }
 
@@ -122,11 +124,12 @@ impl Drop for Landing<'_> {
 }
 
 impl BlockCache {
-    /// Holds up to `bytes`.
-    pub fn new(bytes: usize) -> BlockCache {
+    /// Holds up to `bytes`, and reads up to `reads_max` parts at a time.
+    pub fn new(bytes: usize, reads_max: usize) -> BlockCache {
         let blocks = (bytes / 4096).max(16);
         let cache = Cache::with_weighter(blocks, bytes as u64, ByBytes);
-        BlockCache { cache: RefCell::new(cache), reading: RefCell::default(), disk_reads: Cell::new(0) }
+        let (reading, reads) = (RefCell::default(), Permits::new(reads_max));
+        BlockCache { cache: RefCell::new(cache), reading, reads, disk_reads: Cell::new(0) }
     }
 
     /// A block, if it is here.
@@ -200,7 +203,9 @@ impl BlockCache {
         self.reading.borrow_mut().insert(key, flight.clone());
         let _landing = Landing { cache: self, key };
         self.disk_reads.set(self.disk_reads.get() + 1);
+        let permit = self.reads.acquire().await;
         let part = place.read(table).await?;
+        drop(permit);
         self.cache.borrow_mut().insert(key, part.clone());
         *flight.part.borrow_mut() = Some(part.clone());
         Ok(part)
@@ -261,7 +266,7 @@ mod tests {
             let (hot, hot_handles) = table(&env, 1, 2000).await;
             let (scanned, scanned_handles) = table(&env, 2, 5000).await;
             // Room for a tenth of the hot table and a twenty-fifth of the other.
-            let cache = BlockCache::new(200 * 4300);
+            let cache = BlockCache::new(200 * 4300, 8);
             let mut read_hot = async |count: usize| {
                 let mut hits = 0;
                 for _ in 0..count {
@@ -287,6 +292,29 @@ mod tests {
             assert!(during > before - 5.0, "{before} % before, {during} % during");
             assert!(after > before - 5.0, "{before} % before, {after} % after");
             assert!(cache.bytes() <= 200 * 4300);
+        });
+    }
+
+    #[test]
+    fn no_more_is_read_at_a_time_than_may_be_and_all_is_read() {
+        let (world, env) = SimEnv::fresh(51);
+        world.run(async {
+            let (table, handles) = table(&env, 1, 20).await;
+            let cache = BlockCache::new(1 << 20, 3);
+            let mut reads: Vec<_> =
+                handles.iter().map(|handle| Box::pin(cache.block(&table, *handle))).collect();
+            for read in &mut reads {
+                assert!(futures_lite::future::poll_once(read).await.is_none(), "a disk takes time");
+            }
+            assert_eq!(cache.reads.waiting(), 17);
+            // Some give up: one that is read, one that waits.
+            drop((reads.remove(19), reads.remove(0)));
+            for (read, handle) in reads.into_iter().zip(&handles[1..]) {
+                read.await.unwrap();
+                assert!(cache.get(&table, *handle).is_some());
+            }
+            assert_eq!((cache.reads.waiting(), cache.reading.borrow().len()), (0, 0));
+            assert_eq!(cache.disk_reads(), 20);
         });
     }
 }

@@ -367,6 +367,7 @@ mod tests {
             sealed_max: 1,
             cache_bytes: 1 << 20,
             row_bytes: 1 << 20,
+            reads_max: 64,
             index_bytes: 1 << 20,
             compression: Compression::default(),
             segment_bytes: 4 << 20,

@@ -298,7 +298,7 @@ impl<E: Env> Engine<E> {
             has_new_ranges: std::cell::Cell::new(false),
             has_remains: std::cell::Cell::new(false),
             sealed: std::cell::RefCell::default(),
-            cache: BlockCache::new(options.cache_bytes),
+            cache: BlockCache::new(options.cache_bytes, options.reads_max),
             rows: RowCache::new(options.row_bytes).into(),
             finds_blocks: std::cell::Cell::new(false),
             index_budget,

@@ -12,7 +12,7 @@ mod sync;
 use std::future::Future;
 use std::time::Duration;
 
-pub use sync::{Gate, GateGuard, Lock, LockGuard, Notify, join_all};
+pub use sync::{Gate, GateGuard, Lock, LockGuard, Notify, Permits, join_all};
 
 use crate::disk::Disk;
 

@@ -1,6 +1,7 @@
 //! Single-threaded primitives that work on any executor.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -166,6 +167,112 @@ impl Drop for LockGuard {
     }
 }
 
+/// The right to do something, which so many tasks have at a time; it is given out in the order in which it was asked
+/// for. Waiting costs the same however many wait. Cheap to clone; clones share the rights.
+#[derive(Clone)]
+pub struct Permits {
+    inner: Rc<PermitsInner>,
+}
+
+struct PermitsInner {
+    free: Cell<usize>,
+    /// None of them has a right yet.
+    waiting: RefCell<VecDeque<Rc<Claim>>>,
+}
+
+#[derive(Default)]
+struct Claim {
+    is_granted: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// A right of its [`Permits`], given back when dropped.
+pub struct Permit {
+    permits: Permits,
+}
+
+/// See [`Permits::acquire`].
+pub struct Acquire {
+    permits: Permits,
+    claim: Option<Rc<Claim>>,
+}
+
+impl Permits {
+    /// So many rights.
+    pub fn new(count: usize) -> Permits {
+        assert!(count > 0, "nobody would ever have a right");
+        Permits { inner: Rc::new(PermitsInner { free: Cell::new(count), waiting: RefCell::default() }) }
+    }
+
+    /// Waits for a right.
+    pub fn acquire(&self) -> Acquire {
+        Acquire { permits: self.clone(), claim: None }
+    }
+
+    /// Those who wait.
+    pub fn waiting(&self) -> usize {
+        self.inner.waiting.borrow().len()
+    }
+
+    /// A right goes to who has waited longest.
+    fn give_back(&self) {
+        let Some(next) = self.inner.waiting.borrow_mut().pop_front() else {
+            return self.inner.free.set(self.inner.free.get() + 1);
+        };
+        next.is_granted.set(true);
+        if let Some(waker) = next.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Permit;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Permit> {
+        let inner = self.permits.inner.clone();
+        match &self.claim {
+            None if inner.free.get() > 0 => {
+                // While some are free nobody waits.
+                inner.free.set(inner.free.get() - 1);
+                return Poll::Ready(Permit { permits: self.permits.clone() });
+            }
+            None => {
+                let claim = Rc::new(Claim::default());
+                inner.waiting.borrow_mut().push_back(claim.clone());
+                self.claim = Some(claim);
+            }
+            Some(claim) if claim.is_granted.get() => {
+                self.claim = None;
+                return Poll::Ready(Permit { permits: self.permits.clone() });
+            }
+            Some(_) => {}
+        }
+        if let Some(claim) = &self.claim {
+            claim.waker.replace(Some(cx.waker().clone()));
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        match self.claim.take() {
+            None => {}
+            Some(claim) if claim.is_granted.get() => self.permits.give_back(),
+            Some(claim) => {
+                self.permits.inner.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, &claim));
+            }
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.permits.give_back();
+    }
+}
+
 /// Runs futures side by side to their ends; their results, in the same order. For a few of them: each wake-up
 /// polls all that have not ended.
 pub async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
@@ -234,6 +341,38 @@ mod tests {
         assert!(block_on(poll_once(&mut third)).is_none());
         drop(held);
         assert!(block_on(poll_once(&mut third)).is_some());
+    }
+
+    #[test]
+    fn permits_go_to_those_who_waited_longest_and_none_is_lost() {
+        let permits = Permits::new(2);
+        let mut held: Vec<_> = (0..2).map(|_| block_on(permits.acquire())).collect();
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(permits.acquire())).collect();
+        for acquire in &mut waiting {
+            assert!(block_on(poll_once(acquire)).is_none());
+        }
+        // One that gives up while it waits, and one that does so when it was granted.
+        drop(waiting.remove(0));
+        assert_eq!(permits.waiting(), 3);
+        held.pop();
+        assert_eq!(permits.waiting(), 2);
+        drop(waiting.remove(0));
+        assert_eq!(permits.waiting(), 1, "it went on to the next");
+        assert!(block_on(poll_once(&mut waiting[1])).is_none(), "not to the one behind it");
+        let first = block_on(poll_once(&mut waiting[0]));
+        assert!(first.is_some());
+        // A newcomer does not pass those who wait.
+        let mut late = std::pin::pin!(permits.acquire());
+        assert!(block_on(poll_once(&mut late)).is_none());
+        drop(first);
+        let second = block_on(poll_once(&mut waiting[1]));
+        assert!(second.is_some() && block_on(poll_once(&mut late)).is_none());
+        drop(held);
+        let third = block_on(poll_once(&mut late));
+        assert!(third.is_some());
+        assert!(block_on(poll_once(&mut std::pin::pin!(permits.acquire()))).is_none(), "two are all");
+        drop((second, third));
+        let _both = (block_on(permits.acquire()), block_on(permits.acquire()));
     }
 
     #[test]

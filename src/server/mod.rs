@@ -3,6 +3,7 @@
 mod accept;
 mod connection;
 pub mod cpu;
+mod device;
 pub mod lock;
 pub mod logging;
 pub mod notify;

@@ -18,6 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::cpu::UsableCpus;
+use super::device;
 use super::lock::{DataDirLock, LOCK_FILE, LockError};
 use crate::base::PAGE_SIZE;
 use crate::config::{Config, ConfigError, ShardMemory, rough_size};
@@ -49,6 +50,8 @@ pub struct Preflight {
     pub memory: ShardMemory,
     /// What its executor, and each other, locks.
     pub locked: Locked,
+    /// Reads that a shard has under way at a time, as the device allows.
+    pub reads_max: usize,
     /// Connections at a time: what was configured, or what the limit of open files leaves of it.
     pub connections_max: usize,
     /// The socket clients connect to, listening.
@@ -273,13 +276,21 @@ pub fn check(config: &Config) -> Result<Preflight, PreflightError> {
         derive_connections(config.connections_max, cpus.len(), raise_limit(Resource::Nofile))?;
     let lock = open_data_dir(&config.data_dir)?;
     check_direct_io(&config.data_dir)?;
+    let reads_max = device::reads_max(&config.data_dir, cpus.len());
     let (listener, address) = listen(config.listen, "listen")?;
     let nodes = match &config.cluster {
         Some(cluster) => listen_as_nodes(config.listen, cluster.port, cpus.len())?,
         None => Vec::new(),
     };
-    tracing::info!(?cpus, ?memory, ?locked, connections_max, "everything that start-up needs is there");
-    Ok(Preflight { cpus, memory, locked, connections_max, listener, address, nodes, lock })
+    tracing::info!(
+        ?cpus,
+        ?memory,
+        ?locked,
+        reads_max,
+        connections_max,
+        "everything that start-up needs is there"
+    );
+    Ok(Preflight { cpus, memory, locked, reads_max, connections_max, listener, address, nodes, lock })
 }
 
 /// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as any other write may, and not end the process

@@ -146,6 +146,7 @@ fn engine_options(config: &Config, preflight: &Preflight) -> EngineOptions {
         sealed_max: 1,
         cache_bytes: memory.block_cache as usize,
         row_bytes: memory.row_cache as usize,
+        reads_max: preflight.reads_max,
         index_bytes: memory.indexes as usize,
         compression: config.compression,
         segment_bytes,

@@ -110,6 +110,7 @@ async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
         sealed_max: 1,
         cache_bytes: 1 << 20,
         row_bytes: 1 << 20,
+        reads_max: 64,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 8 << 20,

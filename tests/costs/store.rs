@@ -85,6 +85,7 @@ fn options() -> EngineOptions {
         sealed_max: 1,
         cache_bytes: 64 << 20,
         row_bytes: 16 << 20,
+        reads_max: 128,
         // All indexes and filters are resident.
         index_bytes: 64 << 20,
         compression: Compression::default(),

@@ -38,6 +38,7 @@ fn options(rng: &mut Rng) -> EngineOptions {
         sealed_max: 2,
         cache_bytes: 64 << 10,
         row_bytes: 32 << 10,
+        reads_max: 8,
         compression: Compression { upper: codec(), last: codec() },
         index_bytes: if rng.bool() { 0 } else { 1 << 20 },
         segment_bytes: 32 << 10,

@@ -36,6 +36,7 @@ impl Shape {
             sealed_max: rng.usize(1..=2),
             cache_bytes: [16 << 10, 64 << 10, 1 << 20][rng.usize(..3)],
             row_bytes: 0,
+            reads_max: 64,
             // No index is resident, some are, all are.
             index_bytes: [0, 12 << 10, 1 << 20][rng.usize(..3)],
             compression,
@@ -51,6 +52,7 @@ impl Shape {
             reserve_bytes: 0,
         };
         options.row_bytes = options.cache_bytes / 2;
+        options.reads_max = [1, 3, 64][options.level_ratio as usize % 3];
         let ring_messages = [2, 16, 256][rng.usize(..3)];
         let shards = rng.usize(1..=4);
         let connection_bytes = [256 << 10, 4 << 20, AMPLE_BYTES][rng.usize(..3)];

@@ -33,6 +33,7 @@ fn options(rng: &mut fastrand::Rng) -> EngineOptions {
         sealed_max: rng.usize(1..=2),
         cache_bytes: [64 << 10, 4 << 20][rng.usize(..2)],
         row_bytes: 16 << 10,
+        reads_max: 8,
         index_bytes: [0, 12 << 10, 1 << 20][rng.usize(..3)],
         compression: Compression { upper: Codec::ALL[rng.usize(..3)], last: Codec::ALL[rng.usize(..3)] },
         segment_bytes: 4 << 20,

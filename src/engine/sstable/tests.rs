@@ -96,7 +96,7 @@ fn what_was_written_is_found_and_walked_in_order() {
             let mut rng = fastrand::Rng::with_seed(seed);
             let model = random_model(&mut rng, 2000, 0);
             let table = build(&env, 9, &model).await;
-            let cache = BlockCache::new(256 << 10);
+            let cache = BlockCache::new(256 << 10, 8);
             for (key, expected) in &model {
                 assert_eq!(get(&cache, &table, key).await.as_ref(), Some(expected), "seed {seed}");
             }
@@ -270,7 +270,7 @@ fn versions_of_a_key_go_on_over_blocks_and_partitions_and_the_newest_is_found() 
             let table = open(&env, 1).await.unwrap();
             let partitions = table.partitions();
             assert!(table.meta().shape.blocks > 10 && partitions > 1, "{codec}: {partitions} partitions");
-            let cache = BlockCache::new(1 << 20);
+            let cache = BlockCache::new(1 << 20, 8);
             for (key, newest) in keys.iter().zip([3, 500, 3]) {
                 assert_eq!(get(&cache, &table, key).await.unwrap().0, newest);
             }
@@ -315,7 +315,7 @@ fn a_read_that_is_given_up_leaves_no_one_waiting_and_a_failed_one_is_repeated() 
     world.run(async {
         let model = random_model(&mut fastrand::Rng::with_seed(6), 60, 0);
         let table = build(&env, 1, &model).await;
-        let cache = Rc::new(BlockCache::new(256 << 10));
+        let cache = Rc::new(BlockCache::new(256 << 10, 8));
         let [handle, other] = handles(&table).await[..2] else { panic!("two blocks") };
         let given_up = futures_lite::future::poll_once(cache.block(&table, handle)).await;
         assert!(given_up.is_none());
@@ -334,7 +334,7 @@ fn many_who_want_one_block_share_one_read_even_of_a_block_that_no_cache_holds() 
     world.run(async {
         let model: Model = [(b"large".to_vec(), (1, OpKind::Put, vec![3; 3 << 20]))].into_iter().collect();
         let table = build(&env, 1, &model).await;
-        let cache = BlockCache::new(64 << 10);
+        let cache = BlockCache::new(64 << 10, 8);
         let handle = handles(&table).await[0];
         let reads = env.disk().operations();
         let read = || async { cache.block(&table, handle).await.unwrap() };
@@ -437,7 +437,7 @@ fn every_key_is_found_and_walked_to_pinned_or_not_whatever_the_codec() {
             let paged = Table::open(&env, name(9), &IndexBudget::new(0)).await.unwrap();
             assert!(pinned.pinned(0).is_some() && paged.pinned(0).is_none());
             for table in [pinned, Rc::new(paged)] {
-                let cache = BlockCache::new(512 << 10);
+                let cache = BlockCache::new(512 << 10, 8);
                 for (key, expected) in &model {
                     assert_eq!(get(&cache, &table, key).await.as_ref(), Some(expected), "seed {seed}");
                 }
@@ -566,7 +566,7 @@ fn cursors_cross_partitions_in_both_orders_pinned_or_not() {
             let paged = Rc::new(Table::open(&env, name(9), &IndexBudget::new(0)).await.unwrap());
             let keys: Vec<_> = model.keys().cloned().collect();
             for table in [pinned, paged] {
-                let cache = BlockCache::new(256 << 10);
+                let cache = BlockCache::new(256 << 10, 8);
                 let expect = |from: Option<&[u8]>, is_reverse: bool| -> Vec<(Vec<u8>, u64)> {
                     let entry = |(key, value): (&Vec<u8>, &(u64, OpKind, Vec<u8>))| (key.clone(), value.0);
                     match (from, is_reverse) {

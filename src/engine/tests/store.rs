@@ -56,6 +56,7 @@ impl Shape {
             sealed_max: 1,
             cache_bytes: 64 << 10,
             row_bytes: 32 << 10,
+            reads_max: 8,
             index_bytes: 1 << 20,
             compression: Compression::default(),
             segment_bytes: 32 << 10,
@@ -89,6 +90,7 @@ impl Shape {
         options.compression = Compression { upper: codec(), last: codec() };
         options.lazy = (rng.u8(..5) == 0).then_some(Duration::from_millis(3));
         options.compaction_fan = rng.usize(2..=4);
+        options.reads_max = [1, 2, 8][options.compaction_fan % 3];
         options.level_ratio = rng.u64(1..=4);
         options.last_table_bytes = [1, 8 << 10, 16 << 10, 1 << 20][rng.usize(..4)];
         shape

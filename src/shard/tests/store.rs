@@ -258,6 +258,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     sealed_max: 1,
     cache_bytes: 64 << 10,
     row_bytes: 32 << 10,
+    reads_max: 4,
     index_bytes: 1 << 20,
     compression: Compression { upper: Codec::None, last: Codec::Lz4 },
     segment_bytes: 4 << 20,

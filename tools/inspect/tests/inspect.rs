@@ -42,6 +42,7 @@ async fn fill(env: SimEnv) {
         sealed_max: 1,
         cache_bytes: 1 << 20,
         row_bytes: 1 << 20,
+        reads_max: 128,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 1 << 20,

@@ -29,7 +29,7 @@ fn large_entries_are_found_and_walked_to_and_their_blocks_are_as_any() {
         world.run(async {
             let model = model(&mut fastrand::Rng::with_seed(seed));
             let table = build_with(&env, 9, &model, TableOptions::last(codec)).await;
-            let cache = BlockCache::new(64 << 20);
+            let cache = BlockCache::new(64 << 20, 8);
             let mut iter = TableIter::seek(&table, b"").await.unwrap();
             for (key, expected) in &model {
                 assert_eq!(get(&cache, &table, key).await.as_ref(), Some(expected), "seed {seed}");

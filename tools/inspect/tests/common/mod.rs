@@ -23,6 +23,7 @@ pub fn options() -> EngineOptions {
         sealed_max: 1,
         cache_bytes: 1 << 20,
         row_bytes: 1 << 20,
+        reads_max: 128,
         index_bytes: 1 << 20,
         compression: Compression::default(),
         segment_bytes: 1 << 20,
