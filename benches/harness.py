@@ -7,7 +7,9 @@ Processes are ended by their own pid. Everything a run writes lies below one dir
 import atexit
 import hashlib
 import json
+import mmap
 import os
+import random
 import re
 import resource
 import shutil
@@ -143,6 +145,71 @@ class DiskWatch:
         self.thread.join()
 
 
+class DiskProbe:
+    """How long single reads of 4 KiB take while something else runs: what of a latency is the disk's."""
+
+    def __init__(self, directory, cpu, every=0.003):
+        self.path, self.cpu, self.every = Path(directory) / "probe", cpu, every
+        self.millis, self.done = [], threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self):
+        # Of this thread alone.
+        os.sched_setaffinity(0, cores(self.cpu))
+        file = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+        page, pages = mmap.mmap(-1, 4096), os.fstat(file).st_size // 4096
+        while not self.done.wait(self.every):
+            begin = time.perf_counter()
+            os.preadv(file, [page], random.randrange(pages) * 4096)
+            self.millis.append((time.perf_counter() - begin) * 1000)
+        os.close(file)
+
+    def __enter__(self):
+        with open(self.path, "wb") as file:
+            for _ in range(256):
+                file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+        self.path.unlink()
+
+    def figures(self):
+        ordered = sorted(self.millis)
+        at = lambda part: ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+        return {"reads": len(ordered), "p50": at(0.5), "p99": at(0.99), "p99.9": at(0.999), "max": ordered[-1]}
+
+
+def disk_alone(directory, cpu, reads, written, seconds):
+    """Latencies of `reads` random reads of 4 KiB a second beside `written` bytes of sequential writes a second, by fio
+    on one core, in ms: what a store with that traffic can't get below."""
+    file = Path(directory) / "alone"
+    common = ["--ioengine=io_uring", "--direct=1", f"--filename={file}", "--size=2g", "--iodepth=64"]
+    lay_out = ["fio", "--name=lay", *common, "--rw=write", "--bs=1m", "--output=/dev/null"]
+    subprocess.run(lay_out, check=True, cwd=directory)
+    timed = ["--time_based", f"--runtime={seconds}", f"--cpus_allowed={cpu}"]
+    command = ["fio", "--output-format=json", *common, *timed]
+    command += ["--name=reads", "--rw=randread", "--bs=4k", f"--rate_iops={max(1, int(reads))}"]
+    command += ["--name=writes", *common, *timed, "--iodepth=4", "--rw=write", "--bs=256k", f"--rate={int(written)}"]
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=directory).stdout
+    finally:
+        file.unlink(missing_ok=True)
+    # It may say something before its JSON.
+    jobs = {job["jobname"]: job for job in json.loads(said[said.index("{") :])["jobs"]}
+    read = jobs["reads"]["read"]
+    quantiles = read["clat_ns"]["percentile"]
+    of = lambda name: quantiles[name] / 1e6
+    return {
+        "reads_per_second": read["iops"],
+        "written_per_second": jobs["writes"]["write"]["bw_bytes"],
+        "p50": of("50.000000"), "p99": of("99.000000"), "p99.9": of("99.900000"), "max": read["clat_ns"]["max"] / 1e6,
+    }  # fmt: skip
+
+
 def device_of(path):
     """The block device that holds a path, as /dev/NAME, if it is one."""
     source = subprocess.run(["df", "--output=source", path], capture_output=True, text=True, check=True)
@@ -261,6 +328,12 @@ def supports(binary, word, *flags):
     """Whether a program's help for these flags mentions a word: tools of another version are refused early."""
     text = subprocess.run([binary, *flags, "--help"], capture_output=True, text=True).stdout
     return word in text
+
+
+def lasting(rates):
+    """The mean of the second half of a series of rates: at first, memory and levels with room take in more than lasts."""
+    later = rates[len(rates) // 2 :]
+    return sum(later) / len(later)
 
 
 def windows(rates):

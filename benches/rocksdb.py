@@ -202,8 +202,10 @@ class AtlasKv:
 
     def open(self, phase="open", sync=None, of="overwrite"):
         """Latencies at 70 % of the highest rate: SETs with a few GETs among them, then half and half. The highest rate
-        of each is measured first, for as long, by closed loops. Few connections, and what is due within a tick goes
-        together: else each request is a send and a receive, which cost more than it does, and at 70 % of a rate that
+        of each is measured first, for as long, by closed loops: that of the second half, as what they begin with does
+        not last. Beside it stands what the disk does: to single reads meanwhile, and to fio with as much to read and to
+        write afterwards. A GET of what is on disk can't be faster than these. Few connections, and what is due within a
+        tick goes together: else each request is a send and a receive, which cost more than it does, and at 70 % of a rate that
         pipelines reached both the server and the generator, which has a core of its own, are at their end."""
         if not self.results.get(self.name, of, "ops_per_second"):
             raise SystemExit(f"phase {phase} is of the data that phase {of} leaves; run that first")
@@ -216,11 +218,21 @@ class AtlasKv:
         with self.server(sync or self.args.relaxed_sync) as server:
             for name, mix in [("writes", "set=20,get=1"), ("mixed", "set=1,get=1")]:
                 server.settle()
-                most = self.run(server, "--mix", mix, *length, *closed)["total"]["ops_per_second"]
+                fastest = self.run(server, "--mix", mix, *length, *closed)
+                most = harness.lasting([point["ops"] for point in fastest["timeline"]][: int(fastest["seconds"])])
                 # What the closed loop left for merges to do is not this load's.
                 server.settle()
-                paced_run = self.run(server, "--mix", mix, "--rate", int(0.7 * most), *length, *paced)
-                figures[name] = self.open_point(paced_run, most)
+                before, reads = sample(server.pid), server.stats()["disk_reads"]
+                with harness.DiskProbe(self.args.dir, self.args.generator_cpu) as probe:
+                    paced_run = self.run(server, "--mix", mix, "--rate", int(0.7 * most), *length, *paced)
+                change, reads = difference(sample(server.pid), before), server.stats()["disk_reads"] - reads
+                figures[name] = self.open_point(paced_run, most) | {"disk_beside_ms": probe.figures()}
+                traffic = [total / paced_run["seconds"] for total in (reads, change["written"])]
+                figures[name]["traffic_per_second"] = traffic
+        seconds = max(1, round(self.args.other_minutes * 60))
+        for point in figures.values():
+            traffic = point["traffic_per_second"]
+            point["disk_alone_ms"] = harness.disk_alone(self.args.dir, self.args.server_cpu, *traffic, seconds)
         self.results.put(self.name, phase, figures)
 
     @staticmethod
@@ -409,6 +421,11 @@ def report(results):
                     quantiles = [figures[kind][name] / 1000 for name in ["p50", "p99", "p99.9", "max"]]
                     title = f"{phase}, {load}, {kind.upper()}"
                     points.append([title, figures["rate_asked"], figures["rate_achieved"], *quantiles])
+            for name, title in [("disk_beside_ms", "single reads of the disk"), ("disk_alone_ms", "fio with as much")]:
+                disk = (get("atlaskv", phase, load) or {}).get(name)
+                if disk:
+                    quantiles = [disk[name] for name in ["p50", "p99", "p99.9", "max"]]
+                    points.append([f"{phase}, {load}: {title}", None, None, *quantiles])
     if points:
         table(["at 70 % of the most, ms", "asked, ops/s", "achieved", "p50", "p99", "p99.9", "max"], points)
 
@@ -417,6 +434,8 @@ def main():
     args = arguments()
     args.dir, keep = harness.workspace(args.dir, "rocksdb")
     harness.prepare(args.generator_cpu)
+    if any(phase.endswith("open") for phase in args.phase):
+        harness.install("fio", "fio")
     if "rocksdb" in args.systems and args.db_bench == "db_bench":
         harness.install("db_bench", "rocksdb-tools")
     results = Results(args.dir, "rocksdb", vars(args))
