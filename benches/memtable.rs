@@ -79,19 +79,24 @@ fn run(name: &str, entries: usize, mut key: impl FnMut(&mut fastrand::Rng, usize
     report(
         "overwrite a tenth",
         overwritten.len(),
-        steps(overwritten.chunks(TURN), |turn| put(&mut memtable, turn, &mut lsn)),
+        steps(overwritten.chunks(TURN), |turn| put(&mut memtable, turn, &mut lsn, Lsn(u64::MAX))),
     );
     report("get, a tenth overwritten", entries, steps(keys.chunks(TURN), |turn| get(&memtable, turn)));
+    report(
+        "overwrite a tenth in place",
+        overwritten.len(),
+        steps(overwritten.chunks(TURN), |turn| put(&mut memtable, turn, &mut lsn, Lsn::ZERO)),
+    );
     order(&memtable, entries);
     report("drop, in steps", entries, steps(std::iter::repeat_n((), usize::MAX), |()| memtable.drop_step()));
     report("drop, the rest", entries, steps([memtable], drop));
 }
 
-fn put(memtable: &mut Memtable, turn: &[Key], lsn: &mut u64) {
+fn put(memtable: &mut Memtable, turn: &[Key], lsn: &mut u64, kept: Lsn) {
     for key in turn {
         *lsn += 1;
         let tablet = key.hash as usize % TABLETS;
-        memtable.insert(tablet, key.hash, &key.bytes, Lsn(*lsn), OpKind::Put, 0, &VALUE);
+        memtable.insert(tablet, key.hash, &key.bytes, Lsn(*lsn), OpKind::Put, 0, &VALUE, kept);
     }
 }
 

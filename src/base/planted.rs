@@ -19,6 +19,8 @@ pub enum Bug {
     EntryTorn,
     /// A flush keeps nothing for snapshots that see its memtable.
     SnapshotForgotten,
+    /// The memtable gives up versions that snapshots see.
+    VersionReplaced,
     /// A tablet that starts or moves gives its last index once more.
     VersionReused,
     /// Who walks tables after a split passes over no foreign keys.
@@ -61,7 +63,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 27] = [
         Bug::TombstoneDropped,
         Bug::ExpiryLost,
         Bug::RangeNotFlushed,
@@ -69,6 +71,7 @@ impl Bug {
         Bug::ScanSkips,
         Bug::EntryTorn,
         Bug::SnapshotForgotten,
+        Bug::VersionReplaced,
         Bug::VersionReused,
         Bug::ClipIgnored,
         Bug::MoveForgets,

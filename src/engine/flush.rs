@@ -350,6 +350,7 @@ impl<E: Env> Engine<E> {
 mod tests {
     use super::super::EngineOptions;
     use super::super::recovery;
+    use super::super::write::{LOG_FACTOR, Room};
     use super::*;
     use crate::base::{Compression, Op, OpKind};
     use crate::disk::sim::SimDisk;
@@ -358,12 +359,19 @@ mod tests {
     use crate::slot::Slot;
 
     async fn start(env: &SimEnv) -> Result<(Rc<Engine<SimEnv>>, SlotTable), EngineError> {
+        start_with(env, 64 << 20).await
+    }
+
+    async fn start_with(
+        env: &SimEnv,
+        memtable_bytes: usize,
+    ) -> Result<(Rc<Engine<SimEnv>>, SlotTable), EngineError> {
         let found = recovery::load(env, 16).await?;
         let scans = recovery::scan(env, &found.state, found.logs.into_iter().collect()).await?;
         let start = recovery::plan(found.state, scans, 1)?;
         recovery::install(env, &start).await?;
         let options = EngineOptions {
-            memtable_bytes: 64 << 20,
+            memtable_bytes,
             sealed_max: 1,
             cache_bytes: 1 << 20,
             row_bytes: 1 << 20,
@@ -386,7 +394,11 @@ mod tests {
     }
 
     fn put(engine: &Engine<SimEnv>, table: &SlotTable, key: &[u8]) {
-        let op = Op { kind: OpKind::Put, key, value: b"value", expiry_ms: 0 };
+        put_value(engine, table, key, b"value");
+    }
+
+    fn put_value(engine: &Engine<SimEnv>, table: &SlotTable, key: &[u8], value: &[u8]) {
+        let op = Op { kind: OpKind::Put, key, value, expiry_ms: 0 };
         engine.write(table.local(Slot::of_key(key)), &[op], &[engine.hash(key)]).unwrap();
     }
 
@@ -425,5 +437,53 @@ mod tests {
                 assert_eq!(in_memory as u64 + in_tables, 200, "seed {seed}");
             });
         }
+    }
+
+    /// What is written over and over takes no memory, but a start must not have to read for ever.
+    #[test]
+    fn a_memtable_that_stays_small_is_flushed_when_its_log_is_long() {
+        const MEMTABLE: usize = 2 << 20;
+        const LOG_MAX: u64 = (3 * LOG_FACTOR * MEMTABLE) as u64;
+        let seed = 6;
+        let world = SimWorld::new(seed);
+        let env = SimEnv::new(&world, SimDisk::new(&world));
+        let writes = 80_000;
+        world.run(async {
+            let (engine, table) = start_with(&env, MEMTABLE).await.unwrap();
+            for number in 0..writes {
+                while engine.room(true, 64).unwrap() == Room::Wait {
+                    engine.changed().notified().await;
+                }
+                put_value(&engine, &table, format!("key-{}", number % 10).as_bytes(), &[b'v'; 400]);
+                if number % 100 == 0 {
+                    env.sleep(Duration::from_micros(50)).await;
+                    assert!(engine.active.borrow().bytes() < MEMTABLE, "seed {seed}: it stays small");
+                    let live = engine.wal.live_bytes();
+                    assert!(live <= LOG_MAX + (4 << 20), "seed {seed}: {live} bytes of the log");
+                }
+            }
+            let logged = engine.metrics().wal_bytes;
+            assert!(logged > 2 * LOG_MAX, "seed {seed}: {logged} bytes are more than may stay");
+            let flushes = engine.metrics.flushes.get();
+            assert!((2..=20).contains(&flushes), "seed {seed}: {flushes} flushes");
+        });
+        // The same of what a start replays.
+        let world = SimWorld::new(seed);
+        let disk = env.disk().crash(&world, &mut fastrand::Rng::with_seed(seed), 100);
+        let env = SimEnv::new(&world, disk);
+        world.run(async {
+            let (engine, table) = start_with(&env, MEMTABLE / 16).await.unwrap();
+            assert!(!engine.sealed.borrow().is_empty(), "seed {seed}: it is much for so small a memtable");
+            for number in 0..10 {
+                let key = format!("key-{number}").into_bytes();
+                let place = (table.local(Slot::of_key(&key)), engine.hash(&key));
+                let sealed = engine.sealed.borrow();
+                let found = sealed.iter().find_map(|sealed| sealed.memtable.get(place.1, &key));
+                let active = engine.active.borrow();
+                let found = active.get(place.1, &key).or(found);
+                let in_tables = engine.tablet(place.0).version().members().next().is_some();
+                assert!(found.is_some_and(|entry| entry.value == [b'v'; 400]) || in_tables, "seed {seed}");
+            }
+        });
     }
 }

@@ -101,6 +101,9 @@ struct Tablet<E: Env> {
     flushed: Cell<EntryIndex>,
     /// The last write applied.
     last_lsn: Cell<Lsn>,
+    /// What it was when the last snapshot was taken: that version of a key, and no later one, may still be asked for when
+    /// there is a newer one.
+    snapshot_lsn: Cell<Lsn>,
     /// Range deletes, as reads see them.
     ranges: RefCell<Rc<RangeDeletes>>,
     /// Those up to the last flush, as the manifest has them: only by these may anything be dropped from tables.
@@ -140,6 +143,8 @@ pub struct Engine<E: Env> {
     active: RefCell<Memtable>,
     /// Memtables are numbered as they come.
     active_number: Cell<u64>,
+    /// Bytes that the active one has in the log, about.
+    active_log: Cell<usize>,
     /// Per tablet, the last entry applied.
     last: RefCell<Vec<EntryIndex>>,
     /// Whether a range was deleted since the last memtable was sealed.

@@ -169,7 +169,7 @@ impl<E: Env> Engine<E> {
     pub(super) fn must_slow_down(&self) -> bool {
         let pace = &self.pace;
         if self.sealed.borrow().len() >= self.options.sealed_max
-            && self.active.borrow().bytes() >= pace.flush_limit.get()
+            && self.active_fill() >= pace.flush_limit.get()
         {
             pace.flush_awaited.set(pace.flush_awaited.get().or_else(|| Some(self.env.now())));
             return true;

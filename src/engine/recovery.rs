@@ -289,6 +289,7 @@ impl<E: Env> Engine<E> {
             // With what is spare, two memtables, as their part of the budget has it.
             active: Memtable::with_spare(tablets.len(), SpareChunks::up_to(options.memtable_bytes)).into(),
             active_number: std::cell::Cell::new(1),
+            active_log: std::cell::Cell::new(0),
             snapshots: std::cell::RefCell::default(),
             staged_bytes: std::rc::Rc::default(),
             ahead_bytes: AheadTotals::new(AHEAD_BYTES_MAX),
@@ -369,7 +370,7 @@ impl<E: Env> Engine<E> {
                 });
                 let Some(len) = block.await? else { break };
                 bytes += len as u64;
-                if self.active.borrow().bytes() >= self.options.memtable_bytes {
+                if self.active_fill() >= self.options.memtable_bytes {
                     self.seal_recovered().await?;
                 }
             }
@@ -388,7 +389,7 @@ impl<E: Env> Engine<E> {
         if logs > 0 {
             tracing::info!(logs, entries, bytes, micros, "replayed old logs");
         }
-        let is_much = self.active.borrow().bytes() >= self.options.memtable_bytes / FLUSH_PART;
+        let is_much = self.active_fill() >= self.options.memtable_bytes / FLUSH_PART;
         if is_much || logs >= OLD_LOGS_MAX {
             self.flush_remains();
         }
@@ -459,8 +460,10 @@ impl<E: Env> Engine<E> {
         let mut active = self.active.borrow_mut();
         let hashes: SmallVec<[u64; PREFETCH_MAX]> = ops.iter().map(|(_, _, hash)| *hash).collect();
         active.prefetch(&hashes);
+        self.note_logged(ops.len(), ops.iter().map(|(_, op, _)| op.key.len() + op.value.len()).sum());
         for (lsn, op, hash) in ops.drain(..) {
-            active.insert(local, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
+            // Snapshots don't outlive a server.
+            active.insert(local, hash, op.key, lsn, op.kind, op.expiry_ms, op.value, Lsn::ZERO);
         }
     }
 }

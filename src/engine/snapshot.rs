@@ -130,6 +130,8 @@ impl<E: Env> Engine<E> {
                 let tablet = tablets[local].clone();
                 let (lsn, version) = (tablet.last_lsn.get(), tablet.version());
                 let ranges = tablet.ranges();
+                // From here on writes leave alone what it sees.
+                tablet.snapshot_lsn.set(lsn);
                 View { tablet, local, lsn, ranges, version: RefCell::new(version) }
             })
             .collect();

@@ -123,6 +123,7 @@ impl<E: Env> Tablet<E> {
             version: Rc::new(version).into(),
             flushed: state.flushed.into(),
             last_lsn: Lsn::new(state.flushed, u16::MAX).into(),
+            snapshot_lsn: Lsn::ZERO.into(),
             ranges: ranges.clone().into(),
             flushed_ranges: ranges.into(),
             recovered,

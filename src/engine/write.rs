@@ -9,7 +9,7 @@ use super::memtable::{Memtable, StagedRecord};
 use super::ranges::{RangeDelete, RangeDeletes};
 use super::wal::{Appended, WalRoom};
 use super::{Engine, EngineError};
-use crate::base::{BlockSeq, EntryIndex, Lsn, Op, OpKind};
+use crate::base::{BlockSeq, Bug, EntryIndex, Lsn, Op, OpKind, planted};
 use crate::env::{Env, Notify};
 use crate::metrics::Metrics;
 
@@ -102,6 +102,9 @@ impl Staged {
     }
 }
 
+/// How many times as long as a memtable is large its part of the log may be.
+pub const LOG_FACTOR: usize = 2;
+
 /// What an operation takes in the log beyond key and value, at most.
 pub const WRITE_OVERHEAD: usize = 16;
 
@@ -136,7 +139,7 @@ impl<E: Env> Engine<E> {
             WalRoom::Wait => return Ok(Room::Wait),
             WalRoom::Full(cause) => return Err(EngineError::Full(cause)),
         }
-        let is_full = self.active.borrow().bytes() >= self.options.memtable_bytes;
+        let is_full = self.active_fill() >= self.options.memtable_bytes;
         if !is_full || self.sealed.borrow().len() < self.options.sealed_max {
             let fails = self.flush_trouble.borrow().is_some();
             return Ok(if !fails && self.must_slow_down() { Room::Wait } else { Room::Yes });
@@ -158,12 +161,13 @@ impl<E: Env> Engine<E> {
         let index = appended.lsn.index();
         {
             let mut active = self.active.borrow_mut();
+            let kept = if planted(Bug::VersionReplaced) { Lsn::ZERO } else { local.snapshot_lsn.get() };
             // The ordinals come last in the zip: it asks what comes first once more at its end, and the one
             // after those of a full entry is more than 16 bits.
             for ((op, &hash), ordinal) in ops.iter().zip(hashes).zip(appended.lsn.ordinal()..) {
                 let lsn = Lsn::new(index, ordinal);
                 local.last_lsn.set(lsn);
-                active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value);
+                active.insert(tablet, hash, op.key, lsn, op.kind, op.expiry_ms, op.value, kept);
             }
         }
         let bytes = ops.iter().map(|op| op.key.len() + op.value.len()).sum();
@@ -243,12 +247,26 @@ impl<E: Env> Engine<E> {
         drop(last);
         Metrics::add(&self.metrics.wal_ops, ops as u64);
         self.accept(bytes as u64);
+        self.note_logged(ops, bytes);
         self.rotate_if_full();
+    }
+
+    /// Notes that the log has so many operations, and bytes of keys and values, of the active memtable more.
+    #[inline]
+    pub(super) fn note_logged(&self, ops: usize, bytes: usize) {
+        self.active_log.set(self.active_log.get() + bytes + ops * WRITE_OVERHEAD);
+    }
+
+    /// How full the active memtable is: the bytes that it takes, or a part of those that its log does, if that is more.
+    /// What is written over and over takes no memory, but a start replays all of it.
+    #[inline]
+    pub(super) fn active_fill(&self) -> usize {
+        self.active.borrow().bytes().max(self.active_log.get() / LOG_FACTOR)
     }
 
     /// Seals the active memtable if it is full and another may wait for its flush.
     pub(super) fn rotate_if_full(&self) {
-        let is_full = self.active.borrow().bytes() >= self.options.memtable_bytes;
+        let is_full = self.active_fill() >= self.options.memtable_bytes;
         if is_full && self.sealed.borrow().len() < self.options.sealed_max {
             self.rotate();
         }
@@ -330,6 +348,7 @@ impl<E: Env> Engine<E> {
         self.has_new_ranges.set(false);
         self.has_remains.set(false);
         self.wal.seal_open();
+        self.active_log.set(0);
         let next = self.active.borrow().successor(self.tablets());
         let memtable = mem::replace(&mut *self.active.borrow_mut(), next);
         let number = self.active_number.replace(self.active_number.get() + 1);

@@ -1,4 +1,4 @@
-//! Append-only memory in chunks, addressed by 8-byte words in 32 bits: up to 32 GiB.
+//! Memory in chunks that is filled by appending, addressed by 8-byte words in 32 bits: up to 32 GiB.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -149,6 +149,12 @@ impl Arena {
     #[inline]
     pub fn from(&self, place: Place) -> &[u8] {
         &self.chunks[(place.0 / CHUNK_WORDS) as usize][Self::offset(place)..]
+    }
+
+    /// The same, to change what is there. Pieces have no lengths here: whoever does so knows the one at `place`.
+    #[inline]
+    pub fn from_mut(&mut self, place: Place) -> &mut [u8] {
+        &mut self.chunks[(place.0 / CHUNK_WORDS) as usize][Self::offset(place)..]
     }
 
     /// Replaces the first four bytes at `place`.

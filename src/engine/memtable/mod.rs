@@ -1,8 +1,9 @@
 //! The memtable: what was written since the last flush, of all tablets of a shard.
 //!
 //! A hash index over an arena, with order made on the side:
-//! - The arena (`arena`) holds one `record` per write. The first one of a key names the newest, every
-//!   other one the version before it; both by a 32-bit word number.
+//! - The arena (`arena`) holds one `record` for each version that may be asked for. The first one of a key names the
+//!   newest, every other one the version before it; both by a 32-bit word number. A version that no snapshot sees gives
+//!   its record to the next one, if that fits: what is written over and over stays where it is.
 //! - The index (`index`) leads from a hash to the first record. It grows in small tables that split one
 //!   by one: doubling one big table of a million entries would stop the shard for 18 ms.
 //! - Each tablet keeps the first records of its keys as they came (`order`); runs of [`RUN_ENTRIES`]
@@ -99,7 +100,8 @@ impl Memtable {
         self.order_bytes += more * size_of::<Order>();
     }
 
-    /// Adds a version of `key`, newer than every one in here.
+    /// Adds a version of `key`, newer than every one in here. One after `kept` may take the place of the version before
+    /// it: nobody asks for what was the newest at a moment between the two.
     #[allow(clippy::too_many_arguments)] // they are the fields of an entry, and stay in registers
     pub fn insert(
         &mut self,
@@ -110,9 +112,17 @@ impl Memtable {
         kind: OpKind,
         expiry_ms: u64,
         value: &[u8],
+        kept: Lsn,
     ) {
         let entry = Entry { lsn, kind, expiry_ms, value };
-        self.insert_by(tablet, hash, key, lsn, |arena, link| record::push(arena, link, key, &entry));
+        self.insert_by(tablet, hash, key, lsn, |arena, link| match link {
+            Link::Behind(previous)
+                if Record::at(arena, previous).lsn() > kept && record::replace(arena, previous, &entry) =>
+            {
+                previous
+            }
+            link => record::push(arena, link, key, &entry),
+        });
     }
 
     /// The same of a large value that was staged.
@@ -142,7 +152,9 @@ impl Memtable {
             let last = Record::at(&self.arena, previous).lsn();
             assert!(lsn > last, "versions of a key are added in order: {lsn} after {last}");
             let newest = write(&mut self.arena, Link::Behind(previous));
-            self.arena.set_u32(first, newest.0);
+            if newest != previous {
+                self.arena.set_u32(first, newest.0);
+            }
         } else {
             let first = write(&mut self.arena, Link::First);
             self.arena.set_u32(first, first.0);

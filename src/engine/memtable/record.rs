@@ -56,6 +56,31 @@ pub fn push(arena: &mut Arena, link: Link, key: &[u8], entry: &Entry<'_>) -> Pla
     }
 }
 
+/// Makes the record at `place` this version of its key, if it fits: whether it does. The version that was there is gone,
+/// and with it what it had beyond the new one's length.
+#[inline]
+pub fn replace(arena: &mut Arena, place: Place, entry: &Entry<'_>) -> bool {
+    let record = Record::at(arena, place);
+    let meta = record.meta();
+    let has_expiry = meta & EXPIRES != 0;
+    let key_bytes = if meta & KEYED == 0 { 0 } else { size_of::<u16>() + record.key_and_rest().0.len() };
+    let start = HEADER + if has_expiry { WORD } else { 0 } + key_bytes;
+    let end = (start + (meta as usize & VALUE_BYTES_MAX)).next_multiple_of(WORD);
+    if has_expiry != (entry.expiry_ms != 0) || start + entry.value.len() > end {
+        return false;
+    }
+    let tombstone = if entry.kind == OpKind::Delete { TOMBSTONE } else { 0 };
+    let meta = meta & (FIRST | KEYED | EXPIRES) | tombstone | entry.value.len() as u32;
+    let bytes = arena.from_mut(place);
+    bytes[4..8].copy_from_slice(&meta.to_le_bytes());
+    bytes[8..16].copy_from_slice(&entry.lsn.0.to_le_bytes());
+    if has_expiry {
+        bytes[16..24].copy_from_slice(&entry.expiry_ms.to_le_bytes());
+    }
+    bytes[start..start + entry.value.len()].copy_from_slice(entry.value);
+    true
+}
+
 /// Header and expiry, and how many bytes they are.
 #[inline]
 fn header(

@@ -236,17 +236,18 @@ fn one_step_is_short_whatever_was_written() {
     let (world, env) = SimEnv::fresh(7);
     world.run(async {
         let (engine, slots) = open(&env, options(&mut fastrand::Rng::with_seed(7))).await;
-        let put = |key: &[u8]| {
+        let put = |key: &[u8], expiry_ms| {
             let local = slots.local(Slot::of_key(key));
-            let op = Op { kind: OpKind::Put, key, value: b"v", expiry_ms: 0 };
+            let op = Op { kind: OpKind::Put, key, value: b"v", expiry_ms };
             engine.write(local, &[op], &[engine.hash(key)]).unwrap();
             local
         };
-        let local = put(b"hot");
+        let local = put(b"hot", 0);
         let mut scan = engine.scan(Some(local), ScanRange::default());
         for number in 0..20_000u32 {
-            put(b"hot");
-            put(format!("later-{number}").as_bytes());
+            // One that expires does not fit where one was that does not, and the other way round: all stay.
+            put(b"hot", u64::from(number % 2) << 60);
+            put(format!("later-{number}").as_bytes(), 0);
         }
         let (mut found, mut fills) = (Vec::new(), 0);
         loop {
