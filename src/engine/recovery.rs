@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use super::cache::BlockCache;
 use super::damage::MetBy;
 use super::expiry::Clock;
-use super::manifest::{self, LogMeta, ManifestError, ShardManifest, State};
+use super::manifest::{self, LogMeta, ManifestError, ShardManifest, State, TableRef, TabletState};
 use super::marker::refuse_incomplete;
 use super::memtable::{Memtable, PREFETCH_MAX, SpareChunks};
 use super::pace::Pace;
@@ -35,9 +35,11 @@ use super::wal::{
     parse_segment_name, remove_log, scan_log,
 };
 use super::{Engine, EngineError, EngineOptions, Tablet};
-use crate::base::{BlockSeq, Bug, EntryIndex, LogId, Lsn, Op, OpIter, OpKind, TableName, TabletId, planted};
+use crate::base::{
+    BlockSeq, Bug, EntryIndex, FileId, LogId, Lsn, Op, OpIter, OpKind, TableName, TabletId, planted,
+};
 use crate::disk::{DirEntry, Disk};
-use crate::env::{Env, Gate, Lock, Notify};
+use crate::env::{Env, Gate, Lock, Notify, join_all};
 use crate::metrics::Metrics;
 use crate::placement;
 use crate::slot::Slot;
@@ -47,6 +49,9 @@ const FLUSH_PART: usize = 8;
 /// With this many old logs everything recovered is flushed at once, so that they don't pile up over
 /// restarts.
 const OLD_LOGS_MAX: usize = 4;
+
+/// Tables that are opened at a time.
+const OPENS_MAX: usize = 16;
 
 /// What is on disk.
 pub struct OnDisk {
@@ -239,6 +244,35 @@ pub async fn install<E: Env>(env: &E, start: &Start) -> Result<(), EngineError> 
     Ok(())
 }
 
+/// A tablet's tables, by file.
+type OpenTables<E> = BTreeMap<FileId, Rc<Table<E>>>;
+
+/// Opens all tables of a shard, some side by side: each takes several reads that depend on each other.
+async fn open_tables<E: Env>(
+    env: &E,
+    state: &State,
+    budget: &Rc<IndexBudget>,
+) -> Result<BTreeMap<TabletId, OpenTables<E>>, EngineError> {
+    let all: Vec<(&TabletState, &TableRef)> = state
+        .tablets
+        .values()
+        .flat_map(|tablet| tablet.tables.iter().map(move |table| (tablet, table)))
+        .collect();
+    let mut opened: BTreeMap<TabletId, OpenTables<E>> = BTreeMap::new();
+    for some in all.chunks(OPENS_MAX) {
+        let opening = some.iter().map(async |(tablet, table)| {
+            // What is damaged of one table is no reason to do without all others.
+            let (name, known) =
+                (TableName::new(tablet.id, table.file), || table.meta(tablet.id, tablet.slots));
+            Table::open_known(env, name, budget, known).await
+        });
+        for ((tablet, table), result) in some.iter().zip(join_all(opening.collect()).await) {
+            opened.entry(tablet.id).or_default().insert(table.file, Rc::new(result?));
+        }
+    }
+    Ok(opened)
+}
+
 impl<E: Env> Engine<E> {
     /// Opens the engine of `shard`: its tables, its new log, and phase two of the replay.
     pub async fn open(
@@ -260,15 +294,10 @@ impl<E: Env> Engine<E> {
         let index_budget = IndexBudget::new(options.index_bytes);
         let mut tablets = Vec::new();
         let mut last = Vec::new();
-        for state in start.state.of_shard(shard).tablets.values() {
-            let mut tables = BTreeMap::new();
-            for table in &state.tables {
-                // What is damaged of one table is no reason to do without all others.
-                let (name, known) =
-                    (TableName::new(state.id, table.file), || table.meta(state.id, state.slots));
-                let opened = Table::open_known(env, name, &index_budget, known).await?;
-                tables.insert(table.file, Rc::new(opened));
-            }
+        let of_shard = start.state.of_shard(shard);
+        let mut opened = open_tables(env, &of_shard, &index_budget).await?;
+        for state in of_shard.tablets.values() {
+            let tables = opened.remove(&state.id).unwrap_or_default();
             let in_logs = start.plan.last(state.id).map_or(EntryIndex::ZERO, |(last, _)| last);
             let recovered = in_logs.max(state.flushed);
             let old_logs =
@@ -325,6 +354,7 @@ impl<E: Env> Engine<E> {
             engine.tell_faulty(&tablet);
             engine.count_debt(&tablet);
         }
+        tracing::debug!(tables = engine.metrics().tables, "the tables are open");
         engine.replay(start).await?;
         engine.wal.start();
         engine.spawn_background();

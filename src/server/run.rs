@@ -76,6 +76,7 @@ pub fn run(config: Config, preflight: Preflight) -> Result<(), ServerError> {
     let control = Locked { io_bytes: CONTROL_IO_BYTES.min(preflight.locked.io_bytes), ..preflight.locked };
     let OnDisk { state, logs } =
         on_executor(&root, control, async move |env| recovery::load(&env, tablets).await)?;
+    tracing::debug!(tablets = state.tablets.len(), "the manifest is read");
     let state = Arc::new(state);
     let start = Handout::new(shards);
     let setup = Arc::new(Setup::new(&config, &preflight));
@@ -202,11 +203,13 @@ fn bring_up(
             _ => unreachable!("shards scan before anything else"),
         }
     }
+    tracing::debug!(logs = scans.len(), "the logs are read for the first time");
     let start = recovery::plan(state.clone(), scans, shards as u32)
         .map_err(|error| ServerError::Data(error.to_string()))?;
     let start = Arc::new(start);
     let installed = start.clone();
     on_executor(root, control, async move |env| recovery::install(&env, &installed).await)?;
+    tracing::debug!("the new generation is live");
     handout.give(Some(start));
     for _ in 0..shards {
         match next(told) {
