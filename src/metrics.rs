@@ -214,6 +214,8 @@ counters! {
     blocks_plain,
     /// Bytes of resident indexes and filters.
     index_bytes,
+    /// Tables that were live at the start and whose indexes are still to be read into memory.
+    index_pending,
     /// Parts of indexes and filters that are not resident and were found in the cache.
     partition_hits,
     /// Parts of indexes and filters that were not.

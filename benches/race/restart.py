@@ -39,7 +39,9 @@ def load(race, server, count, order):
 
 
 def resident_bytes(server):
-    """Of a server that was left alone for a moment."""
+    """Of a server that has its indexes in memory, and was left alone for a moment."""
+    while server.stats()["index_pending"]:
+        time.sleep(0.1)
     time.sleep(3)
     status = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
     return int(status["VmRSS"].split()[0]) * 1024

@@ -143,8 +143,10 @@ pub struct Engine<E: Env> {
     active: RefCell<Memtable>,
     /// Memtables are numbered as they come.
     active_number: Cell<u64>,
-    /// Bytes that the active one has in the log, about.
+    /// Bytes of keys and values that the active one has in the log, about.
     active_log: Cell<usize>,
+    /// Bytes of the log before it, modulo 2^64: less those that it has of old logs.
+    placed_before: Cell<u64>,
     /// Per tablet, the last entry applied.
     last: RefCell<Vec<EntryIndex>>,
     /// Whether a range was deleted since the last memtable was sealed.

@@ -64,6 +64,8 @@ impl<E: Env> Engine<E> {
                     );
                     if self.shortage.replace(Some(shortage.clone())).is_none() {
                         tracing::error!("puts are refused: {shortage}");
+                        // The log may be much of what is there, and goes when tables have what is in it.
+                        self.flush_remains();
                         self.changed.notify();
                     }
                 }

@@ -23,7 +23,8 @@ pub struct EngineOptions {
     pub row_bytes: usize,
     /// Indexes and filters that stay in memory. Those that don't fit go through the block cache.
     pub index_bytes: usize,
-    /// Blocks and partitions that requests wait for which are read at a time.
+    /// Blocks and partitions that requests wait for which are read at a time. What scans and merges read ahead is not
+    /// counted.
     pub reads_max: usize,
     /// How blocks of tables are compressed.
     pub compression: Compression,

@@ -11,7 +11,7 @@
 //! no importance: each shard replays, from all logs, the entries of the tablets that it owns now.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -319,6 +319,7 @@ impl<E: Env> Engine<E> {
             active: Memtable::with_spare(tablets.len(), SpareChunks::up_to(options.memtable_bytes)).into(),
             active_number: std::cell::Cell::new(1),
             active_log: std::cell::Cell::new(0),
+            placed_before: std::cell::Cell::new(0),
             snapshots: std::cell::RefCell::default(),
             staged_bytes: std::rc::Rc::default(),
             ahead_bytes: AheadTotals::new(AHEAD_BYTES_MAX),
@@ -361,6 +362,33 @@ impl<E: Env> Engine<E> {
         Ok(engine)
     }
 
+    /// Reads the indexes of the tables that were live at the start into memory, as far as there is room: those of upper
+    /// levels first, which nearly every lookup asks. Until then reads get what they need of them through the cache.
+    pub(super) async fn pin_recovered(&self) {
+        let mut live: Vec<Rc<Table<E>>> = Vec::new();
+        for tablet in self.all_tablets() {
+            live.extend(tablet.version().members().map(|member| member.table.clone()));
+        }
+        // Members may share one.
+        live.sort_by_key(|table| table.name());
+        live.dedup_by_key(|table| table.name());
+        let (upper, last): (Vec<_>, Vec<_>) = live.into_iter().partition(|table| !table.meta().shape.is_last);
+        // Those that merges replace meanwhile need none.
+        let tables: Vec<Weak<Table<E>>> = upper.iter().chain(&last).map(Rc::downgrade).collect();
+        drop((upper, last));
+        self.metrics.index_pending.set(tables.len() as u64);
+        for table in &tables {
+            if let Some(table) = table.upgrade() {
+                table.pin(&self.index_budget).await;
+            }
+            self.metrics.index_pending.set(self.metrics.index_pending.get() - 1);
+            if self.is_stopping.get() {
+                return;
+            }
+        }
+        tracing::debug!(tables = tables.len(), bytes = self.index_budget.used(), "indexes are in memory");
+    }
+
     /// Tells of a tablet's tables of which nothing can be read, and has merges go around them.
     fn tell_faulty(&self, tablet: &Tablet<E>) {
         tablet.avoid_faulty();
@@ -390,6 +418,7 @@ impl<E: Env> Engine<E> {
             logs += 1;
             let mut reader = LogReader::new(&self.env, Rc::new(log.scan.clone()));
             loop {
+                let before = entries;
                 let block = reader.next_block(&start.plan, |tablet, index, body| {
                     let Some(&local) = locals.get(&tablet) else { return Ok(()) };
                     if index <= self.tablet(local).flushed.get() {
@@ -400,6 +429,9 @@ impl<E: Env> Engine<E> {
                 });
                 let Some(len) = block.await? else { break };
                 bytes += len as u64;
+                if entries > before {
+                    self.note_replayed(len as u64);
+                }
                 if self.active_fill() >= self.options.memtable_bytes {
                     self.seal_recovered().await?;
                 }

@@ -102,8 +102,10 @@ impl Staged {
     }
 }
 
-/// How many times as long as a memtable is large its part of the log may be.
+/// How many times as long as a memtable is large its part of the log may be, by what was written.
 pub const LOG_FACTOR: usize = 2;
+/// The same by what it takes on disk: a block is a page at least, and who writes one at a time fills none.
+pub const PLACED_FACTOR: u64 = 4;
 
 /// What an operation takes in the log beyond key and value, at most.
 pub const WRITE_OVERHEAD: usize = 16;
@@ -258,10 +260,16 @@ impl<E: Env> Engine<E> {
     }
 
     /// How full the active memtable is: the bytes that it takes, or a part of those that its log does, if that is more.
-    /// What is written over and over takes no memory, but a start replays all of it.
+    /// What is written over and over takes no memory, but a start reads and replays all of it.
     #[inline]
     pub(super) fn active_fill(&self) -> usize {
-        self.active.borrow().bytes().max(self.active_log.get() / LOG_FACTOR)
+        let placed = self.wal.placed().wrapping_sub(self.placed_before.get()) / PLACED_FACTOR;
+        self.active.borrow().bytes().max(self.active_log.get() / LOG_FACTOR).max(placed as usize)
+    }
+
+    /// Notes that a block of this length of an old log has something for the active memtable.
+    pub(super) fn note_replayed(&self, bytes: u64) {
+        self.placed_before.set(self.placed_before.get().wrapping_sub(bytes));
     }
 
     /// Seals the active memtable if it is full and another may wait for its flush.
@@ -349,6 +357,7 @@ impl<E: Env> Engine<E> {
         self.has_remains.set(false);
         self.wal.seal_open();
         self.active_log.set(0);
+        self.placed_before.set(self.wal.placed());
         let next = self.active.borrow().successor(self.tablets());
         let memtable = mem::replace(&mut *self.active.borrow_mut(), next);
         let number = self.active_number.replace(self.active_number.get() + 1);

@@ -4,7 +4,8 @@
 //! (`queue/nr_requests` in sysfs). Whoever submits when none is left sleeps in the kernel until one is free. That holds
 //! for io_uring too, as file systems don't pass on that it must not block: a shard whose reads have all tags stands
 //! still with the disk, and so do all its requests that need nothing from it. So a shard keeps its reads below a part of
-//! the tags, and leaves the others to other shards, its log and its flushes.
+//! the tags, and leaves the others to other shards, and to its log, flushes, merges and what scans read ahead, which are a
+//! few requests each.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +56,9 @@ fn queues(device: &Path, depth: usize) -> Option<Queues> {
         return Some(narrowest);
     }
     let tags = fs::read_to_string(whole.join("queue/nr_requests")).ok()?;
-    Some(Queues { tags: tags.trim().parse().ok()?, count: names("mq").count().max(1) })
+    // One without hardware queues hands on what it gets to others that it does not name: its figure is nobody's.
+    let count = Some(names("mq").count()).filter(|count| *count > 0)?;
+    Some(Queues { tags: tags.trim().parse().ok()?, count })
 }
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ const DRAIN_MAX: Duration = Duration::from_millis(50);
 const REPLIES_MAX: Duration = Duration::from_millis(20);
 /// How long the other shards may take to say that nothing more comes: longer than any of them runs one task.
 const QUIET_MAX: Duration = Duration::from_secs(1);
-/// Between two looks at what is under way.
-const DRAIN_STEP: Duration = Duration::from_micros(100);
+/// Between two looks at what is under way, at first and later: a look at long pipelines takes its time.
+const DRAIN_STEPS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(2));
 
 /// Where some slots are served from now on.
 #[derive(Clone, Copy, Debug)]
@@ -405,13 +405,15 @@ impl<E: Env> Shard<E> {
             return Err(Trouble::Failed("another shard did not answer in time; try again".to_owned()));
         }
         let since = self.env.now();
+        let mut step = DRAIN_STEPS.0;
         let may_wait = || self.env.now() - since <= REPLIES_MAX;
         while self.is_busy_with(slots, may_wait()) {
             if self.env.now() - since > DRAIN_MAX {
                 let message = "its requests wait for the disk or for memory all the time; try again later";
                 return Err(Trouble::Failed(message.to_owned()));
             }
-            self.env.sleep(DRAIN_STEP).await;
+            self.env.sleep(step).await;
+            step = (step * 2).min(DRAIN_STEPS.1);
         }
         // In the step in which nothing was found to be under way.
         self.moves.packed.set(Some(slots));

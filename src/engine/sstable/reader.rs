@@ -1,6 +1,7 @@
 //! An open table.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 use zerocopy::FromBytes;
@@ -29,7 +30,8 @@ pub struct Table<E: Env> {
     meta: TableMeta,
     disk_file: <E::Disk as Disk>::File,
     top: Top,
-    pins: Option<Rc<Pins>>,
+    /// Its partitions, if they are resident, and may be of no more use there; none before they are read.
+    pins: OnceCell<Rc<Pins>>,
     /// Why nothing of it can be read.
     fault: Option<TableError>,
     /// For the top.
@@ -175,8 +177,21 @@ impl<E: Env> Table<E> {
     /// `budget` has room.
     pub async fn open(env: &E, name: TableName, budget: &Rc<IndexBudget>) -> Result<Table<E>, TableError> {
         let disk_file = Self::open_file(env, name).await?;
-        match Self::read_resident(&disk_file, name, budget, false).await {
-            Ok((Parts { meta, top }, charge, pins)) => {
+        let opened = async {
+            let (parts, charge) = Self::read_resident(&disk_file, name, budget).await?;
+            let read = Self::read_pins(&disk_file, name, &parts.meta.shape, &parts.top, budget).await;
+            let pins = match read {
+                Err(error @ TableError::Corrupt { .. }) => {
+                    tracing::error!("{error}; reads of keys in it are refused, all else is served");
+                    None
+                }
+                read => read?,
+            };
+            Ok((parts, charge, pins))
+        };
+        match opened.await {
+            Ok((Parts { meta, top }, charge, read)) => {
+                let pins = read.map_or_else(OnceCell::new, OnceCell::from);
                 Ok(Table { name, meta, disk_file, top, pins, fault: None, _charge: charge })
             }
             Err(error) => {
@@ -188,7 +203,8 @@ impl<E: Env> Table<E> {
 
     /// As [`Table::open`], of a table that is live, and whose facts are `known` from elsewhere. What of it can't be
     /// read is no reason to do without all else: it is open all the same, and if that is footer or top, it has a
-    /// [fault](Table::fault). A file that is missing is still an error.
+    /// [fault](Table::fault). A file that is missing is still an error. Its partitions are left to [`Table::pin`]: of
+    /// many tables they are what a start would wait for.
     pub async fn open_known(
         env: &E,
         name: TableName,
@@ -197,8 +213,9 @@ impl<E: Env> Table<E> {
     ) -> Result<Table<E>, TableError> {
         let disk_file = Self::open_file(env, name).await?;
         let known = known();
-        let fault = match Self::read_resident(&disk_file, name, budget, true).await {
-            Ok((Parts { meta, top }, charge, pins)) if is_known(&meta, &known) => {
+        let fault = match Self::read_resident(&disk_file, name, budget).await {
+            Ok((Parts { meta, top }, charge)) if is_known(&meta, &known) => {
+                let pins = OnceCell::new();
                 return Ok(Table { name, meta, disk_file, top, pins, fault: None, _charge: charge });
             }
             Ok(_) => {
@@ -223,7 +240,26 @@ impl<E: Env> Table<E> {
         let place = BlockHandle { offset: 0, len: PAGE_SIZE };
         top.push(place, &meta.largest).expect("one page is not too many");
         let charge = budget.charge(top.memory_bytes());
-        Ok(Table { name, meta, disk_file, top, pins: None, fault: Some(fault), _charge: charge })
+        let pins = OnceCell::new();
+        Ok(Table { name, meta, disk_file, top, pins, fault: Some(fault), _charge: charge })
+    }
+
+    /// Reads and keeps the partitions of a table that was live at the start, if `budget` has room. Until then, and
+    /// if they can't be read, reads find them through the cache, and are refused what is damaged.
+    pub async fn pin(self: &Rc<Self>, budget: &Rc<IndexBudget>) {
+        if self.has_fault() || self.pins.get().is_some() {
+            return;
+        }
+        match Self::read_pins(&self.disk_file, self.name, &self.meta.shape, &self.top, budget).await {
+            Ok(Some(pins)) => assert!(self.pins.set(pins).is_ok(), "a table is pinned by one task, once"),
+            Ok(None) => {}
+            // Nobody else has it any more: it was merged or moved, and is being removed.
+            Err(_) if Rc::strong_count(self) == 1 => {}
+            Err(error) if error.is_unreadable() => {
+                tracing::error!("{error}; reads of keys in it are refused, all else is served");
+            }
+            Err(error) => tracing::warn!("{error}; its index is not kept in memory"),
+        }
     }
 
     async fn open_file(env: &E, name: TableName) -> Result<<E::Disk as Disk>::File, TableError> {
@@ -250,8 +286,7 @@ impl<E: Env> Table<E> {
         disk_file: &<E::Disk as Disk>::File,
         name: TableName,
         budget: &Rc<IndexBudget>,
-        is_live: bool,
-    ) -> Result<(Parts, Charge, Option<Rc<Pins>>), TableError> {
+    ) -> Result<(Parts, Charge), TableError> {
         let (path, bytes) = (name.path(), disk_file.len());
         if bytes < 4 * PAGE_SIZE as u64 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             let expected = "whole pages, four or more".to_owned();
@@ -270,34 +305,32 @@ impl<E: Env> Table<E> {
         let part = disk_file.read_at(footer.top_offset.get(), footer.top_bytes.get() as usize).await?;
         let parts = check_top(&path, &footer, &part)?;
         drop(part);
-        let shape = &parts.meta.shape;
         let charge = budget.charge(parts.top.memory_bytes());
+        Ok((parts, charge))
+    }
+
+    /// Its partitions, if there is room for them.
+    async fn read_pins(
+        disk_file: &<E::Disk as Disk>::File,
+        name: TableName,
+        shape: &TableShape,
+        top: &Top,
+        budget: &Rc<IndexBudget>,
+    ) -> Result<Option<Rc<Pins>>, TableError> {
         // As much as they take in the file is more than they will take: how much less is known when they are read.
-        let overhead = parts.top.len() * Partition::OVERHEAD;
+        let overhead = top.len() * Partition::OVERHEAD;
         let wanted = usize::try_from(shape.partition_bytes).ok().map(|bytes| bytes.saturating_add(overhead));
         let reserved = wanted.and_then(|wanted| budget.reserve(wanted, shape.is_last));
-        let Some(mut reserved) = reserved else { return Ok((parts, charge, None)) };
-        let mut partitions = Vec::with_capacity(parts.top.len());
+        let Some(mut reserved) = reserved else { return Ok(None) };
+        let mut partitions = Vec::with_capacity(top.len());
         let mut bytes = overhead;
-        while partitions.len() < parts.top.len() {
-            match read_run(disk_file, name, &parts.top, partitions.len()).await {
-                Ok(run) => {
-                    bytes += run[0].run_bytes();
-                    partitions.extend(run);
-                }
-                // Of a start it would be the end; so it is of the reads that need it.
-                Err(error)
-                    if matches!(error, TableError::Corrupt { .. }) || is_live && error.is_unreadable() =>
-                {
-                    tracing::error!("{error}; reads of keys in it are refused, all else is served");
-                    return Ok((parts, charge, None));
-                }
-                Err(error) => return Err(error),
-            }
+        while partitions.len() < top.len() {
+            let run = read_run(disk_file, name, top, partitions.len()).await?;
+            bytes += run[0].run_bytes();
+            partitions.extend(run);
         }
         reserved.shrink_to(bytes);
-        let pins = budget.pin(partitions, reserved, shape.is_last);
-        Ok((parts, charge, Some(pins)))
+        Ok(Some(budget.pin(partitions, reserved, shape.is_last)))
     }
 
     /// Its facts.
@@ -343,7 +376,7 @@ impl<E: Env> Table<E> {
     /// A partition, if it is resident for good.
     #[inline]
     pub fn pinned(&self, number: usize) -> Option<Rc<Partition>> {
-        self.pins.as_ref()?.get(number)
+        self.pins.get()?.get(number)
     }
 
     /// Reads and verifies a partition, past the cache. Suspends.

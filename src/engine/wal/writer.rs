@@ -135,6 +135,8 @@ pub struct Wal<E: Env> {
     running: Gate,
     /// Entered by the task that prepares segments.
     preparing: Gate,
+    /// Bytes of blocks that were given their place, padding included.
+    placed: Cell<u64>,
     /// Blocks written, bytes written with padding.
     written: Cell<(u64, u64)>,
 }
@@ -178,6 +180,7 @@ impl<E: Env> Wal<E> {
             changed: Notify::new(),
             running: Gate::new(),
             preparing: Gate::new(),
+            placed: Cell::new(0),
             written: Cell::new((0, 0)),
         }))
     }
@@ -376,6 +379,7 @@ impl<E: Env> Wal<E> {
             is_seal,
         });
         state.cursor += len;
+        self.placed.set(self.placed.get() + len);
         state.next_seq = seq.next();
     }
 
@@ -428,6 +432,12 @@ impl<E: Env> Wal<E> {
     /// The last block with entries, once the log is closed. A seal behind it nobody would miss.
     pub fn end(&self) -> BlockSeq {
         BlockSeq(self.durable.get().0 - u64::from(self.ends_sealed.get()))
+    }
+
+    /// Bytes of the log so far, padding of blocks included: all but what the open block holds.
+    #[inline]
+    pub fn placed(&self) -> u64 {
+        self.placed.get()
     }
 
     /// Blocks and bytes written since the start.
