@@ -59,7 +59,7 @@ fn run(name: &str, entries: usize, mut key: impl FnMut(&mut fastrand::Rng, usize
     let resident = resident_bytes();
     let mut memtable = Memtable::new(TABLETS);
     let mut lsn = 0;
-    report("insert", entries, steps(keys.chunks(TURN), |turn| put(&mut memtable, turn, &mut lsn)));
+    report("insert", entries, steps(keys.chunks(TURN), |turn| put(&mut memtable, turn, &mut lsn, Lsn::ZERO)));
     let payload: usize = keys.iter().map(|key| key.bytes.len() + VALUE.len()).sum();
     let overhead = (memtable.bytes() - payload) / entries;
     let held = resident_bytes().saturating_sub(resident) as f64 / memtable.bytes() as f64;

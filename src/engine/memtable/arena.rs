@@ -153,7 +153,7 @@ impl Arena {
 
     /// The same, to change what is there. Pieces have no lengths here: whoever does so knows the one at `place`.
     #[inline]
-    pub fn from_mut(&mut self, place: Place) -> &mut [u8] {
+    pub fn place_mut(&mut self, place: Place) -> &mut [u8] {
         &mut self.chunks[(place.0 / CHUNK_WORDS) as usize][Self::offset(place)..]
     }
 

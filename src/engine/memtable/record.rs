@@ -71,7 +71,7 @@ pub fn replace(arena: &mut Arena, place: Place, entry: &Entry<'_>) -> bool {
     }
     let tombstone = if entry.kind == OpKind::Delete { TOMBSTONE } else { 0 };
     let meta = meta & (FIRST | KEYED | EXPIRES) | tombstone | entry.value.len() as u32;
-    let bytes = arena.from_mut(place);
+    let bytes = arena.place_mut(place);
     bytes[4..8].copy_from_slice(&meta.to_le_bytes());
     bytes[8..16].copy_from_slice(&entry.lsn.0.to_le_bytes());
     if has_expiry {
