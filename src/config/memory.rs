@@ -7,7 +7,7 @@
 //! | part | share | why |
 //! |---|---|---|
 //! | I/O buffers | 1/16, 1 to 8 MiB | registered with the ring; more of it measured no difference |
-//! | memtables | 35 %, at most 1 GiB | active and sealed together; bounded because a restart replays their log, up to twice as much |
+//! | memtables | 35 %, at most 1 GiB | active and sealed together; bounded because a restart replays their log: up to twice as much, in up to four times as many bytes of pages |
 //! | indexes and filters | 20 % | resident: about 8 B a block and 12 bits a key, 1.8 bytes a key of 16 bytes with a value of 100 |
 //! | connections | 10 %, at least the largest frame | requests from the first byte read to the answer, large replies until they have left: see `shard/budget.rs` |
 //! | caches | what is left | 28 to 35 %, and all that the memtables' bound leaves over; down to 5 % where values are allowed that a shard has hardly room for. 1/4 of it for rows, the rest for blocks |
