@@ -9,7 +9,9 @@
 //! - Its errors lose the system's code when they become [`io::Error`]: `cause` keeps it.
 //! - A panic in the runtime's helper thread would wedge it: closures sent there can't unwind.
 
-use std::cell::Cell;
+mod ring;
+
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -22,6 +24,10 @@ use glommio::io::{Directory, DmaFile, OpenOptions as DmaOptions, ReadResult};
 use super::{DirEntry, Disk, DiskError, File, OpenMode, OpenOptions, Result, Space};
 use crate::base::PAGE_SIZE;
 
+pub use self::ring::ReadRing;
+
+/// Longest read that goes through the ring for reads, if there is one. What reads more at once waits for the disk.
+const RING_BYTES_MAX: usize = 64 << 10;
 /// Longest single read. Devices cut longer ones, and the runtime has hung on them.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -29,11 +35,42 @@ const READ_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone)]
 pub struct GlommioDisk {
     root: Rc<Path>,
+    under_way: UnderWay,
+    ring: Rc<OnceCell<Rc<ReadRing>>>,
+}
+
+/// Counts what only a look at the rings brings on.
+#[derive(Clone, Default)]
+pub struct UnderWay(Rc<Cell<usize>>);
+
+/// One of those that an [`UnderWay`] counts, until dropped.
+pub struct Counted(Rc<Cell<usize>>);
+
+impl UnderWay {
+    /// One more.
+    #[must_use]
+    pub fn enter(&self) -> Counted {
+        self.0.set(self.0.get() + 1);
+        Counted(self.0.clone())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.get()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// An open O_DIRECT file.
 pub struct GlommioFile {
     file: DmaFile,
+    under_way: UnderWay,
+    ring: Rc<OnceCell<Rc<ReadRing>>>,
     path: String,
     len: Cell<u64>,
 }
@@ -42,6 +79,8 @@ pub struct GlommioFile {
 pub enum ReadBytes {
     /// A single read's result, pinned in the ring's memory until dropped.
     One(ReadResult),
+    /// A read through the ring for reads.
+    Own(WriteBuffer),
     /// Several reads, copied.
     Many(Vec<u8>),
 }
@@ -52,6 +91,7 @@ impl std::ops::Deref for ReadBytes {
     fn deref(&self) -> &[u8] {
         match self {
             ReadBytes::One(read) => read,
+            ReadBytes::Own(buffer) => buffer,
             ReadBytes::Many(bytes) => bytes,
         }
     }
@@ -61,9 +101,19 @@ impl From<ReadBytes> for Vec<u8> {
     fn from(read: ReadBytes) -> Vec<u8> {
         match read {
             ReadBytes::One(read) => read.to_vec(),
+            ReadBytes::Own(buffer) => buffer.to_vec(),
             ReadBytes::Many(bytes) => bytes,
         }
     }
+}
+
+/// A page-aligned buffer of `len` bytes.
+fn allocate(len: usize) -> WriteBuffer {
+    assert!(len > 0 && len.is_multiple_of(PAGE_SIZE), "buffers are whole pages");
+    let mut buffer = glommio::allocate_dma_buffer(len);
+    assert!(buffer.len() >= len, "the runtime gave {} bytes for {len}", buffer.len());
+    buffer.trim_to_size(len);
+    WriteBuffer(buffer)
 }
 
 /// A page-aligned buffer of the ring's memory.
@@ -98,7 +148,22 @@ impl GlommioDisk {
         // The runtime opens what is relative relative to no directory, and fails. Without a working
         // directory, the first file to be opened says what is wrong.
         let root = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
-        GlommioDisk { root: Rc::from(root) }
+        GlommioDisk { root: Rc::from(root), under_way: UnderWay::default(), ring: Rc::default() }
+    }
+
+    /// Has short reads go through a ring of their own, while that is open. Once, and somebody attends to it.
+    pub fn read_through(&self, ring: Rc<ReadRing>) {
+        assert!(self.ring.set(ring).is_ok(), "a disk has one ring for reads");
+    }
+
+    /// The ring that short reads go through now.
+    pub fn ring(&self) -> Option<&Rc<ReadRing>> {
+        self.ring.get().filter(|ring| ring.is_open())
+    }
+
+    /// What of this disk is under way. Others of the executor may count theirs there as well.
+    pub fn under_way(&self) -> &UnderWay {
+        &self.under_way
     }
 
     /// Settles for this executor how the device is read, with a file that is not empty. Executors share
@@ -128,6 +193,7 @@ impl GlommioDisk {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
                 .unwrap_or_else(|_| Err(io::Error::other("panicked")))
         };
+        let _under_way = self.under_way.enter();
         let result = glommio::executor().spawn_blocking(guarded).await;
         result.map_err(|error| DiskError::new(operation, path, error))
     }
@@ -137,11 +203,7 @@ impl Disk for GlommioDisk {
     type File = GlommioFile;
 
     fn alloc(&self, len: usize) -> WriteBuffer {
-        assert!(len > 0 && len.is_multiple_of(PAGE_SIZE), "buffers are whole pages");
-        let mut buffer = glommio::allocate_dma_buffer(len);
-        assert!(buffer.len() >= len, "the runtime gave {} bytes for {len}", buffer.len());
-        buffer.trim_to_size(len);
-        WriteBuffer(buffer)
+        allocate(len)
     }
 
     async fn open(&self, path: &str, options: OpenOptions) -> Result<GlommioFile> {
@@ -160,6 +222,7 @@ impl Disk for GlommioDisk {
             dma.custom_flags(libc::O_DSYNC);
         }
         let full = self.path(path);
+        let _under_way = self.under_way.enter();
         // The runtime statfs()es the path after opening it and panics if that fails; a missing file is
         // reported by the open itself, before that.
         let file = dma.dma_open(&full).await.map_err(|e| DiskError::new("open", path, cause(e)))?;
@@ -171,7 +234,8 @@ impl Disk for GlommioDisk {
                 return Err(error);
             }
         };
-        Ok(GlommioFile { file, path: path.to_owned(), len: Cell::new(len) })
+        let (under_way, ring) = (self.under_way.clone(), self.ring.clone());
+        Ok(GlommioFile { file, under_way, ring, path: path.to_owned(), len: Cell::new(len) })
     }
 
     async fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -233,6 +297,7 @@ impl Disk for GlommioDisk {
 
     async fn sync_dir(&self, path: &str) -> Result<()> {
         let error = |error: GlommioError<()>| DiskError::new("sync_dir", path, cause(error));
+        let _under_way = self.under_way.enter();
         let dir = Directory::open(self.path(path)).await.map_err(error)?;
         let synced = dir.sync().await.map_err(error);
         let closed = dir.close().await.map_err(error);
@@ -265,7 +330,17 @@ impl GlommioFile {
         DiskError::new(operation, &self.path, error)
     }
 
+    async fn read_through(&self, ring: &ReadRing, offset: u64, len: usize) -> Result<ReadBytes> {
+        let (buffer, read) = ring.read(self.file.as_raw_fd(), offset, allocate(len)).await;
+        match read {
+            Ok(read) if read == len => Ok(ReadBytes::Own(buffer)),
+            Ok(_) => Err(self.error("read", io::ErrorKind::UnexpectedEof.into()).at(offset)),
+            Err(error) => Err(self.error("read", error).at(offset)),
+        }
+    }
+
     async fn read_piece(&self, offset: u64, len: usize) -> Result<ReadResult> {
+        let _under_way = self.under_way.enter();
         let read = self.file.read_at_aligned(offset, len).await;
         let read = read.map_err(|error| self.error("read", cause(error)).at(offset))?;
         if read.len() != len {
@@ -293,6 +368,11 @@ impl File for GlommioFile {
         if offset.checked_add(len as u64).is_none_or(|end| end > self.len.get()) {
             return Err(self.error("read", io::ErrorKind::UnexpectedEof.into()).at(offset));
         }
+        if len <= RING_BYTES_MAX
+            && let Some(ring) = self.ring.get().filter(|ring| ring.is_open())
+        {
+            return self.read_through(ring, offset, len).await;
+        }
         if len <= READ_BYTES_MAX {
             return self.read_piece(offset, len).await.map(ReadBytes::One);
         }
@@ -308,6 +388,7 @@ impl File for GlommioFile {
         let len = buffer.len();
         let is_aligned = offset.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE);
         assert!(is_aligned && len > 0, "{}: {len} bytes at {offset} are not whole pages", self.path);
+        let _under_way = self.under_way.enter();
         let written = self.file.write_at(buffer.0, offset).await;
         let written = written.map_err(|error| self.error("write", cause(error)).at(offset))?;
         if written != len {
@@ -322,11 +403,12 @@ impl File for GlommioFile {
     }
 
     async fn sync(&self) -> Result<()> {
+        let _under_way = self.under_way.enter();
         self.file.fdatasync().await.map_err(|error| self.error("sync", cause(error)))
     }
 
     async fn close(self) -> Result<()> {
-        let path = self.path;
+        let (path, _under_way) = (self.path, self.under_way.enter());
         self.file.close().await.map_err(|error| DiskError::new("close", path, cause(error)))
     }
 }

@@ -4,7 +4,9 @@
 //! A lookup is synchronous as long as every block it needs is in memory. Where one is missing, it says
 //! which; the caller loads it and looks again *from the start*. So whoever reads in order to write
 //! decides on what is current at the moment of the decision, whatever happened while it waited.
+//! Only tables that the tablet had then and has now, all of them, are not asked again: they do not change.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,6 +16,7 @@ use smallvec::SmallVec;
 use super::cache::Place;
 use super::damage::MetBy;
 use super::sstable::{Block, Partition, Table};
+use super::version::Version;
 use super::{Engine, EngineError};
 use crate::base::{BlockSeq, Bug, Entry, FileId, Lsn, OpKind, TableName, planted};
 use crate::env::{Env, join_all};
@@ -45,6 +48,18 @@ pub struct Found<'a> {
 pub struct MissingBlock<E: Env> {
     table: Rc<Table<E>>,
     place: Place,
+    stop: Stop,
+}
+
+/// Where among a tablet's tables a lookup found a part missing.
+struct Stop {
+    hash: u64,
+    /// The tablet's [`Version`], kept so that no other comes to stand at its address.
+    version: Rc<dyn Any>,
+    /// Of the table among the key's candidates: those before it do not have the key.
+    at: usize,
+    /// What it took to know that.
+    reads: Reads,
 }
 
 impl<E: Env> MissingBlock<E> {
@@ -81,25 +96,33 @@ pub enum Lookup<R, E: Env> {
 pub struct Loaded {
     blocks: BTreeMap<(FileId, u64), Rc<Block>>,
     partitions: BTreeMap<(FileId, usize), Rc<Partition>>,
+    /// The last block, and where the lookup stopped that needs it.
+    last: Option<(Stop, Rc<Block>)>,
     reads: Cell<Reads>,
 }
 
-/// What lookups did. An attempt that misses a block is made again from the start, so this is counted only once
-/// an attempt has come to its end: what had to be loaded for it is a miss then, and only that.
-#[derive(Clone, Copy, Default)]
-struct Reads {
-    memtable_hits: u32,
-    row_hits: u32,
-    upper_hits: u32,
-    last_hits: u32,
-    filter_checks: u32,
-    filter_negatives: u32,
-    filter_false_positives: u32,
-    partition_hits: u32,
-    partition_misses: u32,
-    cache_hits: u32,
-    cache_misses: u32,
+/// What lookups do.
+#[derive(Clone, Copy)]
+enum Read {
+    MemtableHit,
+    RowHit,
+    UpperHit,
+    LastHit,
+    FilterCheck,
+    FilterNegative,
+    FilterFalsePositive,
+    PartitionHit,
+    PartitionMiss,
+    CacheHit,
+    CacheMiss,
 }
+
+const READS: usize = Read::CacheMiss as usize + 1;
+
+/// How often lookups did what. An attempt that misses a block is made again, so this is counted only once an attempt
+/// has come to its end: what had to be loaded for it is a miss then, and only that.
+#[derive(Clone, Copy, Default)]
+struct Reads([u32; READS]);
 
 /// See [`Loaded::mark`].
 #[derive(Clone, Copy)]
@@ -108,13 +131,25 @@ pub struct Mark(Reads);
 impl Loaded {
     /// With nothing loaded.
     pub const fn new() -> Loaded {
-        Loaded { blocks: BTreeMap::new(), partitions: BTreeMap::new(), reads: Cell::new(Reads::NONE) }
+        Loaded {
+            blocks: BTreeMap::new(),
+            partitions: BTreeMap::new(),
+            last: None,
+            reads: Cell::new(Reads::NONE),
+        }
     }
 
-    fn note(&self, change: impl FnOnce(&mut Reads)) {
+    fn note(&self, read: Read) {
         let mut reads = self.reads.get();
-        change(&mut reads);
+        reads.0[read as usize] += 1;
         self.reads.set(reads);
+    }
+
+    /// Where the lookup of the key with this hash stopped, if its tablet has had `version` since.
+    fn stopped<E: Env>(&self, version: &Rc<Version<E>>, hash: u64) -> Option<&(Stop, Rc<Block>)> {
+        let (stop, _) = self.last.as_ref()?;
+        let is_same = stop.hash == hash && std::ptr::addr_eq(Rc::as_ptr(&stop.version), Rc::as_ptr(version));
+        self.last.as_ref().filter(|_| is_same)
     }
 
     /// What was looked up so far, for [`Loaded::back_to`].
@@ -134,19 +169,16 @@ impl Loaded {
 }
 
 impl Reads {
-    const NONE: Reads = Reads {
-        memtable_hits: 0,
-        row_hits: 0,
-        upper_hits: 0,
-        last_hits: 0,
-        filter_checks: 0,
-        filter_negatives: 0,
-        filter_false_positives: 0,
-        partition_hits: 0,
-        partition_misses: 0,
-        cache_hits: 0,
-        cache_misses: 0,
-    };
+    const NONE: Reads = Reads([0; READS]);
+
+    /// What was done since there were only those `before`.
+    fn since(self, before: Reads) -> Reads {
+        Reads(std::array::from_fn(|read| self.0[read] - before.0[read]))
+    }
+
+    fn with(self, others: Reads) -> Reads {
+        Reads(std::array::from_fn(|read| self.0[read] + others.0[read]))
+    }
 }
 
 /// What one table has of a key.
@@ -172,20 +204,20 @@ impl<E: Env> Engine<E> {
     ) -> Result<Lookup<R, E>, EngineError> {
         let covering = self.tablets.borrow()[key.tablet].ranges.borrow().covering(key.bytes);
         if let Some(entry) = self.active.borrow().get(key.hash, key.bytes) {
-            loaded.note(|reads| reads.memtable_hits += 1);
+            loaded.note(Read::MemtableHit);
             return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
         }
         let sealed = self.sealed.borrow();
         let first = if sealed.is_empty() { 0 } else { self.tablet(key.tablet).memtables_from.get() };
         for sealed in sealed.iter().rev().take_while(|sealed| sealed.number >= first) {
             if let Some(entry) = sealed.memtable.get(key.hash, key.bytes) {
-                loaded.note(|reads| reads.memtable_hits += 1);
+                loaded.note(Read::MemtableHit);
                 return Ok(Lookup::Done(visit(self.found(key, entry, covering))));
             }
         }
         drop(sealed);
         if let Some(entry) = self.rows.borrow_mut().get(key.hash, key.bytes) {
-            loaded.note(|reads| reads.row_hits += 1);
+            loaded.note(Read::RowHit);
             return Ok(Lookup::Done(visit(self.found_in_tables(key, entry, covering))));
         }
         self.lookup_tables(key, covering, loaded, visit)
@@ -222,23 +254,35 @@ impl<E: Env> Engine<E> {
         visit: impl FnOnce(Found<'_>) -> R,
     ) -> Result<Lookup<R, E>, EngineError> {
         let version = self.tablet(key.tablet).version();
-        for (member, is_last) in version.candidates(key.bytes) {
+        let before = loaded.reads.get();
+        let stopped = loaded.stopped(&version, key.hash);
+        let asked = stopped.map_or(0, |(stop, _)| stop.at);
+        let mut known = stopped.map(|(stop, block)| (stop.reads, block.clone()));
+        for (at, (member, is_last)) in version.candidates(key.bytes).enumerate().skip(asked) {
+            let known = known.take();
             if covering.is_some_and(|covering| member.meta().max_lsn < covering) {
                 continue; // whatever it has of the key is gone
             }
-            let (block, is_cached) = match self.probe(&member.table, key, loaded) {
+            let probe = match known {
+                Some((reads, block)) => {
+                    loaded.reads.set(before.with(reads));
+                    loaded.note(Read::CacheMiss);
+                    Probe::Loaded(block)
+                }
+                None => self.probe(&member.table, key, loaded),
+            };
+            let (block, is_cached) = match probe {
                 Probe::Absent => continue,
                 Probe::Loaded(block) => (block, false),
                 Probe::Cached(block) => (block, true),
                 Probe::Missing(place) => {
-                    return Ok(Lookup::Missing(MissingBlock { table: member.table.clone(), place }));
+                    let reads = loaded.reads.get().since(before);
+                    let stop = Stop { hash: key.hash, version: version.clone(), at, reads };
+                    return Ok(Lookup::Missing(MissingBlock { table: member.table.clone(), place, stop }));
                 }
             };
             if let Some(entry) = block.get(key.hash, key.bytes) {
-                loaded.note(|reads| match is_last {
-                    true => reads.last_hits += 1,
-                    false => reads.upper_hits += 1,
-                });
+                loaded.note(if is_last { Read::LastHit } else { Read::UpperHit });
                 let is_covered = covering.is_some_and(|covering| entry.lsn < covering);
                 // What is read from disk for the first time may be all that is wanted of its block. And nothing may
                 // come in here that a range delete hides: rows outlive those.
@@ -247,7 +291,7 @@ impl<E: Env> Engine<E> {
                 }
                 return Ok(Lookup::Done(visit(self.found_in_tables(key, entry, covering))));
             }
-            loaded.note(|reads| reads.filter_false_positives += 1);
+            loaded.note(Read::FilterFalsePositive);
         }
         Ok(Lookup::Done(visit(self.not_found(key, covering))))
     }
@@ -259,22 +303,20 @@ impl<E: Env> Engine<E> {
             return Probe::Missing(Place::Partition(number));
         };
         let may_contain = partition.may_contain(key.hash);
-        loaded.note(|reads| {
-            reads.filter_checks += 1;
-            reads.filter_negatives += u32::from(!may_contain);
-        });
+        loaded.note(Read::FilterCheck);
         if !may_contain {
+            loaded.note(Read::FilterNegative);
             return Probe::Absent;
         }
         let Some(block) = partition.find(key.bytes) else { return Probe::Absent };
         let handle = partition.handle(block);
         if let Some(block) = loaded.blocks.get(&(table.file(), handle.offset)) {
-            loaded.note(|reads| reads.cache_misses += 1);
+            loaded.note(Read::CacheMiss);
             return Probe::Loaded(block.clone());
         }
         match self.cache.get(table, handle) {
             Some(block) => {
-                loaded.note(|reads| reads.cache_hits += 1);
+                loaded.note(Read::CacheHit);
                 Probe::Cached(block)
             }
             None => Probe::Missing(Place::Block(handle)),
@@ -290,11 +332,11 @@ impl<E: Env> Engine<E> {
             return None; // what another name of the same file has is not asked for it
         }
         if let Some(partition) = loaded.partitions.get(&(table.file(), number)) {
-            loaded.note(|reads| reads.partition_misses += 1);
+            loaded.note(Read::PartitionMiss);
             return Some(partition.clone());
         }
         let partition = self.cache.get_partition(table, number)?;
-        loaded.note(|reads| reads.partition_hits += 1);
+        loaded.note(Read::PartitionHit);
         Some(partition)
     }
 
@@ -302,22 +344,23 @@ impl<E: Env> Engine<E> {
     /// [to be looked up again](Loaded::forget_reads).
     pub fn count_reads(&self, loaded: &Loaded) {
         let reads = loaded.reads.replace(Reads::NONE);
-        self.finds_blocks.set(reads.cache_hits > 0);
+        let count = |read: Read| reads.0[read as usize];
+        self.finds_blocks.set(count(Read::CacheHit) > 0);
         let counts = [
-            (&self.metrics.memtable_hits, reads.memtable_hits),
-            (&self.metrics.row_hits, reads.row_hits),
-            (&self.metrics.upper_hits, reads.upper_hits),
-            (&self.metrics.last_hits, reads.last_hits),
-            (&self.metrics.filter_checks, reads.filter_checks),
-            (&self.metrics.filter_negatives, reads.filter_negatives),
-            (&self.metrics.filter_false_positives, reads.filter_false_positives),
-            (&self.metrics.partition_hits, reads.partition_hits),
-            (&self.metrics.partition_misses, reads.partition_misses),
-            (&self.metrics.cache_hits, reads.cache_hits),
-            (&self.metrics.cache_misses, reads.cache_misses),
+            (&self.metrics.memtable_hits, Read::MemtableHit),
+            (&self.metrics.row_hits, Read::RowHit),
+            (&self.metrics.upper_hits, Read::UpperHit),
+            (&self.metrics.last_hits, Read::LastHit),
+            (&self.metrics.filter_checks, Read::FilterCheck),
+            (&self.metrics.filter_negatives, Read::FilterNegative),
+            (&self.metrics.filter_false_positives, Read::FilterFalsePositive),
+            (&self.metrics.partition_hits, Read::PartitionHit),
+            (&self.metrics.partition_misses, Read::PartitionMiss),
+            (&self.metrics.cache_hits, Read::CacheHit),
+            (&self.metrics.cache_misses, Read::CacheMiss),
         ];
-        for (counter, count) in counts {
-            Metrics::add(counter, u64::from(count));
+        for (counter, read) in counts {
+            Metrics::add(counter, u64::from(count(read)));
         }
     }
 
@@ -369,7 +412,9 @@ impl<E: Env> Engine<E> {
                 if loaded.blocks.contains_key(&place) {
                     return Ok(()); // two keys of one request are in it
                 }
-                loaded.blocks.insert(place, self.cache.block(table, handle).await?);
+                let block = self.cache.block(table, handle).await?;
+                loaded.last = Some((missing.stop, block.clone()));
+                loaded.blocks.insert(place, block);
             }
             Place::Partition(number) => {
                 let place = (table.file(), number);

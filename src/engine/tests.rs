@@ -13,6 +13,7 @@ mod damage;
 mod faults;
 mod levels;
 mod long;
+mod missing;
 mod model;
 mod pace;
 mod ranges;

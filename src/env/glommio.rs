@@ -34,6 +34,8 @@ pub use self::readable::readable;
 /// How often a round of runnable tasks is cut short to look at the rings. With the default of 100 ms, a
 /// read beside a busy background task takes 300 ms; 250 to 500 µs cost nothing measurable.
 const PREEMPT: Duration = Duration::from_micros(400);
+/// Sleeps longer than this may end late by [`PREEMPT`]: see [`Env::needs_rests`].
+const SHORT_SLEEP: Duration = Duration::from_millis(5);
 /// How often changed shares of the core are noticed.
 const ADJUST: Duration = Duration::from_millis(20);
 /// `PREEMPT` until the root future runs.
@@ -295,7 +297,19 @@ impl Env for GlommioEnv {
     }
 
     async fn sleep(&self, duration: Duration) {
+        let _under_way = (duration <= SHORT_SLEEP).then(|| self.inner.disk.under_way().enter());
         glommio::timer::sleep(duration).await;
+    }
+
+    async fn rest_for_reads(&self) {
+        match self.inner.disk.ring() {
+            Some(_) => self.yield_now().await,
+            None => self.rest().await,
+        }
+    }
+
+    fn needs_rests(&self) -> bool {
+        self.inner.disk.under_way().count() > 0
     }
 
     async fn yield_now(&self) {

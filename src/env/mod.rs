@@ -63,6 +63,18 @@ pub trait Env: Clone + 'static {
     fn rest(&self) -> impl Future<Output = ()> {
         self.sleep(REST)
     }
+
+    /// The same, for a task of [`Queue::Foreground`] that has begun reads. Where sockets and reads are looked at in every
+    /// round of that queue, a mere yield does.
+    fn rest_for_reads(&self) -> impl Future<Output = ()> {
+        self.rest()
+    }
+
+    /// Whether anything is under way that is seen to in a [rest](Env::rest) and not before: something of the disk, or a
+    /// short sleep. Else a mere yield does as well, for some hundred microseconds, and costs less.
+    fn needs_rests(&self) -> bool {
+        true
+    }
 }
 
 /// How long a rest is: as short as a timer can be.

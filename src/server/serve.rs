@@ -9,14 +9,15 @@ use std::time::Duration;
 use super::accept::Connections;
 use super::connection::Connection;
 use super::open::OpenConnections;
-use super::poller::Poller;
+use super::poller::{Poller, Turn};
 use super::redis::{Setup, context_of};
 use crate::base::LogId;
+use crate::disk::glommio::ReadRing;
 use crate::engine::manifest::State;
 use crate::engine::recovery::{self, Start};
 use crate::engine::wal::{LogScan, SegmentFile};
 use crate::engine::{Engine, EngineOptions};
-use crate::env::glommio::GlommioEnv;
+use crate::env::glommio::{GlommioEnv, once_lockable};
 use crate::env::{Env, Queue};
 use crate::metrics::Metrics;
 use crate::placement::SlotTable;
@@ -122,7 +123,17 @@ pub async fn serve(seed: ShardSeed) {
         Err(error) => return tell(Event::Scanned(Err(error.to_string()))),
     };
     // Before anything runs that would have to end in order.
-    let poller = match Poller::new(seed.may_spin, env.now()) {
+    let reads = match once_lockable(ReadRing::new) {
+        Ok(ring) => Some(Rc::new(ring)),
+        Err(error) => {
+            tracing::warn!("disk reads take the longer way, since there is no ring for them: {error}");
+            None
+        }
+    };
+    if let Some(reads) = &reads {
+        env.disk().read_through(reads.clone());
+    }
+    let poller = match Poller::new(seed.may_spin, env.now(), reads) {
         Ok(poller) => poller,
         Err(error) => return tell(Event::Scanned(Err(format!("no epoll can be made: {error}")))),
     };
@@ -157,9 +168,14 @@ pub async fn serve(seed: ShardSeed) {
         });
     }
     {
-        let (env, poller, guard) = (env.clone(), poller.clone(), running.enter());
+        let (env, poller, shard, guard) = (env.clone(), poller.clone(), shard.clone(), running.enter());
         env.clone().spawn(Queue::Foreground, async move {
-            poller.run(&env).await;
+            let turn = || match shard.has_open_turn() {
+                true => Turn::Open,
+                false if shard.slots.shards > 1 => Turn::Meshed,
+                false => Turn::Over,
+            };
+            poller.run(&env, turn).await;
             drop(guard);
         });
     }

@@ -33,12 +33,12 @@ impl Drop for Place<'_> {
 impl Line {
     /// Rests until all who came before have rested and gone on.
     pub async fn rest<E: Env>(&self, env: &E) {
-        self.rest_if(env, || true).await;
+        self.rest_if(|| true, env.rest()).await;
     }
 
-    /// As [`Line::rest`], but only if that is still needed when its turn comes: those before it may have rested for
+    /// As [`Line::rest`], in this way, but only if that is still needed when its turn comes: those before it may have rested for
     /// all. Whether it was.
-    pub async fn rest_if<E: Env>(&self, env: &E, is_needed: impl Fn() -> bool) -> bool {
+    pub async fn rest_if(&self, is_needed: impl Fn() -> bool, rest: impl Future<Output = ()>) -> bool {
         let number = self.next.get();
         self.next.set(number + 1);
         let turn = Notify::new();
@@ -47,7 +47,7 @@ impl Line {
         turn.until(|| self.waiting.borrow().front().is_some_and(|(first, _)| *first == number)).await;
         let rests = is_needed();
         if rests {
-            env.rest().await;
+            rest.await;
         }
         drop(place);
         rests
@@ -104,7 +104,7 @@ mod tests {
                 let (line, is_needed, rested) = (line.clone(), is_needed.clone(), rested.clone());
                 let own = env.clone();
                 env.spawn(Queue::Foreground, async move {
-                    let has_rested = line.rest_if(&own, || is_needed.get()).await;
+                    let has_rested = line.rest_if(|| is_needed.get(), own.rest()).await;
                     // Whoever comes fourth needs it anew.
                     is_needed.set(rested.borrow().len() == 2);
                     rested.borrow_mut().push(has_rested);

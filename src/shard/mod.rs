@@ -480,7 +480,7 @@ impl<E: Env> Shard<E> {
     /// Has the reads of requests that wait for the disk handed to it, if [they should be](Shard::should_rest). Of many
     /// who are held back by that one rests, and then as many go on as may begin to wait.
     pub async fn rest_for_reads(&self) {
-        if self.line.rest_if(&self.env, || self.should_rest()).await {
+        if self.line.rest_if(|| self.should_rest(), self.env.rest_for_reads()).await {
             self.reads_begun.set(0);
         }
     }
@@ -495,6 +495,11 @@ impl<E: Env> Shard<E> {
     pub fn end_turn_soon(self: &Rc<Self>, token: u64) {
         self.soil(token);
         self.end_turn_later();
+    }
+
+    /// Whether a task is on its way that ends the turn.
+    pub fn has_open_turn(&self) -> bool {
+        self.ends_soon.get()
     }
 
     /// Has the turn end once all tasks that can run now have run. For those of whom many may run in one turn.

@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 
 use super::super::socket::Socket;
 use super::*;
+use crate::base::PAGE_SIZE;
+use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Queue;
 use crate::env::glommio::{GlommioEnv, Locked, spawn_executor};
 
@@ -17,7 +19,7 @@ where
     let root = dir.path().to_path_buf();
     let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
         let env = GlommioEnv::new(&root).await.unwrap();
-        let poller = Poller::new(true, env.now()).unwrap();
+        let poller = Poller::new(true, env.now(), None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let socket = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
@@ -26,7 +28,7 @@ where
         env.spawn(Queue::Foreground, {
             let (env, poller) = (env.clone(), poller.clone());
             async move {
-                poller.run(&env).await;
+                poller.run(&env, || Turn::Over).await;
                 drop(guard);
             }
         });
@@ -174,7 +176,7 @@ fn with_nothing_to_do_it_looks_at_nothing() {
 
 #[test]
 fn it_looks_on_only_as_long_as_requests_come_fast() {
-    let poller = Poller::new(true, Duration::ZERO).unwrap();
+    let poller = Poller::new(true, Duration::ZERO, None).unwrap();
     assert_eq!(poller.patience(), Duration::ZERO, "nothing is known yet");
     (0..100).for_each(|_| poller.count_gap(Duration::from_micros(20)));
     let patience = poller.patience();
@@ -186,4 +188,61 @@ fn it_looks_on_only_as_long_as_requests_come_fast() {
     assert!(poller.patience() > Duration::ZERO);
     (0..100).for_each(|_| poller.count_gap(Duration::from_millis(1)));
     assert_eq!(poller.patience(), Duration::ZERO, "a thousand a second are no reason to burn a core");
+}
+
+/// Reads that begin while the poller sleeps, and while it is busy, in a disk that goes through its ring.
+#[test]
+fn reads_of_the_disk_are_attended_to_until_the_end() {
+    let dir = tempfile::Builder::new().prefix("atlaskv-test-").tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().to_path_buf();
+    let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
+        let env = GlommioEnv::new(&root).await.unwrap();
+        let ring = Rc::new(ReadRing::new().unwrap());
+        env.disk().read_through(ring.clone());
+        let poller = Poller::new(true, env.now(), Some(ring.clone())).unwrap();
+        let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
+        let file = Rc::new(env.disk().open("pages", options).await.unwrap());
+        for page in 0..64 {
+            let mut buffer = env.disk().alloc(PAGE_SIZE);
+            buffer.fill(page);
+            file.write_at(u64::from(page) * PAGE_SIZE as u64, buffer).await.unwrap();
+        }
+        let read = async |page: u8| file.read_at(u64::from(page) * PAGE_SIZE as u64, PAGE_SIZE).await;
+        // Not open yet.
+        assert!(read(1).await.unwrap().iter().all(|byte| *byte == 1));
+        let over = crate::env::Gate::new();
+        let guard = over.enter();
+        env.spawn(Queue::Foreground, {
+            let (env, poller) = (env.clone(), poller.clone());
+            async move {
+                poller.run(&env, || Turn::Over).await;
+                drop(guard);
+            }
+        });
+        for round in 0..50u8 {
+            if round % 2 == 0 {
+                env.sleep(Duration::from_millis(2)).await; // it sleeps
+            }
+            let pages: Vec<u8> =
+                (0..round % 40 + 1).map(|n| ((u32::from(n) * 7 + u32::from(round)) % 64) as u8).collect();
+            let reads = crate::env::join_all(pages.iter().map(|page| read(*page)).collect()).await;
+            for (page, bytes) in pages.iter().zip(reads) {
+                assert!(bytes.unwrap().iter().all(|byte| byte == page), "page {page} of round {round}");
+            }
+            assert!(ring.is_idle());
+        }
+        let beyond = file.read_at(64 * PAGE_SIZE as u64, PAGE_SIZE).await.err().unwrap();
+        assert_eq!(beyond.source.kind(), std::io::ErrorKind::UnexpectedEof);
+        // Under way when it is told to end.
+        let mut last = Box::pin(read(9));
+        assert!(futures_lite::future::poll_once(&mut last).await.is_none());
+        poller.end();
+        over.empty().await;
+        assert!(last.await.unwrap().iter().all(|byte| *byte == 9));
+        assert!(ring.is_idle() && !ring.is_open());
+        assert!(read(2).await.unwrap().iter().all(|byte| *byte == 2));
+        let Ok(file) = Rc::try_unwrap(file) else { panic!("nobody else has it") };
+        file.close().await.unwrap();
+    });
+    executor.unwrap().join().unwrap();
 }
