@@ -187,6 +187,12 @@ class DiskProbe:
         return {"reads": len(ordered), "p50": at(0.5), "p99": at(0.99), "p99.9": at(0.999), "max": ordered[-1]}
 
 
+def stolen_millis():
+    """Milliseconds that all CPUs together were not given though they had something to run, since the machine started."""
+    stolen = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+    return stolen * 1000 // os.sysconf("SC_CLK_TCK")
+
+
 def disk_alone(directory, cpu, reads, written, seconds):
     """Latencies of `reads` random reads of 4 KiB a second beside `written` bytes of sequential writes a second, by fio
     on one core, in ms: what a store with that traffic can't get below."""

@@ -110,6 +110,11 @@ def space(directory, keys):
     }
 
 
+# Of the server's counters, those that tell what requests waited for.
+WAITS = ["slow_rounds", "slow_round_micros", "slow_commits", "slow_commit_micros", "slow_reads", "slow_read_micros"]
+WAITS += ["slowdown_micros", "memory_waits"]
+
+
 class AtlasKv:
     name = "atlaskv"
 
@@ -222,12 +227,16 @@ class AtlasKv:
                 most = harness.lasting([point["ops"] for point in fastest["timeline"]][: int(fastest["seconds"])])
                 # What the closed loop left for merges to do is not this load's.
                 server.settle()
-                before, reads = sample(server.pid), server.stats()["disk_reads"]
+                before, counted, stolen = sample(server.pid), server.stats(), harness.stolen_millis()
                 with harness.DiskProbe(self.args.dir, self.args.generator_cpu) as probe:
                     paced_run = self.run(server, "--mix", mix, "--rate", int(0.7 * most), *length, *paced)
-                change, reads = difference(sample(server.pid), before), server.stats()["disk_reads"] - reads
+                change, after = difference(sample(server.pid), before), server.stats()
                 figures[name] = self.open_point(paced_run, most) | {"disk_beside_ms": probe.figures()}
-                traffic = [total / paced_run["seconds"] for total in (reads, change["written"])]
+                waits = {of: after[of] - counted[of] for of in WAITS} | {"stolen_ms": harness.stolen_millis() - stolen}
+                figures[name]["waits"] = waits
+                say(f"atlaskv: {phase}, {name}: " + ", ".join(f"{of} {count:,}" for of, count in waits.items()))
+                traffic = [(after["disk_reads"] - counted["disk_reads"]), change["written"]]
+                traffic = [total / paced_run["seconds"] for total in traffic]
                 figures[name]["traffic_per_second"] = traffic
         seconds = max(1, round(self.args.other_minutes * 60))
         for point in figures.values():

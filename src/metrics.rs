@@ -1,6 +1,19 @@
 //! Per-shard counters: plain cells, added to by their shard alone, copied when someone asks.
 
 use std::cell::Cell;
+use std::time::Duration;
+
+/// What takes longer than this is counted as slow: some times what a disk, or a round of an executor, usually takes.
+const SLOW: Duration = Duration::from_millis(10);
+
+/// Counts in two counters what was slow, and the microseconds that it took.
+#[inline]
+pub fn note_slow(took: Duration, count: &Cell<u64>, micros: &Cell<u64>) {
+    if took > SLOW {
+        Metrics::add(count, 1);
+        Metrics::add(micros, took.as_micros() as u64);
+    }
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
@@ -130,6 +143,19 @@ counters! {
     disk_waits,
     /// Requests that waited for a memtable to be flushed.
     memory_waits,
+    /// Rounds of an executor, from one look at its sockets to the next, that took longer than 10 ms: meanwhile nobody
+    /// was answered.
+    slow_rounds,
+    /// Microseconds that these took.
+    slow_round_micros,
+    /// Blocks of the log whose write took longer than 10 ms.
+    slow_commits,
+    /// Microseconds that these took.
+    slow_commit_micros,
+    /// Waits of requests for a block or an index from disk that took longer than 10 ms, the wait for their turn included.
+    slow_reads,
+    /// Microseconds that these took.
+    slow_read_micros,
     /// Microseconds in which writers waited because merges were behind.
     slowdown_micros,
     /// By how much writers are slowed now: 1000 is to the rate at which merges keep up.

@@ -342,6 +342,7 @@ impl<E: Env> Engine<E> {
     pub fn metrics(&self) -> MetricsSnapshot {
         let mut snapshot = self.metrics.snapshot();
         (snapshot.wal_blocks, snapshot.wal_bytes) = self.wal.written();
+        (snapshot.slow_commits, snapshot.slow_commit_micros) = self.wal.slow_writes();
         snapshot.wal_live_bytes = self.wal.live_bytes();
         let sealed: usize = self.sealed.borrow().iter().map(|sealed| sealed.memtable.bytes()).sum();
         snapshot.memtable_bytes = (self.active.borrow().bytes() + sealed) as u64;

@@ -20,7 +20,7 @@ use super::version::Version;
 use super::{Engine, EngineError};
 use crate::base::{BlockSeq, Bug, Entry, FileId, Lsn, OpKind, TableName, planted};
 use crate::env::{Env, join_all};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, note_slow};
 
 /// Reads of one request that are on their way together.
 const READS_MAX: usize = 32;
@@ -367,7 +367,9 @@ impl<E: Env> Engine<E> {
     /// Reads a missing part into `loaded` and the cache. Suspends; afterwards anything may have changed,
     /// so the caller looks up again.
     pub async fn load(&self, missing: MissingBlock<E>, loaded: &mut Loaded) -> Result<(), EngineError> {
+        let begin = self.env.now();
         let result = self.load_part(missing, loaded).await;
+        note_slow(self.env.now() - begin, &self.metrics.slow_reads, &self.metrics.slow_read_micros);
         result.inspect_err(|error| self.note_damage(MetBy::Read, error))
     }
 

@@ -6,7 +6,8 @@
 //! nothing has come for a while. (Before, each socket was polled in the ring anew for each request.)
 //!
 //! It attends to the ring for reads as well: what of the disk has come is looked at together with the sockets, some at a
-//! time, so that the first are answered, and others begun, before the last are seen to.
+//! time, so that the first are answered, and others begun, before the last are seen to. And to what other shards send:
+//! while it looks, nobody wakes the executor from afar.
 //!
 //! A shard whose requests come faster than a thread goes to sleep and wakes again is *busy*: its poller looks again
 //! for some microseconds before it lets the executor sleep. How long it is until something comes is estimated from
@@ -29,6 +30,7 @@ use slab::Slab;
 use crate::disk::glommio::ReadRing;
 use crate::env::glommio::readable;
 use crate::env::{Env, Notify};
+use crate::metrics::{Metrics, note_slow};
 
 /// Events taken at once. All of them have their turn before more are asked for.
 const EVENTS: usize = 128;
@@ -106,27 +108,29 @@ pub struct Place {
     watched: Rc<Watched>,
 }
 
-/// How a shard stands with the requests that it was woken for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// Their replies are still to be sent, which a task will do that is on its way.
-    Open,
-    /// All is done that can be.
-    Over,
-    /// The same, and others, whom only the ring tells of, may have sent something.
-    Meshed,
+/// The shard whose sockets it watches, or whoever's.
+pub trait Home {
+    /// Whether a task is on its way that will send replies to what was asked.
+    fn has_open_turn(&self) -> bool;
+
+    /// From here on the poller looks for what other shards have sent, or no longer does.
+    fn attend(&self, does: bool);
+
+    /// Whether others have sent something that was not looked at; who is to look at it is woken.
+    fn look(&self) -> bool;
 }
 
 /// Lets those run who were woken, to the end of their turn, and the ring be seen to if anything waits for that. Each look
 /// at the ring is several system calls, some 10 us: a GET of fifty that come one at a time would pay 3 % for it.
-async fn pass<E: Env>(env: &E, turn: &impl Fn() -> Turn) {
+async fn pass<E: Env>(env: &E, home: &impl Home) {
     if !env.needs_rests() {
         for _ in 0..TURN_YIELDS_MAX {
             env.yield_now().await;
-            match turn() {
-                Turn::Open => {}
-                Turn::Over if !env.needs_rests() => return,
-                _ => break,
+            if env.needs_rests() {
+                break;
+            }
+            if !home.has_open_turn() {
+                return;
             }
         }
     }
@@ -166,12 +170,14 @@ impl Poller {
         Ok(place)
     }
 
-    /// Wakes who waits for what has come, until [`Poller::end`]. `turn`: how the shard stands with what was woken last.
-    pub async fn run<E: Env>(&self, env: &E, turn: impl Fn() -> Turn) {
+    /// Wakes who waits for what has come, until [`Poller::end`], of those at `home` as well. Rounds that take long are
+    /// counted in `metrics`.
+    pub async fn run<E: Env>(&self, env: &E, home: &impl Home, metrics: &Metrics) {
         let mut last = env.now();
         if let Some(reads) = &self.reads {
             reads.open();
         }
+        home.attend(true);
         while !self.is_over.get() {
             let over = self.over.notified();
             // First, so that the disk has something to do meanwhile.
@@ -189,13 +195,14 @@ impl Poller {
             self.seen_at.set(now);
             self.seen.set(count);
             let gap = now.saturating_sub(last);
-            let has_some = count + landed > 0;
+            let has_some = home.look() || count + landed > 0;
             if has_some {
                 self.count_gap(gap);
                 last = now;
             }
             if has_some || !are_with_disk || self.may_spin && gap < self.patience() {
-                pass(env, &turn).await;
+                pass(env, home).await;
+                note_slow(env.now() - now, &metrics.slow_rounds, &metrics.slow_round_micros);
                 continue;
             }
             let readable = async {
@@ -207,11 +214,14 @@ impl Poller {
                     env.sleep(Duration::from_millis(1)).await;
                 }
             };
-            self.set_attended(false);
-            or(readable, over).await;
-            self.set_attended(true);
+            self.attend(home, false);
+            // What was sent before others saw that.
+            if !home.look() {
+                or(readable, over).await;
+            }
+            self.attend(home, true);
         }
-        // Those that are under way come to their end, and whoever reads from here on does so in another way.
+        // Reads that are under way come to their end, and whoever reads from here on does so in another way.
         if let Some(reads) = &self.reads {
             reads.close();
             while !reads.is_idle() {
@@ -220,6 +230,8 @@ impl Poller {
                 env.rest().await;
             }
         }
+        self.attend(home, false);
+        home.look();
     }
 
     /// Has the disk begin with the reads that wait for it. Whether it has all of them.
@@ -230,9 +242,10 @@ impl Poller {
         })
     }
 
-    fn set_attended(&self, is_attended: bool) {
+    fn attend(&self, home: &impl Home, does: bool) {
+        home.attend(does);
         if let Some(reads) = &self.reads {
-            reads.set_attended(is_attended);
+            reads.set_attended(does);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::accept::Connections;
 use super::connection::Connection;
 use super::open::OpenConnections;
-use super::poller::{Poller, Turn};
+use super::poller::{Home, Poller};
 use super::redis::{Setup, context_of};
 use crate::base::LogId;
 use crate::disk::glommio::ReadRing;
@@ -111,6 +111,26 @@ pub struct ShardSeed {
     pub events: Sender<Event>,
 }
 
+/// A shard, as its poller sees it.
+struct AtHome {
+    shard: Rc<Shard<GlommioEnv>>,
+    inbox: Arc<Inbox>,
+}
+
+impl Home for AtHome {
+    fn has_open_turn(&self) -> bool {
+        self.shard.has_open_turn()
+    }
+
+    fn attend(&self, does: bool) {
+        self.inbox.attend(does);
+    }
+
+    fn look(&self) -> bool {
+        self.inbox.look()
+    }
+}
+
 /// Runs a shard to its end.
 pub async fn serve(seed: ShardSeed) {
     let events = seed.events.clone();
@@ -170,12 +190,9 @@ pub async fn serve(seed: ShardSeed) {
     {
         let (env, poller, shard, guard) = (env.clone(), poller.clone(), shard.clone(), running.enter());
         env.clone().spawn(Queue::Foreground, async move {
-            let turn = || match shard.has_open_turn() {
-                true => Turn::Open,
-                false if shard.slots.shards > 1 => Turn::Meshed,
-                false => Turn::Over,
-            };
-            poller.run(&env, turn).await;
+            let home = AtHome { inbox: shard.inbox(), shard };
+            poller.run(&env, &home, &home.shard.metrics).await;
+            drop(home);
             drop(guard);
         });
     }

@@ -26,26 +26,45 @@ use rtrb::{Consumer, Producer, PushError, RingBuffer};
 #[derive(Default)]
 pub struct Inbox {
     signalled: AtomicBool,
+    /// Its peer looks here by itself, again and again.
+    attended: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Inbox {
     /// There is something to look at. Callable from any thread.
     pub fn signal(&self) {
-        if !self.signalled.swap(true, Ordering::AcqRel) {
+        // In one order with what [`Inbox::attend`] and [`Inbox::look`] do: either it is seen here that nobody looks any
+        // more, or the last look sees the signal.
+        if !self.signalled.swap(true, Ordering::SeqCst) && !self.attended.load(Ordering::SeqCst) {
             self.waker.wake();
         }
+    }
+
+    /// From here on its peer [looks](Inbox::look) by itself, so that it need not be woken from afar; or no longer does:
+    /// then it looks once more.
+    pub fn attend(&self, does: bool) {
+        self.attended.store(does, Ordering::SeqCst);
+    }
+
+    /// Whether there is a signal. If so, who waits for it is woken. For its own peer.
+    pub fn look(&self) -> bool {
+        let is_signalled = self.signalled.load(Ordering::SeqCst);
+        if is_signalled {
+            self.waker.wake();
+        }
+        is_signalled
     }
 
     /// Waits for a signal and takes it. One task per inbox may wait.
     pub async fn signalled(&self) {
         poll_fn(|cx| {
-            if self.signalled.swap(false, Ordering::AcqRel) {
+            if self.signalled.swap(false, Ordering::SeqCst) {
                 return Poll::Ready(());
             }
             self.waker.register(cx.waker());
             // A signal between the swap and the registration would find no waker to wake.
-            if self.signalled.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
+            if self.signalled.swap(false, Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

@@ -43,12 +43,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpStream;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use slab::Slab;
 
 use self::budget::{Budget, Granted, LARGE_REPLY_BYTES, Reader};
 use self::held::{Held, HeldReplies};
-use self::mesh::Port;
+use self::mesh::{Inbox, Port};
 use self::outbound::Requests;
 use self::outputs::Outputs;
 use crate::engine::Engine;
@@ -500,6 +501,11 @@ impl<E: Env> Shard<E> {
     /// Whether a task is on its way that ends the turn.
     pub fn has_open_turn(&self) -> bool {
         self.ends_soon.get()
+    }
+
+    /// What wakes it when other shards have sent something.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        self.port.inbox()
     }
 
     /// Has the turn end once all tasks that can run now have run. For those of whom many may run in one turn.

@@ -139,6 +139,8 @@ pub struct Wal<E: Env> {
     placed: Cell<u64>,
     /// Blocks written, bytes written with padding.
     written: Cell<(u64, u64)>,
+    /// Writes of blocks that took long, microseconds that these took.
+    slow: (Cell<u64>, Cell<u64>),
 }
 
 impl<E: Env> Wal<E> {
@@ -182,6 +184,7 @@ impl<E: Env> Wal<E> {
             preparing: Gate::new(),
             placed: Cell::new(0),
             written: Cell::new((0, 0)),
+            slow: Default::default(),
         }))
     }
 
@@ -443,6 +446,11 @@ impl<E: Env> Wal<E> {
     /// Blocks and bytes written since the start.
     pub fn written(&self) -> (u64, u64) {
         self.written.get()
+    }
+
+    /// Writes of blocks that took long, and microseconds that these took.
+    pub fn slow_writes(&self) -> (u64, u64) {
+        (self.slow.0.get(), self.slow.1.get())
     }
 
     /// Bytes of segments that hold what is not flushed everywhere.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 
 use super::super::socket::Socket;
 use super::*;
@@ -9,6 +10,23 @@ use crate::base::PAGE_SIZE;
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
 use crate::env::Queue;
 use crate::env::glommio::{GlommioEnv, Locked, spawn_executor};
+use crate::metrics::Metrics;
+use crate::shard::mesh::Inbox;
+
+/// No shard, and nobody sends it anything.
+struct Alone;
+
+impl Home for Alone {
+    fn has_open_turn(&self) -> bool {
+        false
+    }
+
+    fn attend(&self, _: bool) {}
+
+    fn look(&self) -> bool {
+        false
+    }
+}
 
 /// Runs `test` beside a poller, with the two ends of a connection: ours, and the client's.
 fn with_socket<F>(test: impl FnOnce(GlommioEnv, Rc<Poller>, Socket, TcpStream) -> F + Send + 'static)
@@ -28,7 +46,7 @@ where
         env.spawn(Queue::Foreground, {
             let (env, poller) = (env.clone(), poller.clone());
             async move {
-                poller.run(&env, || Turn::Over).await;
+                poller.run(&env, &Alone, &Metrics::default()).await;
                 drop(guard);
             }
         });
@@ -215,7 +233,7 @@ fn reads_of_the_disk_are_attended_to_until_the_end() {
         env.spawn(Queue::Foreground, {
             let (env, poller) = (env.clone(), poller.clone());
             async move {
-                poller.run(&env, || Turn::Over).await;
+                poller.run(&env, &Alone, &Metrics::default()).await;
                 drop(guard);
             }
         });
@@ -245,4 +263,61 @@ fn reads_of_the_disk_are_attended_to_until_the_end() {
         file.close().await.unwrap();
     });
     executor.unwrap().join().unwrap();
+}
+
+/// What another thread sends is seen while the poller looks by itself, and wakes the executor while it does not.
+#[test]
+fn who_is_at_home_hears_of_what_others_send_however_the_poller_is() {
+    struct Shared(Arc<Inbox>);
+    impl Home for Shared {
+        fn has_open_turn(&self) -> bool {
+            false
+        }
+
+        fn attend(&self, does: bool) {
+            self.0.attend(does);
+        }
+
+        fn look(&self) -> bool {
+            self.0.look()
+        }
+    }
+    const SIGNALS: u32 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    let inbox = Arc::new(Inbox::default());
+    let (heard, hears) = std::sync::mpsc::channel();
+    let at_home = inbox.clone();
+    let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
+        let env = GlommioEnv::new(&root).await.unwrap();
+        let poller = Poller::new(true, env.now(), None).unwrap();
+        let over = crate::env::Gate::new();
+        let guard = over.enter();
+        env.spawn(Queue::Foreground, {
+            let (env, poller, home) = (env.clone(), poller.clone(), Shared(at_home.clone()));
+            async move {
+                poller.run(&env, &home, &Metrics::default()).await;
+                drop(guard);
+            }
+        });
+        for n in 0..SIGNALS {
+            at_home.signalled().await;
+            heard.send(n).unwrap();
+        }
+        poller.end();
+        over.empty().await;
+    });
+    let executor = executor.unwrap();
+    let mut rng = fastrand::Rng::with_seed(7);
+    for n in 0..SIGNALS {
+        // At once, while it looks on, about when it goes to sleep, and when it sleeps.
+        let pause = [0, 0, 5, 20, 50, 100, 200, 1000][rng.usize(..8)];
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < Duration::from_micros(pause) {
+            std::hint::spin_loop();
+        }
+        inbox.signal();
+        assert_eq!(hears.recv_timeout(Duration::from_secs(20)), Ok(n), "a signal is lost");
+    }
+    executor.join().unwrap();
 }

@@ -11,6 +11,7 @@ use super::{LAZY_BYTES, SealedBlock, Wal, WalError};
 use crate::base::{BlockSeq, EntryIndex, crc32c, crc32c_append, page_align};
 use crate::disk::{Disk, File};
 use crate::env::{Env, Queue};
+use crate::metrics::note_slow;
 
 /// Idle for this long, the log writes a seal, so that the next start knows its last blocks to be durable.
 const IDLE: Duration = Duration::from_millis(20);
@@ -198,7 +199,9 @@ impl<E: Env> Wal<E> {
         let (segment, offset, seq) = (block.segment, block.offset, block.seq);
         self.env.spawn(Queue::Foreground, async move {
             let len = buffer.len() as u64;
+            let begin = wal.env.now();
             let result = segment.file.write_at(offset, buffer).await;
+            note_slow(wal.env.now() - begin, &wal.slow.0, &wal.slow.1);
             drop(segment);
             wal.in_flight.set(wal.in_flight.get() - 1);
             match result {
