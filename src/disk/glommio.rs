@@ -24,7 +24,7 @@ use glommio::io::{Directory, DmaFile, OpenOptions as DmaOptions, ReadResult};
 use super::{DirEntry, Disk, DiskError, File, OpenMode, OpenOptions, Result, Space};
 use crate::base::PAGE_SIZE;
 
-pub use self::ring::ReadRing;
+pub use self::ring::{ENTRIES as READ_RING_ENTRIES, ReadRing};
 
 /// Longest read that goes through the ring for reads, if there is one. What reads more at once waits for the disk.
 const RING_BYTES_MAX: usize = 64 << 10;

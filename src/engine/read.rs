@@ -53,11 +53,11 @@ pub struct MissingBlock<E: Env> {
 
 /// Where among a tablet's tables a lookup found a part missing.
 struct Stop {
-    hash: u64,
+    key: SmallVec<[u8; 16]>,
     /// The tablet's [`Version`], kept so that no other comes to stand at its address.
     version: Rc<dyn Any>,
     /// Of the table among the key's candidates: those before it do not have the key.
-    at: usize,
+    at: u32,
     /// What it took to know that.
     reads: Reads,
 }
@@ -145,10 +145,11 @@ impl Loaded {
         self.reads.set(reads);
     }
 
-    /// Where the lookup of the key with this hash stopped, if its tablet has had `version` since.
-    fn stopped<E: Env>(&self, version: &Rc<Version<E>>, hash: u64) -> Option<&(Stop, Rc<Block>)> {
+    /// Where the lookup of `key` stopped, if its tablet has had `version` since.
+    fn stopped<E: Env>(&self, version: &Rc<Version<E>>, key: &[u8]) -> Option<&(Stop, Rc<Block>)> {
         let (stop, _) = self.last.as_ref()?;
-        let is_same = stop.hash == hash && std::ptr::addr_eq(Rc::as_ptr(&stop.version), Rc::as_ptr(version));
+        let is_same =
+            stop.key[..] == *key && std::ptr::addr_eq(Rc::as_ptr(&stop.version), Rc::as_ptr(version));
         self.last.as_ref().filter(|_| is_same)
     }
 
@@ -160,6 +161,12 @@ impl Loaded {
     /// What was looked up since then will be looked up again.
     pub fn back_to(&self, mark: Mark) {
         self.reads.set(mark.0);
+    }
+
+    /// The next lookup is made from the start: it may be long until then, and what this knows of the last one keeps all
+    /// files that its tablet had.
+    pub fn forget_place(&mut self) {
+        self.last = None;
     }
 
     /// What was looked up will be looked up again.
@@ -255,8 +262,8 @@ impl<E: Env> Engine<E> {
     ) -> Result<Lookup<R, E>, EngineError> {
         let version = self.tablet(key.tablet).version();
         let before = loaded.reads.get();
-        let stopped = loaded.stopped(&version, key.hash);
-        let asked = stopped.map_or(0, |(stop, _)| stop.at);
+        let stopped = loaded.stopped(&version, key.bytes);
+        let asked = stopped.map_or(0, |(stop, _)| stop.at as usize);
         let mut known = stopped.map(|(stop, block)| (stop.reads, block.clone()));
         for (at, (member, is_last)) in version.candidates(key.bytes).enumerate().skip(asked) {
             let known = known.take();
@@ -277,7 +284,8 @@ impl<E: Env> Engine<E> {
                 Probe::Cached(block) => (block, true),
                 Probe::Missing(place) => {
                     let reads = loaded.reads.get().since(before);
-                    let stop = Stop { hash: key.hash, version: version.clone(), at, reads };
+                    let (key, version, at) = (key.bytes.into(), version.clone(), at as u32);
+                    let stop = Stop { key, version, at, reads };
                     return Ok(Lookup::Missing(MissingBlock { table: member.table.clone(), place, stop }));
                 }
             };

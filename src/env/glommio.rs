@@ -27,7 +27,7 @@ use glommio::{
 
 use super::{Env, Queue};
 use crate::base::PAGE_SIZE;
-use crate::disk::glommio::GlommioDisk;
+use crate::disk::glommio::{GlommioDisk, READ_RING_ENTRIES};
 
 pub use self::readable::readable;
 
@@ -147,7 +147,7 @@ impl Locked {
         Locked { ring_entries: RING_ENTRIES, io_bytes }
     }
 
-    /// The same for each of `executors` within half of `limit` bytes, so that the next process can start while the
+    /// The same for each of `executors`, each with a ring for reads beside, within half of `limit` bytes, so that the next process can start while the
     /// kernel still clears up behind this one, and rings within half of that; with the smallest rings within all of
     /// it. `Err`: the least they need.
     pub fn within(limit: u64, executors: usize, io_bytes: usize) -> Result<Locked, u64> {
@@ -159,7 +159,9 @@ impl Locked {
         if rings(ring_entries) > limit {
             return Err(rings(ring_entries));
         }
-        let left = (limit / 2).saturating_sub(rings(ring_entries)) / (executors * RINGS) as u64;
+        // Without that one a shard does as well.
+        let for_reads = (executors * ring_bytes(READ_RING_ENTRIES as usize)) as u64;
+        let left = (limit / 2).saturating_sub(rings(ring_entries) + for_reads) / (executors * RINGS) as u64;
         let left = usize::try_from(left).unwrap_or(usize::MAX) / PAGE_SIZE * PAGE_SIZE;
         Ok(Locked { ring_entries, io_bytes: left.clamp(IO_BYTES_MIN, io_bytes.max(IO_BYTES_MIN)) })
     }

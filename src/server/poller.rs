@@ -43,8 +43,16 @@ const PATIENCE: u32 = 2;
 const GAP_COUNTED: Duration = Duration::from_micros(500);
 /// Tells the ring for reads from sockets.
 const READS_KEY: u64 = u64::MAX;
-/// Reads that are seen to at once. What comes of those leaves, and the next are begun, before there are more.
-const LANDED_MAX: usize = 8;
+/// Reads that are seen to at once while the core has time to spare: what comes of those leaves, and the next are begun,
+/// before there are more, so that the disk is not idle either.
+const LANDED: usize = 8;
+/// A core that has had something to do at each look for so long has no time to spare: all reads that have landed are
+/// seen to at once. Eight are of as many connections, and each would be a send, and the client's next request one more
+/// receive.
+const FULL_AFTER: Duration = Duration::from_millis(2);
+/// How often the rings are seen to at least while something waits for that and there is always more to do. A look costs
+/// a fifth of it, and what it is for takes the disk as long or longer.
+const REST_EVERY: Duration = Duration::from_micros(50);
 /// Yields after which a turn that is not over is not waited for.
 const TURN_YIELDS_MAX: usize = 16;
 /// The last gap counts for one part in so many of the mean.
@@ -120,22 +128,21 @@ pub trait Home {
     fn look(&self) -> bool;
 }
 
-/// Lets those run who were woken, to the end of their turn, and the ring be seen to if anything waits for that. Each look
-/// at the ring is several system calls, some 10 us: a GET of fifty that come one at a time would pay 3 % for it.
-async fn pass<E: Env>(env: &E, home: &impl Home) {
-    if !env.needs_rests() {
-        for _ in 0..TURN_YIELDS_MAX {
-            env.yield_now().await;
-            if env.needs_rests() {
-                break;
-            }
-            if !home.has_open_turn() {
-                return;
-            }
+/// Lets those run who were woken, to the end of their turn; then, if it `may`, has the rings seen to, if anything waits
+/// for that. Whether it has. Each look at the rings is several system calls, some 10 us.
+async fn pass<E: Env>(env: &E, home: &impl Home, may_rest: bool) -> bool {
+    for _ in 0..TURN_YIELDS_MAX {
+        env.yield_now().await;
+        if !home.has_open_turn() {
+            break;
         }
     }
-    // As short as a suspension can be in which the ring is seen to.
-    env.rest().await;
+    let rests = may_rest && env.needs_rests();
+    if rests {
+        // As short as a suspension can be in which the rings are seen to.
+        env.rest().await;
+    }
+    rests
 }
 
 impl Poller {
@@ -174,6 +181,8 @@ impl Poller {
     /// counted in `metrics`.
     pub async fn run<E: Env>(&self, env: &E, home: &impl Home, metrics: &Metrics) {
         let mut last = env.now();
+        // When it last had the rings seen to, and when it last found nothing.
+        let (mut rested, mut idle) = (last, last);
         if let Some(reads) = &self.reads {
             reads.open();
         }
@@ -190,7 +199,9 @@ impl Poller {
                     panic!("an epoll that is this poller's own, and open, has events to tell: {error}")
                 }
             };
-            let landed = self.reads.as_ref().map_or(0, |reads| reads.reap(LANDED_MAX));
+            let is_full = self.seen_at.get().saturating_sub(idle) > FULL_AFTER;
+            let most = if is_full { usize::MAX } else { LANDED };
+            let landed = self.reads.as_ref().map_or(0, |reads| reads.reap(most));
             let now = env.now();
             self.seen_at.set(now);
             self.seen.set(count);
@@ -199,9 +210,15 @@ impl Poller {
             if has_some {
                 self.count_gap(gap);
                 last = now;
+            } else {
+                idle = now;
             }
             if has_some || !are_with_disk || self.may_spin && gap < self.patience() {
-                pass(env, home).await;
+                // While more comes all the time, the rings are seen to now and then; else before anything else.
+                let may_rest = !has_some || now.saturating_sub(rested) >= REST_EVERY;
+                if pass(env, home, may_rest).await {
+                    rested = env.now();
+                }
                 note_slow(env.now() - now, &metrics.slow_rounds, &metrics.slow_round_micros);
                 continue;
             }
@@ -217,7 +234,7 @@ impl Poller {
             self.attend(home, false);
             // What was sent before others saw that.
             if !home.look() {
-                or(readable, over).await;
+                or(or(readable, over), self.reads_kept()).await;
             }
             self.attend(home, true);
         }
@@ -226,7 +243,7 @@ impl Poller {
             reads.close();
             while !reads.is_idle() {
                 reads.submit();
-                reads.reap(LANDED_MAX);
+                reads.reap(LANDED);
                 env.rest().await;
             }
         }
@@ -240,6 +257,14 @@ impl Poller {
             reads.submit();
             reads.is_handed_over()
         })
+    }
+
+    /// Waits until a read was begun that the kernel did not take.
+    async fn reads_kept(&self) {
+        match &self.reads {
+            Some(reads) => reads.kept().await,
+            None => std::future::pending().await,
+        }
     }
 
     fn attend(&self, home: &impl Home, does: bool) {

@@ -17,11 +17,12 @@ use crate::engine::manifest::State;
 use crate::engine::recovery::{self, Start};
 use crate::engine::wal::{LogScan, SegmentFile};
 use crate::engine::{Engine, EngineOptions};
-use crate::env::glommio::{GlommioEnv, once_lockable};
+use crate::env::glommio::GlommioEnv;
 use crate::env::{Env, Queue};
 use crate::metrics::Metrics;
 use crate::placement::SlotTable;
 use crate::protocol::Limits;
+use crate::redis::session;
 use crate::shard::mesh::{Inbox, Port};
 use crate::shard::topology::COORDINATOR;
 use crate::shard::{Message, Settings, Shard};
@@ -143,7 +144,7 @@ pub async fn serve(seed: ShardSeed) {
         Err(error) => return tell(Event::Scanned(Err(error.to_string()))),
     };
     // Before anything runs that would have to end in order.
-    let reads = match once_lockable(ReadRing::new) {
+    let reads = match ReadRing::new() {
         Ok(ring) => Some(Rc::new(ring)),
         Err(error) => {
             tracing::warn!("disk reads take the longer way, since there is no ring for them: {error}");
@@ -214,39 +215,17 @@ pub async fn serve(seed: ShardSeed) {
         });
     }
     tell(Event::Opened(Ok(())));
-    let mut is_draining = false;
-    shard
-        .serve_mesh(|message| match message {
-            // One that changed shards while the server was told to stop: it is closed, as all others are.
-            Message::Connection(..) if is_draining => seed.connections.leave(),
-            Message::Connection(arrival) => {
-                let (shard, open, connections) = (shard.clone(), open.clone(), seed.connections.clone());
-                let (context, poller) = (context.clone(), poller.clone());
-                let guard = open.enter();
-                env.spawn(Queue::Foreground, async move {
-                    let has_moved = Connection::serve(shard, arrival, context, &open, &poller).await;
-                    if !has_moved {
-                        connections.leave();
-                    }
-                    drop(guard);
-                });
-            }
-            Message::Drain => {
-                is_draining = true;
-                shard.stop_changes();
-                open.drain();
-                let (open, tell, shard) = (open.clone(), tell.clone(), shard.clone());
-                env.spawn(Queue::Foreground, async move {
-                    open.gate.empty().await;
-                    shard.saves_ended().await;
-                    drop(shard);
-                    tell(Event::Drained);
-                });
-            }
-            Message::Abandon => open.abandon(),
-            _ => unreachable!("the mesh keeps requests and replies to itself"),
-        })
-        .await;
+    let served = crate::env::Gate::new();
+    let control = control(seed.connections.clone(), &env, &shard, open, context, &poller, tell.clone());
+    {
+        // In the poller's queue: what it sees that others have sent is then looked at in the same turn.
+        let (shard, guard) = (shard.clone(), served.enter());
+        env.spawn(Queue::Foreground, async move {
+            shard.serve_mesh(control).await;
+            drop(guard);
+        });
+    }
+    served.empty().await;
     shard.pending.empty().await;
     shard.close();
     poller.end();
@@ -255,4 +234,48 @@ pub async fn serve(seed: ShardSeed) {
     drop(shard);
     let closed = engine.close().await;
     tell(Event::Closed(closed.map_err(|error| error.to_string())));
+}
+
+/// What a shard does with messages that are neither requests nor replies.
+fn control(
+    connections: Arc<Connections>,
+    env: &GlommioEnv,
+    shard: &Rc<Shard<GlommioEnv>>,
+    open: Rc<OpenConnections<GlommioEnv>>,
+    context: Rc<session::Context>,
+    poller: &Rc<Poller>,
+    tell: impl Fn(Event) + Clone + 'static,
+) -> impl FnMut(Message) + 'static {
+    let (env, shard, poller) = (env.clone(), shard.clone(), poller.clone());
+    let mut is_draining = false;
+    move |message| match message {
+        // One that changed shards while the server was told to stop: it is closed, as all others are.
+        Message::Connection(..) if is_draining => connections.leave(),
+        Message::Connection(arrival) => {
+            let (shard, open, connections) = (shard.clone(), open.clone(), connections.clone());
+            let (context, poller) = (context.clone(), poller.clone());
+            let guard = open.enter();
+            env.spawn(Queue::Foreground, async move {
+                let has_moved = Connection::serve(shard, arrival, context, &open, &poller).await;
+                if !has_moved {
+                    connections.leave();
+                }
+                drop(guard);
+            });
+        }
+        Message::Drain => {
+            is_draining = true;
+            shard.stop_changes();
+            open.drain();
+            let (open, tell, shard) = (open.clone(), tell.clone(), shard.clone());
+            env.spawn(Queue::Foreground, async move {
+                open.gate.empty().await;
+                shard.saves_ended().await;
+                drop(shard);
+                tell(Event::Drained);
+            });
+        }
+        Message::Abandon => open.abandon(),
+        _ => unreachable!("the mesh keeps requests and replies to itself"),
+    }
 }

@@ -438,10 +438,14 @@ impl<E: Env> Shard<E> {
             match self.attempt(meta, &request, &loaded, out) {
                 Attempt::Done => return,
                 Attempt::Long => {
+                    loaded.forget_place();
                     return self.slice_until_done(origin, meta, &request, &mut loaded, out).await;
                 }
                 Attempt::Missing(next) => missing = next,
-                Attempt::Wait => futures_lite::future::or(changed, durable).await,
+                Attempt::Wait => {
+                    loaded.forget_place();
+                    futures_lite::future::or(changed, durable).await;
+                }
                 Attempt::NoRoom => unreachable!("room for its reply was granted before it was begun"),
             }
         }

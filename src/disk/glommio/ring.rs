@@ -14,6 +14,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
@@ -26,7 +27,7 @@ use smallvec::SmallVec;
 use super::WriteBuffer;
 
 /// Reads that the kernel has at a time, at most; more wait here.
-const ENTRIES: u32 = 256;
+pub const ENTRIES: u32 = 256;
 /// Reads that wait for others, to be handed over together.
 const TOGETHER: usize = 8;
 
@@ -38,6 +39,10 @@ pub struct ReadRing {
     begun: RefCell<VecDeque<usize>>,
     /// How many it was given and has not told of.
     given: Cell<u32>,
+    /// Of those, how many stand in the ring and were not taken yet: it had no memory, say.
+    left: Cell<u32>,
+    /// Who is to know when some are, and nobody attends.
+    kept: Cell<Option<Waker>>,
     is_open: Cell<bool>,
     is_attended: Cell<bool>,
 }
@@ -75,6 +80,8 @@ impl ReadRing {
             reads: RefCell::default(),
             begun: RefCell::default(),
             given: Cell::new(0),
+            left: Cell::new(0),
+            kept: Cell::default(),
             is_open: Cell::new(false),
             is_attended: Cell::new(false),
         })
@@ -104,18 +111,27 @@ impl ReadRing {
 
     /// Whoever attends sleeps from here on, or is back. Nothing may wait to be handed over.
     pub fn set_attended(&self, is_attended: bool) {
-        assert!(is_attended || self.begun.borrow().is_empty(), "what was begun is handed over before");
+        assert!(is_attended || self.is_handed_over(), "what was begun is handed over before");
         self.is_attended.set(is_attended);
     }
 
-    /// Whether nothing waits to be handed over.
+    /// Whether the kernel has taken all that it has room for.
     pub fn is_handed_over(&self) -> bool {
-        self.begun.borrow().is_empty()
+        self.left.get() == 0 && (self.begun.borrow().is_empty() || self.given.get() == ENTRIES)
+    }
+
+    /// Waits until the kernel has not taken what was begun, while nobody attended: somebody must, or it never will be.
+    pub async fn kept(&self) {
+        poll_fn(|cx| {
+            self.kept.set(Some(cx.waker().clone()));
+            if self.is_handed_over() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.given.get() == 0 && self.is_handed_over()
+        self.given.get() == 0 && self.begun.borrow().is_empty()
     }
 
     /// Fills `buffer` from `offset` of `fd` on, which stays open until this comes to its end or is dropped. Returns it,
@@ -136,6 +152,9 @@ impl ReadRing {
         };
         if begun >= TOGETHER || !self.is_attended.get() {
             self.submit();
+        }
+        if !self.is_attended.get() && !self.is_handed_over() {
+            self.kept.take().into_iter().for_each(Waker::wake);
         }
         ticket.await
     }
@@ -160,13 +179,14 @@ impl ReadRing {
             let pushed = unsafe { ring.submission().push(&entry.user_data(id as u64)) };
             pushed.expect("there is room for as many as may be given");
             self.given.set(self.given.get() + 1);
+            self.left.set(self.left.get() + 1);
         }
-        if ring.submission().is_empty() {
+        if self.left.get() == 0 {
             return;
         }
         match ring.submit() {
-            Ok(_) => {}
-            // What it did not take it is given with the next ones, or at the next look.
+            Ok(taken) => self.left.set(self.left.get() - taken as u32),
+            // It is given them with the next ones, or at the next look.
             Err(error) if is_passing(&error) => {}
             Err(error) => panic!("a ring that is this thread's own takes what it has room for: {error}"),
         }
@@ -197,10 +217,19 @@ impl ReadRing {
         came
     }
 
+    /// Has the kernel take all that it was given. Blocks the thread while it has no memory.
+    fn force(&self) {
+        while self.left.get() > 0 {
+            self.submit();
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until nothing is under way. Blocks the thread.
     fn drain(&self) {
         while !self.is_idle() {
             self.submit();
+            self.force();
             if self.given.get() > 0
                 && let Err(error) = self.ring.borrow().submit_and_wait(1)
                 && !is_passing(&error)
@@ -254,6 +283,8 @@ impl Future for Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
+        // It may be among those that stand in the ring, and its descriptor may be closed next.
+        self.ring.force();
         let mut reads = self.ring.reads.borrow_mut();
         if matches!(reads[id].state, State::Done(_)) {
             reads.remove(id);
