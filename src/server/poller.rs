@@ -43,16 +43,16 @@ const PATIENCE: u32 = 2;
 const GAP_COUNTED: Duration = Duration::from_micros(500);
 /// Tells the ring for reads from sockets.
 const READS_KEY: u64 = u64::MAX;
-/// Reads that are seen to at once while the core has time to spare: what comes of those leaves, and the next are begun,
-/// before there are more, so that the disk is not idle either.
+/// Reads that are seen to at once: what comes of those leaves, and the next are begun, before there are more, so that the
+/// disk is not idle meanwhile.
 const LANDED: usize = 8;
-/// A core that has had something to do at each look for so long has no time to spare: all reads that have landed are
-/// seen to at once. Eight are of as many connections, and each would be a send, and the client's next request one more
-/// receive.
-const FULL_AFTER: Duration = Duration::from_millis(2);
-/// How often the rings are seen to at least while something waits for that and there is always more to do. A look costs
-/// a fifth of it, and what it is for takes the disk as long or longer.
-const REST_EVERY: Duration = Duration::from_micros(50);
+/// But if there were that many, and so maybe more, at each look for so long, all are seen to. They would be behind ever
+/// more where turns are long for other reasons; and a core that is full gains nothing: eight are of as many connections,
+/// and each is a send, and the client's next request one more receive.
+const BEHIND_MAX: Duration = Duration::from_micros(400);
+/// How often the rings are seen to at least while something waits for that and there is always more to do. Each time
+/// flush and merges may have a slice of some 100 us as well: with 50 us they had most of a core that was behind.
+const REST_EVERY: Duration = Duration::from_micros(250);
 /// Yields after which a turn that is not over is not waited for.
 const TURN_YIELDS_MAX: usize = 16;
 /// The last gap counts for one part in so many of the mean.
@@ -181,8 +181,8 @@ impl Poller {
     /// counted in `metrics`.
     pub async fn run<E: Env>(&self, env: &E, home: &impl Home, metrics: &Metrics) {
         let mut last = env.now();
-        // When it last had the rings seen to, and when it last found nothing.
-        let (mut rested, mut idle) = (last, last);
+        // When it last had the rings seen to, and when it last saw to all reads that had landed.
+        let (mut rested, mut caught_up) = (last, last);
         if let Some(reads) = &self.reads {
             reads.open();
         }
@@ -199,8 +199,8 @@ impl Poller {
                     panic!("an epoll that is this poller's own, and open, has events to tell: {error}")
                 }
             };
-            let is_full = self.seen_at.get().saturating_sub(idle) > FULL_AFTER;
-            let most = if is_full { usize::MAX } else { LANDED };
+            let is_behind = self.seen_at.get().saturating_sub(caught_up) > BEHIND_MAX;
+            let most = if is_behind { usize::MAX } else { LANDED };
             let landed = self.reads.as_ref().map_or(0, |reads| reads.reap(most));
             let now = env.now();
             self.seen_at.set(now);
@@ -210,8 +210,9 @@ impl Poller {
             if has_some {
                 self.count_gap(gap);
                 last = now;
-            } else {
-                idle = now;
+            }
+            if landed < most {
+                caught_up = now;
             }
             if has_some || !are_with_disk || self.may_spin && gap < self.patience() {
                 // While more comes all the time, the rings are seen to now and then; else before anything else.
