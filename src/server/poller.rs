@@ -128,23 +128,6 @@ pub trait Home {
     fn look(&self) -> bool;
 }
 
-/// Lets those run who were woken, to the end of their turn; then, if it `may`, has the rings seen to, if anything waits
-/// for that. Whether it has. Each look at the rings is several system calls, some 10 us.
-async fn pass<E: Env>(env: &E, home: &impl Home, may_rest: bool) -> bool {
-    for _ in 0..TURN_YIELDS_MAX {
-        env.yield_now().await;
-        if !home.has_open_turn() {
-            break;
-        }
-    }
-    let rests = may_rest && env.needs_rests();
-    if rests {
-        // As short as a suspension can be in which the rings are seen to.
-        env.rest().await;
-    }
-    rests
-}
-
 impl Poller {
     /// For the sockets of this executor, whose clock says `now`, and its disk reads. `may_spin`: the core is its own.
     pub fn new(may_spin: bool, now: Duration, reads: Option<Rc<ReadRing>>) -> io::Result<Rc<Poller>> {
@@ -206,18 +189,19 @@ impl Poller {
             self.seen_at.set(now);
             self.seen.set(count);
             let gap = now.saturating_sub(last);
-            let has_some = home.look() || count + landed > 0;
-            if has_some {
+            // A signal is there until it is taken, and would count several times.
+            if count + landed > 0 {
                 self.count_gap(gap);
                 last = now;
             }
+            let has_some = home.look() || count + landed > 0;
             if landed < most {
                 caught_up = now;
             }
             if has_some || !are_with_disk || self.may_spin && gap < self.patience() {
                 // While more comes all the time, the rings are seen to now and then; else before anything else.
                 let may_rest = !has_some || now.saturating_sub(rested) >= REST_EVERY;
-                if pass(env, home, may_rest).await {
+                if self.pass(env, home, may_rest).await {
                     rested = env.now();
                 }
                 note_slow(env.now() - now, &metrics.slow_rounds, &metrics.slow_round_micros);
@@ -250,6 +234,25 @@ impl Poller {
         }
         self.attend(home, false);
         home.look();
+    }
+
+    /// Lets those run who were woken, to the end of their turn; then, if it `may`, has the rings seen to, if anything
+    /// waits for that. Whether it has. Each look at the rings is several system calls, some 10 us.
+    async fn pass<E: Env>(&self, env: &E, home: &impl Home, may_rest: bool) -> bool {
+        for _ in 0..TURN_YIELDS_MAX {
+            env.yield_now().await;
+            if !home.has_open_turn() {
+                break;
+            }
+        }
+        let rests = may_rest && env.needs_rests();
+        if rests {
+            // Others may have a slice of the core meanwhile.
+            self.hand_over_reads();
+            // As short as a suspension can be in which the rings are seen to.
+            env.rest().await;
+        }
+        rests
     }
 
     /// Has the disk begin with the reads that wait for it. Whether it has all of them.

@@ -456,6 +456,7 @@ impl<E: Env> Shard<E> {
             match self.slice(&mut sliced, meta, request, loaded, out) {
                 Sliver::Done => return,
                 Sliver::Wait => {
+                    loaded.forget_place();
                     futures_lite::future::or(changed, durable).await;
                     self.engine.tick();
                 }

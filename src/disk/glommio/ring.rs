@@ -283,14 +283,15 @@ impl Future for Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
-        // It may be among those that stand in the ring, and its descriptor may be closed next.
-        self.ring.force();
         let mut reads = self.ring.reads.borrow_mut();
         if matches!(reads[id].state, State::Done(_)) {
             reads.remove(id);
-        } else {
-            reads[id].state = State::Abandoned;
+            return;
         }
+        reads[id].state = State::Abandoned;
+        drop(reads);
+        // It may be among those that stand in the ring, and its descriptor may be closed next.
+        self.ring.force();
     }
 }
 
