@@ -36,8 +36,8 @@ impl Line {
         self.rest_if(|| true, env.rest()).await;
     }
 
-    /// As [`Line::rest`], in this way, but only if that is still needed when its turn comes: those before it may have rested for
-    /// all. Whether it was.
+    /// As [`Line::rest`], in this way, but only if that is still needed when its turn comes: those before it may have
+    /// rested for all. Whether it was.
     pub async fn rest_if(&self, is_needed: impl Fn() -> bool, rest: impl Future<Output = ()>) -> bool {
         let number = self.next.get();
         self.next.set(number + 1);

@@ -98,13 +98,14 @@ const NOTHING: Counts = Counts {
 
 /// What a turn may cost.
 fn limit(case: Case) -> Counts {
-    // Measured 4 entries and 2 calls, whatever the protocol: while nothing else waits for the rings they are left alone. Sleep until there is something: for that the
+    // Measured 4 entries and 2 calls, whatever the protocol: while nothing else waits for the rings they are left alone.
+    // Sleep until there is something: for that the
     // epoll is polled, by a duplicate of its descriptor that is closed again, and tells by a receive that fails. It is
     // asked once then, and once more before the next sleep.
     let own = Counts { entries: 6.0, enters: 4.0, sleeps: 1.0, ..NOTHING };
     let own = Counts { sends: 1.0, receives: 1.0, sendto: 1.0, recvfrom: 2.0, others: 5.0, ..own };
-    // Measured 22 entries and 14 calls: each executor is woken by the other once. Sleep until then as well.
-    let other = Counts { messages: 2.0, entries: 24.0, enters: 16.0, sleeps: 3.0, wakes: 2.0, ..own };
+    // Measured 14 to 17 entries and 9 to 12 calls: each executor is woken by the other once. Sleep until then as well.
+    let other = Counts { messages: 2.0, entries: 23.0, enters: 15.0, sleeps: 3.0, wakes: 2.0, ..own };
     let read = if case.owner == 0 { own } else { other };
     if !case.is_set {
         return read;

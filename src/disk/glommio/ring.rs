@@ -11,6 +11,7 @@
 //!   it; so the ring ends only when nothing is under way.
 //! - A read whose future was dropped before it was handed over never is: by then its descriptor may be another file's.
 //! - While nobody attends, a read is handed over at once.
+//! - What waits here is as much as those who read have under way: their bounds are those of this.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

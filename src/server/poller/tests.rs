@@ -8,8 +8,8 @@ use super::super::socket::Socket;
 use super::*;
 use crate::base::PAGE_SIZE;
 use crate::disk::{Disk, File, OpenMode, OpenOptions};
-use crate::env::Queue;
 use crate::env::glommio::{GlommioEnv, Locked, spawn_executor};
+use crate::env::{Gate, Queue};
 use crate::metrics::Metrics;
 use crate::shard::mesh::Inbox;
 
@@ -28,6 +28,17 @@ impl Home for Alone {
     }
 }
 
+/// Has a poller run until it is told to end; then nobody is in the gate.
+fn begin(env: &GlommioEnv, poller: &Rc<Poller>, home: impl Home + 'static) -> Gate {
+    let over = Gate::new();
+    let (own, poller, guard) = (env.clone(), poller.clone(), over.enter());
+    env.spawn(Queue::Foreground, async move {
+        poller.run(&own, &home, &Metrics::default()).await;
+        drop(guard);
+    });
+    over
+}
+
 /// Runs `test` beside a poller, with the two ends of a connection: ours, and the client's.
 fn with_socket<F>(test: impl FnOnce(GlommioEnv, Rc<Poller>, Socket, TcpStream) -> F + Send + 'static)
 where
@@ -41,15 +52,7 @@ where
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let socket = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
-        let over = crate::env::Gate::new();
-        let guard = over.enter();
-        env.spawn(Queue::Foreground, {
-            let (env, poller) = (env.clone(), poller.clone());
-            async move {
-                poller.run(&env, &Alone, &Metrics::default()).await;
-                drop(guard);
-            }
-        });
+        let over = begin(&env, &poller, Alone);
         test(env.clone(), poller.clone(), socket, client).await;
         poller.end();
         over.empty().await;
@@ -228,15 +231,7 @@ fn reads_of_the_disk_are_attended_to_until_the_end() {
         let read = async |page: u8| file.read_at(u64::from(page) * PAGE_SIZE as u64, PAGE_SIZE).await;
         // Not open yet.
         assert!(read(1).await.unwrap().iter().all(|byte| *byte == 1));
-        let over = crate::env::Gate::new();
-        let guard = over.enter();
-        env.spawn(Queue::Foreground, {
-            let (env, poller) = (env.clone(), poller.clone());
-            async move {
-                poller.run(&env, &Alone, &Metrics::default()).await;
-                drop(guard);
-            }
-        });
+        let over = begin(&env, &poller, Alone);
         for round in 0..50u8 {
             if round % 2 == 0 {
                 env.sleep(Duration::from_millis(2)).await; // it sleeps
@@ -291,15 +286,7 @@ fn who_is_at_home_hears_of_what_others_send_however_the_poller_is() {
     let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
         let env = GlommioEnv::new(&root).await.unwrap();
         let poller = Poller::new(true, env.now(), None).unwrap();
-        let over = crate::env::Gate::new();
-        let guard = over.enter();
-        env.spawn(Queue::Foreground, {
-            let (env, poller, home) = (env.clone(), poller.clone(), Shared(at_home.clone()));
-            async move {
-                poller.run(&env, &home, &Metrics::default()).await;
-                drop(guard);
-            }
-        });
+        let over = begin(&env, &poller, Shared(at_home.clone()));
         for n in 0..SIGNALS {
             at_home.signalled().await;
             heard.send(n).unwrap();
