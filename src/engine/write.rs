@@ -140,6 +140,7 @@ impl<E: Env> Engine<E> {
             WalRoom::Yes => {}
             WalRoom::Wait => return Ok(Room::Wait),
             WalRoom::Full(cause) => return Err(EngineError::Full(cause)),
+            WalRoom::Never => return Err(self.wal.longer_than_segment(bytes).into()),
         }
         let is_full = self.active_fill() >= self.options.memtable_bytes;
         if !is_full || self.sealed.borrow().len() < self.options.sealed_max {

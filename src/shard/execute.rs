@@ -498,7 +498,9 @@ pub(super) fn refusal(error: EngineError) -> Refusal {
         EngineError::RangeTooLong { .. } => Code::BatchTooLarge,
         EngineError::Table(TableError::Disk(_)) | EngineError::Disk(_) => Code::Io,
         EngineError::Table(_) => Code::Corrupt,
-        EngineError::Wal(WalError::TooLarge { .. }) => Code::BatchTooLarge,
+        EngineError::Wal(WalError::TooLarge { .. } | WalError::LongerThanSegment { .. }) => {
+            Code::BatchTooLarge
+        }
         EngineError::Wal(_) | EngineError::Manifest(_) => Code::Internal,
     };
     if matches!(code, Code::Corrupt | Code::Io | Code::Internal) {

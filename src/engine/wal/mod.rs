@@ -57,6 +57,14 @@ pub enum WalError {
         /// Encoded bytes asked for.
         bytes: usize,
     },
+    /// A write is longer than what a segment holds: it would wait for room for ever.
+    #[error("a write of {bytes} bytes is more than a segment of this log holds ({most} bytes)")]
+    LongerThanSegment {
+        /// Encoded bytes asked for, at most.
+        bytes: usize,
+        /// What a segment has room for.
+        most: usize,
+    },
     /// Damage in the middle of a log: acknowledged writes are lost.
     #[error(
         "{path}: damaged at byte {offset}, and it is not the end of the log; lost: {lost}; restore this file from a copy, or save the rest with atlaskv-inspect salvage; atlaskv-inspect wal {path} shows what is readable"

@@ -361,6 +361,30 @@ fn a_slow_write_is_not_taken_for_rot_after_a_crash() {
     }
 }
 
+/// Whoever asked for room for more than a segment holds was told to wait, for ever.
+#[test]
+fn what_no_segment_holds_is_not_waited_for() {
+    let (world, env) = SimEnv::fresh(14);
+    world.run(async {
+        env.disk().create_dir("wal").await.unwrap();
+        let wal = Wal::create(&env, LogId(1), options(2)).await.unwrap();
+        let tablet = wal.add_tablet(TabletId(0), 1, EntryIndex::ZERO, EntryIndex::ZERO);
+        wal.start();
+        let most = wal.op_bytes_max();
+        for round in 0..3 {
+            assert_eq!(wal.room(most + 1), WalRoom::Never, "round {round}");
+            let changed = wal.durable_changed();
+            changed.until(|| wal.room(most) == WalRoom::Yes).await;
+            let key = format!("key{round}");
+            let overhead = put(key.as_bytes(), b"").encoded_len();
+            let value = vec![1; most - overhead - 4];
+            let appended = wal.append(tablet, &[put(key.as_bytes(), &value)]).unwrap();
+            changed.until(|| wal.durable() >= appended.block).await;
+        }
+        wal.close().await.unwrap();
+    });
+}
+
 #[test]
 fn segments_are_recycled_and_their_old_blocks_are_never_taken_for_new_ones() {
     let (world, env) = SimEnv::fresh(5);
@@ -467,6 +491,7 @@ fn a_full_disk_refuses_appends_and_space_brings_them_back() {
                     false
                 }
                 WalRoom::Wait => false,
+                WalRoom::Never => panic!("a segment takes it"),
                 WalRoom::Full(cause) => {
                     assert!(cause.contains("wal/"), "{cause}");
                     true

@@ -57,6 +57,8 @@ pub enum WalRoom {
     Wait,
     /// It can't be prepared since the disk is full; tried again in the background.
     Full(String),
+    /// No segment takes it, however empty.
+    Never,
 }
 
 /// An entry of the open block.
@@ -235,6 +237,9 @@ impl<E: Env> Wal<E> {
 
     /// Whether an append of `bytes` of encoded operations would find its place.
     pub fn room(&self, bytes: usize) -> WalRoom {
+        if bytes > self.op_bytes_max() {
+            return WalRoom::Never;
+        }
         let state = self.state.borrow();
         let blocks = if self.splits(&state.open, bytes) {
             [state.open.bytes, RECORD_HEADER_BYTES + bytes]
@@ -266,6 +271,11 @@ impl<E: Env> Wal<E> {
         let payload = open.bytes + RECORD_HEADER_BYTES + bytes;
         let room = self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES;
         open.bytes > 0 && (payload > BLOCK_BYTES_MAX || page_align(BLOCK_HEADER_BYTES + payload) > room)
+    }
+
+    /// That no segment takes an append of `bytes`.
+    pub fn longer_than_segment(&self, bytes: usize) -> WalError {
+        WalError::LongerThanSegment { bytes, most: self.op_bytes_max() }
     }
 
     /// Largest encoded size of one operation's entry that a segment can hold.
