@@ -16,10 +16,11 @@ mod commands;
 mod ends;
 pub(in crate::server) mod kept;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use self::kept::{Abroad, KeptBack};
 use super::open::OpenConnections;
 use super::outbuffer::{BYTES_KEPT, OutBuffer};
 use super::poller::Poller;
+use super::sends::Sender;
 use super::socket::Socket;
 use crate::env::{Env, Notify, Queue};
 use crate::metrics::Metrics;
@@ -77,6 +79,8 @@ pub struct Connection<E: Env> {
     /// Takes in nothing until nothing is in flight.
     is_fenced: Cell<bool>,
     is_writing: Cell<bool>,
+    /// What is to be sent leaves with that of others, at the end of the turn.
+    sends_later: Cell<bool>,
     is_broken: Cell<bool>,
     /// The server drains.
     takes_no_more: Cell<bool>,
@@ -162,10 +166,30 @@ impl<E: Env> Outlet for Connection<E> {
     }
 
     fn flush(&self) {
-        self.send_or_keep();
-        self.let_owner_go_on();
-        self.follow_up();
-        self.moved.notify();
+        if !self.sends_later.get() && !self.send_or_keep() {
+            self.has_flushed();
+        }
+    }
+}
+
+impl<E: Env> Sender for Connection<E> {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn to_send(&self) -> Ref<'_, [u8]> {
+        let is_its_time = !self.is_writing.get() && !self.is_broken.get();
+        Ref::map(self.out.borrow(), |out| if is_its_time { out.unsent() } else { &[] })
+    }
+
+    fn sent(&self, len: usize) {
+        self.sends_later.set(false);
+        if len > 0 {
+            self.note_sent(len);
+        }
+        // What is left, if anything is.
+        self.write_now();
+        self.has_flushed();
     }
 }
 
@@ -209,6 +233,7 @@ impl<E: Env> Connection<E> {
             stalls: RefCell::new(Vec::new()),
             is_fenced: Cell::new(false),
             is_writing: Cell::new(false),
+            sends_later: Cell::new(false),
             is_broken: Cell::new(false),
             takes_no_more: Cell::new(false),
             waits_for_pause: Cell::new(false),
@@ -515,6 +540,15 @@ impl<E: Env> Connection<E> {
         self.out.borrow().unsent().len()
     }
 
+    /// Has what there is sent with that of others when the turn is over, if they are then sent together. Whether it will.
+    fn write_later(&self) -> bool {
+        let has_some = !self.is_writing.get() && !self.is_broken.get() && self.unsent() > 0;
+        if has_some && let Some(me) = self.me.borrow().upgrade() {
+            self.sends_later.set(self.socket.send_later(me));
+        }
+        self.sends_later.get()
+    }
+
     /// Sends what the socket takes now; a task sends the rest as it gets room.
     fn write_now(&self) {
         if self.is_writing.get() || self.is_broken.get() || self.unsent() == 0 {
@@ -543,11 +577,7 @@ impl<E: Env> Connection<E> {
             match sent {
                 Poll::Ready(Ok(len)) if len > 0 => {
                     most -= len;
-                    Metrics::add(&self.shard.metrics.bytes_out, len as u64);
-                    Metrics::add(&self.shard.metrics.sends, 1);
-                    self.out.borrow_mut().advance(len);
-                    self.give_back_sent();
-                    self.is_active(self.shard.env.now());
+                    self.note_sent(len);
                 }
                 Poll::Ready(result) => {
                     if let Err(error) = result {
@@ -560,6 +590,21 @@ impl<E: Env> Connection<E> {
             }
         }
         Poll::Ready(())
+    }
+
+    fn note_sent(&self, len: usize) {
+        Metrics::add(&self.shard.metrics.bytes_out, len as u64);
+        Metrics::add(&self.shard.metrics.sends, 1);
+        self.out.borrow_mut().advance(len);
+        self.give_back_sent();
+        self.is_active(self.shard.env.now());
+    }
+
+    /// Replies have left, as far as they can: whoever waits for that goes on.
+    fn has_flushed(&self) {
+        self.let_owner_go_on();
+        self.follow_up();
+        self.moved.notify();
     }
 
     fn give_back_sent(&self) {

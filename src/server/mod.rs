@@ -13,6 +13,7 @@ mod poller;
 pub mod preflight;
 mod redis;
 mod run;
+mod sends;
 mod serve;
 mod socket;
 

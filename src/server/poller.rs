@@ -27,6 +27,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use slab::Slab;
 
+use super::sends::{SendRing, Sender, Turn};
 use crate::disk::glommio::ReadRing;
 use crate::env::glommio::readable;
 use crate::env::{Env, Notify};
@@ -64,6 +65,10 @@ pub struct Poller {
     watched: RefCell<Slab<Rc<Watched>>>,
     /// What it attends to beside them.
     reads: Option<Rc<ReadRing>>,
+    /// Who sends at the end of this turn.
+    turn: Turn,
+    /// Whether a turn is going on whose end it waits for.
+    is_in_turn: Cell<bool>,
     /// Whether it may look on at all.
     may_spin: bool,
     mean_gap: Cell<Duration>,
@@ -121,6 +126,9 @@ pub trait Home {
     /// Whether a task is on its way that will send replies to what was asked.
     fn has_open_turn(&self) -> bool;
 
+    /// Has what came up since the end of the turn delivered.
+    fn end_turn(&self);
+
     /// From here on the poller looks for what other shards have sent, or no longer does.
     fn attend(&self, does: bool);
 
@@ -129,8 +137,13 @@ pub trait Home {
 }
 
 impl Poller {
-    /// For the sockets of this executor, whose clock says `now`, and its disk reads. `may_spin`: the core is its own.
-    pub fn new(may_spin: bool, now: Duration, reads: Option<Rc<ReadRing>>) -> io::Result<Rc<Poller>> {
+    /// For the sockets of this executor, whose clock says `now`, and its disk reads; `sends` is for theirs. `may_spin`: the core is its own.
+    pub fn new(
+        may_spin: bool,
+        now: Duration,
+        reads: Option<Rc<ReadRing>>,
+        sends: Option<SendRing>,
+    ) -> io::Result<Rc<Poller>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         if let Some(reads) = &reads {
             epoll::add(&epoll, reads.fd(), EventData::new_u64(READS_KEY), EventFlags::IN)?;
@@ -139,6 +152,8 @@ impl Poller {
             epoll,
             watched: RefCell::default(),
             reads,
+            turn: Turn::new(sends),
+            is_in_turn: Cell::new(false),
             may_spin,
             mean_gap: Cell::new(GAP_COUNTED),
             seen_at: Cell::new(now),
@@ -236,14 +251,20 @@ impl Poller {
         home.look();
     }
 
-    /// Lets those run who were woken, to the end of their turn; then, if it `may`, has the rings seen to, if anything
+    /// Lets those run who were woken, to the end of their turn, and sends what they have to send; then, if it `may`, has the rings seen to, if anything
     /// waits for that. Whether it has. Each look at the rings is several system calls, some 10 us.
     async fn pass<E: Env>(&self, env: &E, home: &impl Home, may_rest: bool) -> bool {
+        self.is_in_turn.set(true);
         for _ in 0..TURN_YIELDS_MAX {
             env.yield_now().await;
             if !home.has_open_turn() {
                 break;
             }
+        }
+        self.is_in_turn.set(false);
+        if self.turn.end() {
+            // What was sent may let others go on.
+            home.end_turn();
         }
         let rests = may_rest && env.needs_rests();
         if rests {
@@ -363,6 +384,15 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watched.writing.wait(cx),
             result => Poll::Ready(result),
         }
+    }
+
+    /// Has `sender` send when the turn is over, with others. `false`: nobody waits for its end.
+    pub fn send_later(&self, sender: Rc<dyn Sender>) -> bool {
+        let waits = self.poller.is_in_turn.get();
+        if waits {
+            self.poller.turn.join(sender);
+        }
+        waits
     }
 
     /// When the poller last looked.

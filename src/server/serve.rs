@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::open::OpenConnections;
 use super::poller::{Home, Poller};
 use super::redis::{Setup, context_of};
+use super::sends::SendRing;
 use crate::base::LogId;
 use crate::disk::glommio::ReadRing;
 use crate::engine::manifest::State;
@@ -123,6 +124,10 @@ impl Home for AtHome {
         self.shard.has_open_turn()
     }
 
+    fn end_turn(&self) {
+        self.shard.end_turn();
+    }
+
     fn attend(&self, does: bool) {
         self.inbox.attend(does);
     }
@@ -151,10 +156,17 @@ pub async fn serve(seed: ShardSeed) {
             None
         }
     };
+    let sends = match SendRing::new() {
+        Ok(ring) => Some(ring),
+        Err(error) => {
+            tracing::warn!("replies are sent one by one, since there is no ring for them: {error}");
+            None
+        }
+    };
     if let Some(reads) = &reads {
         env.disk().read_through(reads.clone());
     }
-    let poller = match Poller::new(seed.may_spin, env.now(), reads) {
+    let poller = match Poller::new(seed.may_spin, env.now(), reads, sends) {
         Ok(poller) => poller,
         Err(error) => return tell(Event::Scanned(Err(format!("no epoll can be made: {error}")))),
     };

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 
 use super::poller::{Place, Poller};
+use super::sends::Sender;
 
 /// A connected socket. Reading and writing may be polled by different tasks.
 pub struct Socket {
@@ -41,6 +42,11 @@ impl Socket {
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         self.place.poll_write(cx, || Ok(retry(|| send(&self.stream, bytes, flags))?))
+    }
+
+    /// Has `sender`, whose socket this is, send when the turn is over, if the poller waits for that. Whether it does.
+    pub fn send_later(&self, sender: Rc<dyn Sender>) -> bool {
+        self.place.send_later(sender)
     }
 
     /// When its poller last looked for what has come, on the executor's clock: about when what is read now came. While
@@ -80,6 +86,12 @@ impl Socket {
     /// A second handle to the same connection, to be moved to another executor. This one is dropped after.
     pub fn duplicate(&self) -> io::Result<std::net::TcpStream> {
         self.stream.try_clone()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

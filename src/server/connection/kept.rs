@@ -100,8 +100,8 @@ impl Abroad {
 }
 
 impl<E: Env> Connection<E> {
-    /// Sends what there is, unless it is little and more will come soon.
-    pub(super) fn send_or_keep(&self) {
+    /// Sends what there is, unless it is little and more will come soon. Whether it will leave later in this turn.
+    pub(super) fn send_or_keep(&self) -> bool {
         let is_little = (1..SEND_BYTES).contains(&self.unsent()) && !self.is_writing.get();
         if is_little && !self.is_broken.get() && self.abroad.is_awaited() {
             if self.abroad.until.get().is_none() {
@@ -109,10 +109,14 @@ impl<E: Env> Connection<E> {
                 self.abroad.until.set(Some(until));
                 self.kept_back.add(&self.shard.env, self.me.borrow().clone(), until);
             }
-            return;
+            return false;
         }
         self.abroad.until.set(None);
-        self.write_now();
+        let is_later = self.write_later();
+        if !is_later {
+            self.write_now();
+        }
+        is_later
     }
 
     /// What was kept back until other shards have answered so many requests leaves now.

@@ -1,7 +1,10 @@
 //! Real sockets on a real executor.
 
+use std::cell::Ref;
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::super::socket::Socket;
@@ -20,6 +23,8 @@ impl Home for Alone {
     fn has_open_turn(&self) -> bool {
         false
     }
+
+    fn end_turn(&self) {}
 
     fn attend(&self, _: bool) {}
 
@@ -48,7 +53,7 @@ where
     let root = dir.path().to_path_buf();
     let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
         let env = GlommioEnv::new(&root).await.unwrap();
-        let poller = Poller::new(true, env.now(), None).unwrap();
+        let poller = Poller::new(true, env.now(), None, None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let socket = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
@@ -197,7 +202,7 @@ fn with_nothing_to_do_it_looks_at_nothing() {
 
 #[test]
 fn it_looks_on_only_as_long_as_requests_come_fast() {
-    let poller = Poller::new(true, Duration::ZERO, None).unwrap();
+    let poller = Poller::new(true, Duration::ZERO, None, None).unwrap();
     assert_eq!(poller.patience(), Duration::ZERO, "nothing is known yet");
     (0..100).for_each(|_| poller.count_gap(Duration::from_micros(20)));
     let patience = poller.patience();
@@ -220,7 +225,7 @@ fn reads_of_the_disk_are_attended_to_until_the_end() {
         let env = GlommioEnv::new(&root).await.unwrap();
         let ring = Rc::new(ReadRing::new().unwrap());
         env.disk().read_through(ring.clone());
-        let poller = Poller::new(true, env.now(), Some(ring.clone())).unwrap();
+        let poller = Poller::new(true, env.now(), Some(ring.clone()), None).unwrap();
         let options = OpenOptions { mode: OpenMode::CreateNew, dsync: false };
         let file = Rc::new(env.disk().open("pages", options).await.unwrap());
         for page in 0..64 {
@@ -269,6 +274,8 @@ fn who_is_at_home_hears_of_what_others_send_however_the_poller_is() {
             false
         }
 
+        fn end_turn(&self) {}
+
         fn attend(&self, does: bool) {
             self.0.attend(does);
         }
@@ -285,7 +292,7 @@ fn who_is_at_home_hears_of_what_others_send_however_the_poller_is() {
     let at_home = inbox.clone();
     let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
         let env = GlommioEnv::new(&root).await.unwrap();
-        let poller = Poller::new(true, env.now(), None).unwrap();
+        let poller = Poller::new(true, env.now(), None, None).unwrap();
         let over = begin(&env, &poller, Shared(at_home.clone()));
         for n in 0..SIGNALS {
             at_home.signalled().await;
@@ -307,4 +314,102 @@ fn who_is_at_home_hears_of_what_others_send_however_the_poller_is() {
         assert_eq!(hears.recv_timeout(Duration::from_secs(20)), Ok(n), "a signal is lost");
     }
     executor.join().unwrap();
+}
+
+/// A client whose reply leaves at the end of the turn in which it was made.
+struct Replier {
+    socket: Socket,
+    reply: RefCell<Vec<u8>>,
+}
+
+impl Sender for Replier {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn to_send(&self) -> Ref<'_, [u8]> {
+        Ref::map(self.reply.borrow(), |reply| &reply[..])
+    }
+
+    fn sent(&self, len: usize) {
+        assert_eq!(len, self.reply.borrow().len(), "the socket has room");
+        self.reply.borrow_mut().clear();
+    }
+}
+
+/// Those whose requests came together are answered together, and the turn is ended once more after it. Whoever answers
+/// at another time sends by itself.
+#[test]
+fn what_is_answered_in_a_turn_leaves_at_its_end() {
+    struct Turns(Rc<Cell<u32>>);
+    impl Home for Turns {
+        fn has_open_turn(&self) -> bool {
+            false
+        }
+
+        fn end_turn(&self) {
+            self.0.set(self.0.get() + 1);
+        }
+
+        fn attend(&self, _: bool) {}
+
+        fn look(&self) -> bool {
+            false
+        }
+    }
+    const CLIENTS: usize = 9;
+    const ROUNDS: u32 = 50;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_path_buf();
+    let executor = spawn_executor("poller-test", None, Locked::ample(1 << 20), move || async move {
+        let env = GlommioEnv::new(&root).await.unwrap();
+        let sends = SendRing::new().unwrap();
+        let poller = Poller::new(true, env.now(), None, Some(sends)).unwrap();
+        let turns = Rc::new(Cell::new(0));
+        let over = begin(&env, &poller, Turns(turns.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut clients, done) = (Vec::new(), Gate::new());
+        let (together, alone) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        for _ in 0..CLIENTS {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let socket = Socket::adopt(listener.accept().unwrap().0, &poller).unwrap();
+            let replier = Rc::new(Replier { socket, reply: RefCell::default() });
+            assert!(!replier.socket.send_later(replier.clone()), "no turn is going on");
+            let (guard, together, alone) = (done.enter(), together.clone(), alone.clone());
+            env.spawn(Queue::Foreground, async move {
+                for _ in 0..ROUNDS {
+                    let request = read(&replier.socket, 100).await;
+                    replier.reply.replace(request);
+                    if replier.socket.send_later(replier.clone()) {
+                        together.set(together.get() + 1);
+                    } else {
+                        alone.set(alone.get() + 1);
+                        let reply = replier.reply.take();
+                        poll_fn(|cx| replier.socket.poll_write(cx, &reply)).await.unwrap();
+                    }
+                }
+                drop(guard);
+            });
+        }
+        let clients = std::thread::spawn(move || {
+            for round in 0..ROUNDS {
+                let request = |client: usize| [round as u8, client as u8];
+                (0..CLIENTS).for_each(|n| clients[n].write_all(&request(n)).unwrap());
+                for (n, client) in clients.iter_mut().enumerate() {
+                    let mut reply = [0; 2];
+                    client.read_exact(&mut reply).unwrap();
+                    assert_eq!(reply, request(n), "round {round}");
+                }
+            }
+        });
+        done.empty().await;
+        clients.join().unwrap();
+        // Of some the poller was not told when they were read: they were there when the task came to read.
+        let all = (together.get(), alone.get());
+        assert_eq!(all.0 + all.1, CLIENTS as u32 * ROUNDS);
+        assert!(all.0 > all.1 && turns.get() > 0, "{all:?} together and alone, {} turns", turns.get());
+        poller.end();
+        over.empty().await;
+    });
+    executor.unwrap().join().unwrap();
 }
