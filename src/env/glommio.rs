@@ -46,6 +46,8 @@ const START_PREEMPT: Duration = Duration::from_secs(2);
 /// 4096 entries 17.
 const RING_ENTRIES: usize = 4096;
 const RING_ENTRIES_MIN: usize = 128;
+/// Entries of the ring by which a server's replies leave.
+pub const SEND_RING_ENTRIES: u32 = 128;
 /// Rings of an executor. The runtime registers its I/O memory with each of them.
 const RINGS: usize = 3;
 /// Less I/O memory than this the runtime does not register.
@@ -147,9 +149,9 @@ impl Locked {
         Locked { ring_entries: RING_ENTRIES, io_bytes }
     }
 
-    /// The same for each of `executors`, each with a ring for reads beside, within half of `limit` bytes, so that the next process can start while the
-    /// kernel still clears up behind this one, and rings within half of that; with the smallest rings within all of
-    /// it. `Err`: the least they need.
+    /// The same for each of `executors`, each with a ring for reads and one for sends beside, within half of `limit`
+    /// bytes, so that the next process can start while the kernel still clears up behind this one, and rings within
+    /// half of that; with the smallest rings within all of it. `Err`: the least they need.
     pub fn within(limit: u64, executors: usize, io_bytes: usize) -> Result<Locked, u64> {
         let rings = |entries| (executors * RINGS * ring_bytes(entries)) as u64;
         let mut ring_entries = RING_ENTRIES;
@@ -159,9 +161,10 @@ impl Locked {
         if rings(ring_entries) > limit {
             return Err(rings(ring_entries));
         }
-        // Without that one a shard does as well.
-        let for_reads = (executors * ring_bytes(READ_RING_ENTRIES as usize)) as u64;
-        let left = (limit / 2).saturating_sub(rings(ring_entries) + for_reads) / (executors * RINGS) as u64;
+        // Without these a shard does as well.
+        let beside = ring_bytes(READ_RING_ENTRIES as usize) + ring_bytes(SEND_RING_ENTRIES as usize);
+        let beside = (executors * beside) as u64;
+        let left = (limit / 2).saturating_sub(rings(ring_entries) + beside) / (executors * RINGS) as u64;
         let left = usize::try_from(left).unwrap_or(usize::MAX) / PAGE_SIZE * PAGE_SIZE;
         Ok(Locked { ring_entries, io_bytes: left.clamp(IO_BYTES_MIN, io_bytes.max(IO_BYTES_MIN)) })
     }

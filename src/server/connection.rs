@@ -265,6 +265,10 @@ impl<E: Env> Connection<E> {
         }
         // Its task may still send for a moment; what it sends is little by then.
         connection.give_up();
+        if end == End::Broken {
+            // Whoever was about to go on for it does not.
+            connection.abandon();
+        }
         if end == End::OutOfStep {
             connection.linger().await;
         }

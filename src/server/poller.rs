@@ -1,8 +1,9 @@
 //! Which sockets of a shard have bytes, or room for more: one epoll for all of them.
 //!
 //! Each socket is watched from its adoption to its end, edge-triggered: what is ready stays noted here until a call of
-//! the socket finds that there is no more. So a request costs no system call but its receive and its send, and those
-//! that came together are seen together, with one `epoll_wait`. The epoll itself is what the ring polls, and only when
+//! the socket finds that there is no more. So a request costs no system call but its receive and, if it is alone, its send; and those
+//! that came together are seen together, with one `epoll_wait`, and answered together, with one entry into the kernel
+//! ([`sends`](super::sends)). The epoll itself is what the ring polls, and only when
 //! nothing has come for a while. (Before, each socket was polled in the ring anew for each request.)
 //!
 //! It attends to the ring for reads as well: what of the disk has come is looked at together with the sockets, some at a
@@ -137,7 +138,8 @@ pub trait Home {
 }
 
 impl Poller {
-    /// For the sockets of this executor, whose clock says `now`, and its disk reads; `sends` is for theirs. `may_spin`: the core is its own.
+    /// For the sockets of this executor, whose clock says `now`, and its disk reads; replies of a turn go through
+    /// `sends`. `may_spin`: the core is its own.
     pub fn new(
         may_spin: bool,
         now: Duration,
@@ -388,11 +390,7 @@ impl Place {
 
     /// Has `sender` send when the turn is over, with others. `false`: nobody waits for its end.
     pub fn send_later(&self, sender: Rc<dyn Sender>) -> bool {
-        let waits = self.poller.is_in_turn.get();
-        if waits {
-            self.poller.turn.join(sender);
-        }
-        waits
+        self.poller.is_in_turn.get() && self.poller.turn.join(sender)
     }
 
     /// When the poller last looked.

@@ -12,8 +12,10 @@ use std::rc::Rc;
 use io_uring::{IoUring, opcode, types};
 use smallvec::SmallVec;
 
+use crate::env::glommio::SEND_RING_ENTRIES;
+
 /// Sends that enter the kernel together, at most.
-const ENTRIES: usize = 128;
+const MOST: usize = SEND_RING_ENTRIES as usize;
 /// Bytes of one, at most.
 const BYTES_MAX: usize = 64 << 10;
 /// For fewer, calls of their own cost no more.
@@ -28,7 +30,8 @@ pub trait Sender {
     fn to_send(&self) -> Ref<'_, [u8]>;
 
     /// The socket took so many bytes of that. 0: it has no room, or is broken, or was not asked: a send of its own will
-    /// tell. May be called though nothing was to be sent.
+    /// tell. May be called though nothing was to be sent. It must not send for others: what they have to send may have
+    /// left already, and they are told next.
     fn sent(&self, len: usize);
 }
 
@@ -40,21 +43,16 @@ pub struct SendRing {
 impl SendRing {
     /// Errors: no memory may be locked for it; a kernel that has no rings.
     pub fn new() -> io::Result<SendRing> {
-        let entries = ENTRIES as u32;
-        // Nothing that a socket has to tell interrupts the thread. From 5.19 on.
-        let ring =
-            IoUring::builder().setup_coop_taskrun().build(entries).or_else(|_| IoUring::new(entries))?;
-        Ok(SendRing { ring: ring.into() })
+        Ok(SendRing { ring: IoUring::new(SEND_RING_ENTRIES)?.into() })
     }
 
     /// Has each of `senders` send what its socket takes now.
-    fn send(&self, senders: &[Rc<dyn Sender>]) -> SmallVec<[usize; ENTRIES]> {
-        assert!(senders.len() <= ENTRIES, "as many as the ring has room for");
+    fn send(&self, senders: &[Rc<dyn Sender>]) -> SmallVec<[usize; MOST]> {
+        assert!(senders.len() <= MOST, "as many as the ring has room for");
         let mut ring = self.ring.borrow_mut();
         let mut lens = SmallVec::from_elem(0, senders.len());
         // Borrowed until the kernel is through with all of them.
-        let bytes: SmallVec<[Ref<'_, [u8]>; ENTRIES]> =
-            senders.iter().map(|sender| sender.to_send()).collect();
+        let bytes: SmallVec<[Ref<'_, [u8]>; MOST]> = senders.iter().map(|sender| sender.to_send()).collect();
         let mut under_way = 0;
         for (place, (sender, bytes)) in
             senders.iter().zip(&bytes).enumerate().filter(|(_, (_, b))| !b.is_empty())
@@ -104,15 +102,19 @@ impl Turn {
         Turn { ring, senders: RefCell::default() }
     }
 
-    /// Takes one more.
-    pub fn join(&self, sender: Rc<dyn Sender>) {
-        self.senders.borrow_mut().push(sender);
+    /// Takes one more; once, until it is told. `false`: all send by themselves.
+    pub fn join(&self, sender: Rc<dyn Sender>) -> bool {
+        if self.ring.is_some() {
+            self.senders.borrow_mut().push(sender);
+        }
+        self.ring.is_some()
     }
 
     /// Sends for all who have joined, and tells them. Whether there were any.
     pub fn end(&self) -> bool {
-        let senders = self.senders.take();
-        for some in senders.chunks(ENTRIES) {
+        let mut senders = self.senders.take();
+        let had_some = !senders.is_empty();
+        for some in senders.chunks(MOST) {
             match &self.ring {
                 Some(ring) if some.len() >= TOGETHER_MIN => {
                     let lens = ring.send(some);
@@ -121,7 +123,10 @@ impl Turn {
                 _ => some.iter().for_each(|sender| sender.sent(0)),
             }
         }
-        !senders.is_empty()
+        senders.clear();
+        let left = self.senders.replace(senders);
+        assert!(left.is_empty(), "nobody joins while others are told");
+        had_some
     }
 }
 
@@ -167,51 +172,95 @@ mod tests {
         Rc::new(One { stream, bytes: RefCell::new(bytes.to_vec()), sent: Cell::new(None) })
     }
 
+    /// Until the socket takes no more, whatever comes of what is on its way.
+    fn fill(mut stream: &TcpStream) {
+        // What was queued may still be moved to the other side.
+        let mut refused = 0;
+        while refused < 3 {
+            let took = stream.write(&[0; 64 << 10]).is_ok_and(|len| len > 0);
+            refused = if took { 0 } else { refused + 1 };
+            if !took {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+    }
+
     /// Were one that is full, or whose peer is gone, waited for, the test would not end.
     #[test]
     fn each_sends_what_its_socket_takes_and_none_is_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        for count in [1, 2, 3, ENTRIES, ENTRIES + 1, 2 * ENTRIES + 7] {
-            let turn = Turn::new(Some(SendRing::new().unwrap()));
-            let (mut clients, mut senders) = (Vec::new(), Vec::new());
-            for n in 0..count {
-                let (client, server) = pair(&listener);
-                senders.push(one(server, format!("reply {n}").as_bytes()));
-                clients.push(client);
-            }
-            let (full_client, mut full) = pair(&listener);
-            while full.write(&[0; 64 << 10]).is_ok() {}
-            let full = one(full, b"no room");
-            let (gone_client, gone) = pair(&listener);
-            gone_client.set_nonblocking(true).unwrap();
-            drop(gone_client);
-            let gone = one(gone, b"nobody");
-            let idle = one(pair(&listener).1, b"");
-            for sender in senders.iter().chain([&full, &gone, &idle]) {
-                turn.join(sender.clone());
-            }
+        let (_full_client, full) = pair(&listener);
+        let turn = Turn::new(Some(SendRing::new().unwrap()));
+        let all: Vec<_> = (0..2 * MOST + 1).map(|_| pair(&listener)).collect();
+        for count in [1, 2, MOST - 1, MOST, MOST + 1, 2 * MOST + 1] {
+            let sender = |n: usize| one(all[n].1.try_clone().unwrap(), format!("reply {n}").as_bytes());
+            let senders: Vec<_> = (0..count).map(sender).collect();
+            senders.iter().for_each(|sender| assert!(turn.join(sender.clone())));
             assert!(turn.end());
-            for (n, (mut client, sender)) in clients.into_iter().zip(&senders).enumerate() {
+            for (n, sender) in senders.iter().enumerate() {
                 let reply = format!("reply {n}");
-                assert_eq!(sender.sent.get(), Some(reply.len()), "{count} at once");
-                let mut read = vec![0; reply.len()];
-                client.read_exact(&mut read).unwrap();
-                assert_eq!(read, reply.as_bytes());
+                // The last of 129 is alone.
+                let by_itself = count % MOST == 1 && n == count - 1;
+                assert_eq!(
+                    sender.sent.get(),
+                    Some(if by_itself { 0 } else { reply.len() }),
+                    "{n} of {count}"
+                );
+                if !by_itself {
+                    let mut read = vec![0; reply.len()];
+                    (&all[n].0).read_exact(&mut read).unwrap();
+                    assert_eq!(read, reply.as_bytes());
+                }
             }
-            assert_eq!((full.sent.get(), idle.sent.get()), (Some(0), Some(0)));
-            assert!(gone.sent.get().is_some(), "it may be told of a peer that has gone only later");
             assert!(!turn.end(), "all have left");
-            drop(full_client);
         }
+        let (gone_client, gone) = pair(&listener);
+        drop(gone_client);
+        let (gone, idle) = (one(gone, b"nobody"), one(pair(&listener).1, b""));
+        // Some of what it is full of may be moved to the other side in between.
+        let is_found_full = (0..100).any(|_| {
+            fill(&full);
+            let full = one(full.try_clone().unwrap(), b"no room");
+            [&full, &gone, &idle].into_iter().for_each(|sender| assert!(turn.join(sender.clone())));
+            assert!(turn.end());
+            assert_eq!(idle.sent.take(), Some(0));
+            assert!(gone.sent.take().is_some(), "it may be told of a peer that has gone only later");
+            full.sent.get() == Some(0)
+        });
+        assert!(is_found_full);
     }
 
     #[test]
-    fn without_a_ring_each_is_told_to_send_itself() {
+    fn a_socket_with_little_room_takes_a_part() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let turn = Turn::new(Some(SendRing::new().unwrap()));
+        let (client, server) = pair(&listener);
+        let other = one(pair(&listener).1, &[1; 1000]);
+        // More than the kernels hold between them.
+        let sender = one(server, &vec![7; 16 << 20]);
+        let mut sent = 0;
+        loop {
+            [&sender, &other].into_iter().for_each(|sender| sender.sent.set(None));
+            other.bytes.replace(vec![1]);
+            [&sender, &other].into_iter().for_each(|sender| assert!(turn.join(sender.clone())));
+            assert!(turn.end());
+            let len = sender.sent.get().unwrap();
+            assert!(len <= BYTES_MAX);
+            sent += len;
+            if len < BYTES_MAX {
+                break;
+            }
+        }
+        let mut read = vec![0; sent];
+        (&client).read_exact(&mut read).unwrap();
+        assert!(read.iter().all(|byte| *byte == 7) && sender.bytes.borrow().len() == (16 << 20) - sent);
+    }
+
+    #[test]
+    fn without_a_ring_each_sends_by_itself() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let turn = Turn::new(None);
-        let senders = [one(pair(&listener).1, b"a"), one(pair(&listener).1, b"b")];
-        senders.iter().for_each(|sender| turn.join(sender.clone()));
-        assert!(turn.end());
-        assert!(senders.iter().all(|sender| sender.sent.get() == Some(0)));
+        assert!(!turn.join(one(pair(&listener).1, b"a")));
+        assert!(!turn.end());
     }
 }
