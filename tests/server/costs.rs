@@ -155,6 +155,50 @@ fn requests_cost_no_more_calls_than_they_may() {
     assert!(excess.is_empty(), "more than may be (limit() in tests/server/costs.rs):\n{}", excess.join("\n"));
 }
 
+/// Clients whose requests come together are answered together: with one entry into the kernel, not a call each.
+#[test]
+fn replies_to_many_clients_enter_the_kernel_together() {
+    const CLIENTS: usize = 16;
+    let dir = disk_dir();
+    let server = Server::start(dir.path(), &["--cores", "1"]);
+    let mut client = connect(&server);
+    let mut raws: Vec<Raw> = (0..CLIENTS).map(|_| Raw::connect(server.address)).collect();
+    let Some(traced) = Traced::begin(server.pid(), "shard-") else {
+        println!("system calls can't be counted here: sends are, and not how they are made");
+        return;
+    };
+    let process = rustix::process::Pid::from_raw(server.pid() as i32).expect("it runs");
+    let signal = |signal| rustix::process::kill_process(process, signal).expect("it runs");
+    let mut request = Vec::new();
+    command(&mut request, &[b"GET", b"absent"]);
+    let attempt = |_| {
+        let (sends, so_far) = (metrics(&mut client).sends, Asked::so_far(server.pid(), Some(&traced)));
+        for _ in 0..TURNS {
+            // All are there when it looks again.
+            signal(rustix::process::Signal::STOP);
+            raws.iter_mut().for_each(|raw| raw.stream.write_all(&request).expect("the kernel takes it"));
+            signal(rustix::process::Signal::CONT);
+            for raw in &mut raws {
+                let mut reply = [0; b"$-1\r\n".len()];
+                raw.stream.read_exact(&mut reply).expect("the server answers");
+                assert_eq!(&reply, b"$-1\r\n");
+            }
+        }
+        let asked = Asked::so_far(server.pid(), Some(&traced));
+        let sends = metrics(&mut client).sends - sends;
+        assert!(sends >= (TURNS * CLIENTS) as u64, "{sends} sends in {TURNS} turns");
+        let alone = (asked.sendto - so_far.sendto) as f64 / TURNS as f64;
+        println!("{sends} sends in {TURNS} turns of {CLIENTS} clients, {alone:.2} calls of sendto a turn");
+        let most = 2.0;
+        (alone > most)
+            .then(|| format!("{alone:.2} calls of sendto a turn, and {most} are allowed"))
+            .into_iter()
+            .collect()
+    };
+    let excess = until_none((0..ATTEMPTS).map(attempt));
+    assert!(excess.is_empty(), "look at server/sends.rs: {excess:?}");
+}
+
 /// The first of these that is empty, or the shortest.
 fn until_none(attempts: impl Iterator<Item = Vec<String>>) -> Vec<String> {
     let mut least: Option<Vec<String>> = None;
