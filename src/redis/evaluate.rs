@@ -107,9 +107,11 @@ impl<K: Keyspace> Run<'_, K> {
         Ok(self.peek(key)?.is_some())
     }
 
-    fn put(&mut self, key: &[u8], value: Vec<u8>, expiry_ms: u64) {
-        assert!(value.len() <= self.space.value_bytes_max(), "a command checks before it writes");
+    /// Writes a value. One that is stored may be longer than may be now: the limit was another when it was written.
+    fn put(&mut self, key: &[u8], value: Vec<u8>, expiry_ms: u64) -> Outcome<(), K> {
+        self.check_len(value.len())?;
         self.space.put(key, value, expiry_ms);
+        Ok(())
     }
 
     /// That a value of so many bytes may be put.

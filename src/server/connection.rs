@@ -184,6 +184,9 @@ impl<E: Env> Sender for Connection<E> {
 
     fn sent(&self, len: usize) {
         self.sends_later.set(false);
+        if self.is_broken.get() {
+            return;
+        }
         if len > 0 {
             self.note_sent(len);
         }

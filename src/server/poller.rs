@@ -1,10 +1,10 @@
 //! Which sockets of a shard have bytes, or room for more: one epoll for all of them.
 //!
 //! Each socket is watched from its adoption to its end, edge-triggered: what is ready stays noted here until a call of
-//! the socket finds that there is no more. So a request costs no system call but its receive and, if it is alone, its send; and those
-//! that came together are seen together, with one `epoll_wait`, and answered together, with one entry into the kernel
-//! ([`sends`](super::sends)). The epoll itself is what the ring polls, and only when
-//! nothing has come for a while. (Before, each socket was polled in the ring anew for each request.)
+//! the socket finds that there is no more. So a request costs no system call but its receive and, if it is alone, its
+//! send; those that came together are seen together, with one `epoll_wait`, and answered together, with one entry into
+//! the kernel ([`sends`](super::sends)). The epoll itself is what the ring polls, and only when nothing has come for a
+//! while. (Before, each socket was polled in the ring anew for each request.)
 //!
 //! It attends to the ring for reads as well: what of the disk has come is looked at together with the sockets, some at a
 //! time, so that the first are answered, and others begun, before the last are seen to. And to what other shards send:
@@ -253,8 +253,9 @@ impl Poller {
         home.look();
     }
 
-    /// Lets those run who were woken, to the end of their turn, and sends what they have to send; then, if it `may`, has the rings seen to, if anything
-    /// waits for that. Whether it has. Each look at the rings is several system calls, some 10 us.
+    /// Lets those run who were woken, to the end of their turn, and sends what they have to send. Then, if it `may`, has
+    /// the rings seen to, if anything waits for that. Whether it has. Each look at the rings is several system calls,
+    /// some 10 us.
     async fn pass<E: Env>(&self, env: &E, home: &impl Home, may_rest: bool) -> bool {
         self.is_in_turn.set(true);
         for _ in 0..TURN_YIELDS_MAX {

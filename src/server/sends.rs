@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     struct One {
-        stream: TcpStream,
+        stream: Rc<TcpStream>,
         bytes: RefCell<Vec<u8>>,
         sent: Cell<Option<usize>>,
     }
@@ -168,8 +168,8 @@ mod tests {
         (client, server)
     }
 
-    fn one(stream: TcpStream, bytes: &[u8]) -> Rc<One> {
-        Rc::new(One { stream, bytes: RefCell::new(bytes.to_vec()), sent: Cell::new(None) })
+    fn one(stream: impl Into<Rc<TcpStream>>, bytes: &[u8]) -> Rc<One> {
+        Rc::new(One { stream: stream.into(), bytes: RefCell::new(bytes.to_vec()), sent: Cell::new(None) })
     }
 
     /// Until the socket takes no more, whatever comes of what is on its way.
@@ -191,9 +191,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (_full_client, full) = pair(&listener);
         let turn = Turn::new(Some(SendRing::new().unwrap()));
-        let all: Vec<_> = (0..2 * MOST + 1).map(|_| pair(&listener)).collect();
+        let all: Vec<(TcpStream, Rc<TcpStream>)> = (0..2 * MOST + 1)
+            .map(|_| pair(&listener))
+            .map(|(client, server)| (client, server.into()))
+            .collect();
         for count in [1, 2, MOST - 1, MOST, MOST + 1, 2 * MOST + 1] {
-            let sender = |n: usize| one(all[n].1.try_clone().unwrap(), format!("reply {n}").as_bytes());
+            let sender = |n: usize| one(all[n].1.clone(), format!("reply {n}").as_bytes());
             let senders: Vec<_> = (0..count).map(sender).collect();
             senders.iter().for_each(|sender| assert!(turn.join(sender.clone())));
             assert!(turn.end());
@@ -251,6 +254,7 @@ mod tests {
                 break;
             }
         }
+        assert!(sent >= BYTES_MAX && sent < 16 << 20, "{sent} bytes: it was full at the end, and not before");
         let mut read = vec![0; sent];
         (&client).read_exact(&mut read).unwrap();
         assert!(read.iter().all(|byte| *byte == 7) && sender.bytes.borrow().len() == (16 << 20) - sent);

@@ -58,7 +58,9 @@ pub enum WalError {
         bytes: usize,
     },
     /// A write is longer than what a segment holds: it would wait for room for ever.
-    #[error("a write of {bytes} bytes is more than a segment of this log holds ({most} bytes)")]
+    #[error(
+        "a write of {bytes} bytes is more than a segment of this log holds ({most} bytes): what is stored is longer than --max-value-size; start with the size that it was written with"
+    )]
     LongerThanSegment {
         /// Encoded bytes asked for, at most.
         bytes: usize,

@@ -30,7 +30,7 @@ impl<K: Keyspace> Run<'_, K> {
             }
         }
         if is_changed {
-            self.put(field.key, value, expiry_ms);
+            self.put(field.key, value, expiry_ms)?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ impl<K: Keyspace> Run<'_, K> {
             let (mut value, expiry_ms) = self.take(key, byte + 1)?;
             value.resize(len.max(byte + 1), 0);
             value[byte] = if bit { value[byte] | mask } else { value[byte] & !mask };
-            self.put(key, value, expiry_ms);
+            self.put(key, value, expiry_ms)?;
         }
         self.integer(i64::from(old))
     }
@@ -93,7 +93,7 @@ impl<K: Keyspace> Run<'_, K> {
             let cell = self.get(source)?;
             combine(operation, &mut result, cell.as_ref().map_or(&[], |cell| &cell.value));
         }
-        self.put(target, result, 0);
+        self.put(target, result, 0)?;
         self.len(len)
     }
 }

@@ -65,7 +65,7 @@ impl<K: Keyspace> Run<'_, K> {
         let is_refused = only_new && self.exists(target)?;
         if !is_refused && source != target {
             let (value, expiry_ms) = self.take(source, 0)?;
-            self.put(target, value, expiry_ms);
+            self.put(target, value, expiry_ms)?;
             self.space.delete(source);
         }
         if only_new { self.integer(i64::from(!is_refused)) } else { self.ok() }
@@ -75,7 +75,7 @@ impl<K: Keyspace> Run<'_, K> {
         let is_done = self.exists(source)? && (replaces || !self.exists(target)?);
         if is_done {
             let (value, expiry_ms) = self.take(source, 0)?;
-            self.put(target, value, expiry_ms);
+            self.put(target, value, expiry_ms)?;
         }
         self.integer(i64::from(is_done))
     }

@@ -22,7 +22,7 @@ impl<K: Keyspace> Run<'_, K> {
             Condition::Present => old.is_some(),
         };
         if is_done {
-            self.write_set(set, expiry, old);
+            self.write_set(set, expiry, old)?;
         }
         match (set.name, set.returns_old, is_done) {
             // The old value was the reply.
@@ -52,21 +52,22 @@ impl<K: Keyspace> Run<'_, K> {
         self.peek(set.key)
     }
 
-    fn write_set(&mut self, set: &Set<'_>, expiry: Option<i64>, old: Option<Meta>) {
+    fn write_set(&mut self, set: &Set<'_>, expiry: Option<i64>, old: Option<Meta>) -> Outcome<(), K> {
         match expiry {
             // It would be gone for whoever looks next; Redis keeps it until then.
             Some(ms) if self.is_past(ms) => {
                 if old.is_some() {
                     self.space.delete(set.key);
                 }
+                Ok(())
             }
             Some(ms) => {
                 let expiry_ms = self.storable(ms);
-                self.put(set.key, set.value.to_vec(), expiry_ms);
+                self.put(set.key, set.value.to_vec(), expiry_ms)
             }
             None => {
                 let kept = old.filter(|_| set.expiry == SetExpiry::Keep);
-                self.put(set.key, set.value.to_vec(), kept.map_or(0, |meta| meta.expiry_ms));
+                self.put(set.key, set.value.to_vec(), kept.map_or(0, |meta| meta.expiry_ms))
             }
         }
     }
@@ -110,7 +111,7 @@ impl<K: Keyspace> Run<'_, K> {
             }
         }
         for (key, value) in pairs {
-            self.put(key, value.to_vec(), 0);
+            self.put(key, value.to_vec(), 0)?;
         }
         if only_new { self.integer(1) } else { self.ok() }
     }
@@ -123,7 +124,7 @@ impl<K: Keyspace> Run<'_, K> {
         if old.is_none() || !tail.is_empty() {
             let (mut value, expiry_ms) = self.take(key, len)?;
             value.extend_from_slice(tail);
-            self.put(key, value, expiry_ms);
+            self.put(key, value, expiry_ms)?;
         }
         self.len(len)
     }
@@ -156,7 +157,7 @@ impl<K: Keyspace> Run<'_, K> {
         }
         value[offset..end].copy_from_slice(bytes);
         let len = value.len();
-        self.put(key, value, expiry_ms);
+        self.put(key, value, expiry_ms)?;
         self.len(len)
     }
 
@@ -167,8 +168,7 @@ impl<K: Keyspace> Run<'_, K> {
         };
         let sum = old.checked_add(delta).ok_or(Fault::Overflow)?;
         let text = sum.to_string().into_bytes();
-        self.check_len(text.len())?;
-        self.put(key, text, expiry_ms);
+        self.put(key, text, expiry_ms)?;
         self.integer(sum)
     }
 
@@ -178,10 +178,8 @@ impl<K: Keyspace> Run<'_, K> {
             None => (Extended::ZERO, 0),
         };
         let sum = old.checked_add(delta).and_then(Extended::to_text).ok_or(Fault::NotFinite)?;
-        self.check_len(sum.len())?;
         resp::bulk(self.out, sum.as_bytes());
-        self.put(key, sum.into_bytes(), expiry_ms);
-        Ok(())
+        self.put(key, sum.into_bytes(), expiry_ms)
     }
 
     /// The key's value to change, with room for `capacity` bytes, and its expiry. Empty if it does not exist.

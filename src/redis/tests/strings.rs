@@ -150,6 +150,32 @@ fn a_range_is_cut_at_both_ends_of_the_value() {
     ]);
 }
 
+/// A server that was started anew with a smaller limit ended at the first of these.
+#[test]
+fn what_is_stored_and_longer_than_may_be_now_can_be_read_and_not_written_again() {
+    let refusal = "-ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+    let mut redis = Redis::new();
+    redis.writes(1, "SET k 123456", "+OK");
+    redis.space.value_bytes_max = 4;
+    for command in [
+        "RENAME k other",
+        "RENAMENX k other",
+        "COPY k other",
+        "SETRANGE k 0 9",
+        "SETBIT k 7 0",
+        "BITOP AND other k",
+        "BITOP NOT other k",
+        "BITFIELD k GET u8 0 SET u8 0 1",
+        "APPEND k 7",
+    ] {
+        redis.writes(0, command, refusal);
+    }
+    redis.writes(0, "GET k", "$6 123456");
+    redis.writes(0, "BITFIELD k GET u8 0", "*1 :49");
+    redis.writes(0, "EXISTS other", ":0");
+    redis.writes(1, "SET k 1234", "+OK");
+}
+
 #[test]
 fn a_value_that_would_be_too_long_is_refused_and_nothing_written() {
     let refusal = "-ERR string exceeds maximum allowed size (proto-max-bulk-len)";
