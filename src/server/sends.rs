@@ -254,7 +254,10 @@ mod tests {
                 break;
             }
         }
-        assert!(sent >= BYTES_MAX && sent < 16 << 20, "{sent} bytes: it was full at the end, and not before");
+        assert!(
+            (BYTES_MAX..16 << 20).contains(&sent),
+            "{sent} bytes: it was full at the end, and not before"
+        );
         let mut read = vec![0; sent];
         (&client).read_exact(&mut read).unwrap();
         assert!(read.iter().all(|byte| *byte == 7) && sender.bytes.borrow().len() == (16 << 20) - sent);
