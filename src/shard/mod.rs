@@ -245,7 +245,7 @@ pub struct Shard<E: Env> {
     /// A task that ends the turn is on its way.
     ends_soon: Cell<bool>,
     /// Those who have their memory fetched and will be served in this turn.
-    fetching: Cell<u32>,
+    fetching: Gate,
     /// Requests that are gathered until the turn ends, by owner.
     outbound: RefCell<Vec<Requests>>,
     outbox: RefCell<Vec<Vec<Reply>>>,
@@ -315,7 +315,7 @@ impl<E: Env> Shard<E> {
             generation: Cell::new(0),
             dirty: RefCell::new(Vec::new()),
             ends_soon: Cell::new(false),
-            fetching: Cell::new(0),
+            fetching: Gate::new(),
             outbound: RefCell::new((0..peers).map(|_| Requests::default()).collect()),
             outbox: RefCell::new((0..peers).map(|_| Vec::new()).collect()),
             held: RefCell::new(Held::default()),
@@ -503,7 +503,7 @@ impl<E: Env> Shard<E> {
 
     /// Whether a task is on its way that ends the turn, or will be when what it needs was fetched.
     pub fn has_open_turn(&self) -> bool {
-        self.ends_soon.get() || self.fetching.get() > 0
+        self.ends_soon.get() || self.fetching.count() > 0
     }
 
     /// What wakes it when other shards have sent something.

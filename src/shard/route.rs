@@ -1,7 +1,6 @@
 //! From the bytes of a connection to the shards that own the keys.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::rc::Rc;
 
 use smallvec::SmallVec;
@@ -57,22 +56,6 @@ pub enum Dispatched {
         /// Bytes taken in.
         used: usize,
     },
-}
-
-/// One more who has memory fetched, until it is dropped.
-struct Fetches<'s>(&'s Cell<u32>);
-
-impl Fetches<'_> {
-    fn begin(fetching: &Cell<u32>) -> Fetches<'_> {
-        fetching.set(fetching.get() + 1);
-        Fetches(fetching)
-    }
-}
-
-impl Drop for Fetches<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl<E: Env> Shard<E> {
@@ -239,7 +222,7 @@ impl<E: Env> Shard<E> {
             return;
         }
         let hash = self.engine.hash(key);
-        let _fetches = Fetches::begin(&self.fetching);
+        let _fetches = self.fetching.enter();
         for half in Half::ALL {
             self.engine.fetch_half(hash, half);
             self.env.yield_now().await;

@@ -163,14 +163,12 @@ fn replies_to_many_clients_enter_the_kernel_together() {
     let server = Server::start(dir.path(), &["--cores", "1"]);
     let mut client = connect(&server);
     let mut raws: Vec<Raw> = (0..CLIENTS).map(|_| Raw::connect(server.address)).collect();
-    let Some(traced) = Traced::begin(server.pid(), "shard-") else {
-        println!("system calls can't be counted here, and so not how replies are sent");
-        return;
-    };
+    // Where that can't be, only the sends themselves are counted.
+    let traced = Traced::begin(server.pid(), "shard-");
     let mut request = Vec::new();
     command(&mut request, &[b"GET", b"absent"]);
     let attempt = |_| {
-        let (sends, so_far) = (metrics(&mut client).sends, Asked::so_far(server.pid(), Some(&traced)));
+        let (sends, so_far) = (metrics(&mut client).sends, Asked::so_far(server.pid(), traced.as_ref()));
         for _ in 0..TURNS {
             // Who is traced takes long to wake up: nearly all are there when it looks.
             raws.iter_mut().for_each(|raw| raw.stream.write_all(&request).expect("the kernel takes it"));
@@ -180,7 +178,7 @@ fn replies_to_many_clients_enter_the_kernel_together() {
                 assert_eq!(&reply, b"$-1\r\n");
             }
         }
-        let asked = Asked::so_far(server.pid(), Some(&traced));
+        let asked = Asked::so_far(server.pid(), traced.as_ref());
         let sends = metrics(&mut client).sends - sends;
         assert!(sends >= (TURNS * CLIENTS) as u64, "{sends} sends in {TURNS} turns");
         let alone = (asked.sendto - so_far.sendto) as f64 / TURNS as f64;
