@@ -99,9 +99,7 @@ impl<E: Env> Outlet for Connection<E> {
         assert!(replies.frame_bytes <= self.in_flight_bytes.get(), "no more is answered than was taken in");
         self.in_flight.set(self.in_flight.get() - replies.count);
         self.in_flight_bytes.set(self.in_flight_bytes.get() - replies.frame_bytes);
-        if owner != self.shard.id {
-            self.abroad.answer(replies.count);
-        }
+        self.abroad.answer(replies.count, owner != self.shard.id);
         if self.in_flight.get() == 0 {
             assert!(self.in_flight_bytes.get() == 0, "all bytes are of requests");
             self.is_fenced.set(false);
@@ -123,6 +121,7 @@ impl<E: Env> Outlet for Connection<E> {
     }
 
     fn accept(&self, bytes: usize) {
+        self.abroad.take();
         self.in_flight.set(self.in_flight.get() + 1);
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
     }
@@ -603,6 +602,9 @@ impl<E: Env> Connection<E> {
         Metrics::add(&self.shard.metrics.bytes_out, len as u64);
         Metrics::add(&self.shard.metrics.sends, 1);
         self.out.borrow_mut().advance(len);
+        if self.unsent() == 0 {
+            self.abroad.sent();
+        }
         self.give_back_sent();
         self.is_active(self.shard.env.now());
     }

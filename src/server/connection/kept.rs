@@ -2,7 +2,7 @@
 //! pipeline. Sent as they come, its replies are as many sends as shards, and as many pipelines from then on, each a
 //! part of the one before: the client asks anew for what was answered.
 //!
-//! So few replies are kept back until other shards have answered what they were asked before, for
+//! So few replies are kept back until all shards, this one included, have answered what they were asked before, for
 //! two [ticks](TICK) at most; after that nothing waits for these any more. Who has asked no other shard is not kept
 //! waiting.
 
@@ -69,33 +69,52 @@ impl<E: Env> KeptBack<E> {
     }
 }
 
-/// What a connection has asked other shards.
+/// What of a connection's requests is still to be answered, and where.
 #[derive(Default)]
 pub(super) struct Abroad {
-    /// Requests, ever.
-    asked: Cell<u64>,
+    /// Requests taken in, ever.
+    taken: Cell<u64>,
     /// Of these, how many are answered.
     answered: Cell<u64>,
-    /// Replies are kept back until so many are.
+    /// How many other shards have been asked, and have not answered yet.
+    abroad: Cell<u64>,
+    /// An answer of another shard is among what was not sent yet.
+    has_some: Cell<bool>,
+    /// Replies are kept back until so many are answered.
     until: Cell<Option<u64>>,
     /// Nothing waits for so many of them any more.
     too_late: Cell<u64>,
 }
 
 impl Abroad {
+    pub fn take(&self) {
+        self.taken.set(self.taken.get() + 1);
+    }
+
     pub fn ask(&self, count: u32) {
-        self.asked.set(self.asked.get() + u64::from(count));
+        self.abroad.set(self.abroad.get() + u64::from(count));
     }
 
-    pub fn answer(&self, count: u32) {
+    pub fn answer(&self, count: u32, is_from_abroad: bool) {
         self.answered.set(self.answered.get() + u64::from(count));
-        assert!(self.answered.get() <= self.asked.get(), "other shards answer what they were asked");
+        assert!(self.answered.get() <= self.taken.get(), "no more is answered than was taken in");
+        if is_from_abroad {
+            let left = self.abroad.get().checked_sub(u64::from(count));
+            self.abroad.set(left.expect("other shards answer what they were asked"));
+            self.has_some.set(true);
+        }
     }
 
-    /// Whether some replies are worth waiting for.
+    /// All that was answered has left.
+    pub fn sent(&self) {
+        self.has_some.set(false);
+    }
+
+    /// Whether some replies are worth waiting for: only where several shards were asked.
     fn is_awaited(&self) -> bool {
-        let until = self.until.get().unwrap_or(self.asked.get());
-        self.answered.get() < until && until > self.too_late.get()
+        let until = self.until.get().unwrap_or(self.taken.get());
+        let is_spread = self.abroad.get() > 0 || self.has_some.get();
+        is_spread && self.answered.get() < until && until > self.too_late.get()
     }
 }
 
@@ -105,7 +124,7 @@ impl<E: Env> Connection<E> {
         let is_little = (1..SEND_BYTES).contains(&self.unsent()) && !self.is_writing.get();
         if is_little && !self.is_broken.get() && self.abroad.is_awaited() {
             if self.abroad.until.get().is_none() {
-                let until = self.abroad.asked.get();
+                let until = self.abroad.taken.get();
                 self.abroad.until.set(Some(until));
                 self.kept_back.add(&self.shard.env, self.me.borrow().clone(), until);
             }
@@ -136,32 +155,56 @@ impl<E: Env> Connection<E> {
 mod tests {
     use super::*;
 
+    /// As many requests taken in, some of them for other shards.
+    fn take(abroad: &Abroad, count: u32, of_others: u32) {
+        (0..count).for_each(|_| abroad.take());
+        abroad.ask(of_others);
+    }
+
     #[test]
     fn replies_wait_for_what_was_asked_before_and_only_once() {
         let abroad = Abroad::default();
         assert!(!abroad.is_awaited(), "nothing was asked");
-        abroad.ask(3);
+        take(&abroad, 3, 3);
         assert!(abroad.is_awaited());
         abroad.until.set(Some(3));
         // What is asked meanwhile is not waited for.
-        abroad.ask(2);
-        abroad.answer(2);
+        take(&abroad, 2, 2);
+        abroad.answer(2, true);
         assert!(abroad.is_awaited());
-        abroad.answer(1);
+        abroad.answer(1, true);
         assert!(!abroad.is_awaited());
         abroad.until.set(None);
         assert!(abroad.is_awaited(), "the next ones wait for what was asked since");
         abroad.too_late.set(5);
         assert!(!abroad.is_awaited(), "that took too long");
-        abroad.ask(1);
+        take(&abroad, 1, 1);
         assert!(abroad.is_awaited());
-        abroad.answer(3);
+        abroad.answer(3, true);
         assert!(!abroad.is_awaited());
+    }
+
+    #[test]
+    fn answers_of_other_shards_wait_for_those_of_this_one_and_its_own_for_nobody() {
+        let abroad = Abroad::default();
+        take(&abroad, 3, 0);
+        abroad.answer(1, false);
+        assert!(!abroad.is_awaited(), "no other shard was asked");
+        take(&abroad, 1, 1);
+        assert!(abroad.is_awaited());
+        abroad.answer(1, true);
+        assert!(abroad.is_awaited(), "the other shard was first");
+        abroad.answer(1, false);
+        assert!(abroad.is_awaited());
+        abroad.sent();
+        assert!(!abroad.is_awaited(), "what is left is of this shard alone");
     }
 
     #[test]
     #[should_panic(expected = "what they were asked")]
     fn more_answers_than_questions_are_a_fault() {
-        Abroad::default().answer(1);
+        let abroad = Abroad::default();
+        take(&abroad, 2, 1);
+        abroad.answer(2, true);
     }
 }
